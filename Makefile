@@ -1,0 +1,37 @@
+# Every target sets up what it needs: a bare clone with Python 3.11 or newer is enough.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test test-all check clean
+
+demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
+	dvc repro
+	kdflow table
+
+test: $(VENV)/dev.ok  ## the default suite
+	pytest -m "not slow"
+
+test-all: $(VENV)/dev.ok  ## with the slow end-to-end runs
+	pytest
+
+check: $(VENV)/dev.ok  ## lint, format, types, settings
+	ruff check .
+	ruff format --check .
+	mypy
+	kdflow check
+
+clean:  ## the environment, the outputs and the checkpoints of unfinished runs; DVC's cache stays
+	rm -rf $(VENV) .kdflow data/*/ data/*.h5
+
+$(VENV)/demo.ok: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdflow needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev.ok: $(VENV)/demo.ok
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@

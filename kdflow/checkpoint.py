@@ -1,0 +1,69 @@
+"""What an interrupted run goes on from: one safetensors file per run, replaced after every epoch.
+
+All randomness comes from the epoch plan, so weights, momentum and the curve so far are the whole state.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdflow import files
+from kdflow.config import Frozen
+from kdflow.record import Epoch
+
+
+class Progress(Frozen):
+    """How far a run is: its curve so far, its seconds of training, how often it was resumed."""
+
+    run: str
+    started: str
+    curve: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()
+    seconds: float = 0.0
+    resumed: int = 0
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Replace the checkpoint at `path`."""
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    state |= {f"momentum.{key}": value for key, value in _momentum(model, optimizer).items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    files.write_bytes(path, safetensors.torch.save(tensors, {"progress": progress.model_dump_json()}))
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Progress | None:
+    """Put model and optimiser into the state at `path` and return the progress; None if there is no checkpoint.
+
+    Raises:
+        ValueError: the file is damaged, or of another run than `run`.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            progress = Progress.model_validate_json((file.metadata() or {}).get("progress", "{}"))
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error}") from None
+    if progress.run != run:
+        raise ValueError(f"{path}: checkpoint of another run")
+    model.load_state_dict(_part(state, "model."))
+    momentum = _part(state, "momentum.")
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
+    return progress.model_copy(update={"resumed": progress.resumed + 1})
+
+
+def _momentum(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {name: optimizer.state[value]["momentum_buffer"] for name, value in model.named_parameters()}
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

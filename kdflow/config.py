@@ -1,0 +1,384 @@
+"""Typed settings: params.yaml and recipes/, checked whole before anything runs. Never imports torch.
+
+`load()` reads every file that a user edits and refuses what is wrong with one line per mistake.
+`Experiment` then answers what each stage asks: the settings of one run, with every default resolved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from kdflow.errors import UserError
+
+PACKAGE = Path(__file__).parent
+
+
+def choices(package: str) -> list[str]:
+    """Names that a setting may take: the modules of `kdflow.<package>`, found without importing them."""
+    return sorted(file.stem for file in (PACKAGE / package).glob("*.py") if file.stem != "__init__")
+
+
+def _one_of(package: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in choices(package):
+            raise ValueError(f"unknown name {name!r}{_allowed(name, choices(package))}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _allowed(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"each entry may stand there once, got {list(values)}")
+    return values
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# Not strict as a container only: YAML's lists become tuples, their items are still checked strictly.
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class Frozen(BaseModel):
+    """Settings that cannot change, with no key that is not known and no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+T = TypeVar("T", bound=Frozen)
+
+
+# --- recipes/datasets.yaml ---------------------------------------------------------------------------------
+
+
+class Data(Frozen):
+    """What the `prepare` stage reads, and what it must find there."""
+
+    reader: Annotated[str, _one_of("data")]
+    classes: Annotated[int, Field(ge=2)]
+    image_size: Positive
+    train_images: Positive
+    test_images: Positive
+    url: str | None = None
+    md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+
+
+class Views(Frozen):
+    """The base view of an image: zero-pad by `crop` pixels, crop at random, flip at random, normalise."""
+
+    crop: Annotated[int, Field(ge=0)]
+    flip: bool
+    mean: Triple
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=3, max_length=3)]
+
+
+class Training(Frozen):
+    """The optimiser and its schedule; `epochs` is what counts as a full run."""
+
+    epochs: Positive
+    batch_size: Positive
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    decay_at: Annotated[tuple[Share, ...], Field(strict=False), AfterValidator(_distinct)]
+    decay_by: Share
+
+
+class Dataset(Frozen):
+    """One entry of recipes/datasets.yaml."""
+
+    data: Data
+    views: Views
+    training: Training
+    demo: bool = False
+
+
+# --- recipes/models.yaml, recipes/methods.yaml -------------------------------------------------------------
+
+
+class Model(Frozen):
+    """One entry of recipes/models.yaml: a family, its options, and a learning rate of its own if it needs one."""
+
+    family: Annotated[str, _one_of("models")]
+    options: dict[str, Any] = {}
+    lr: Annotated[float, Field(gt=0)] | None = None
+
+
+class StrongView(Frozen):
+    """x': a stronger view of the batch, labelled by the teacher."""
+
+    mix: Annotated[str, _one_of("views")]
+    pick: Annotated[str, _one_of("picks")] | None = None
+
+
+class Method(Frozen):
+    """One entry of recipes/methods.yaml: ce * CE(x, y) + kl * (KL(x) + KL(x'))."""
+
+    ce: Annotated[float, Field(ge=0)]
+    kl: Annotated[float, Field(ge=0)]
+    tau: Annotated[float, Field(gt=0)] = 4.0
+    strong: StrongView | None = None
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.ce == 0 and self.kl == 0:
+            raise ValueError("ce and kl are both 0: nothing would be learned")
+        if self.strong is not None and self.kl == 0:
+            raise ValueError("strong: x' is learned through kl, which is 0 here")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's logits enter the loss."""
+        return self.kl > 0
+
+
+# --- params.yaml -------------------------------------------------------------------------------------------
+
+
+class TeacherWeights(Frozen):
+    """Weights from a file instead of a teacher trained here: all three or none."""
+
+    file: str | None
+    sha256: Sha256 | None
+    top1: Annotated[float, Field(ge=0, le=100)] | None
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        missing = [key for key in ("file", "sha256", "top1") if getattr(self, key) is None]
+        if 0 < len(missing) < 3:
+            raise ValueError(f"file, sha256 and top1 go together, {' and '.join(missing)} not given")
+        return self
+
+
+class Compute(Frozen):
+    """Where a run is computed: recorded, and no reason to compute it again."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+    threads: Positive
+    side_by_side: Positive | None
+
+
+class Params(Frozen):
+    """params.yaml: the experiment in hand. Every key must be there, null means the dataset's or model's own."""
+
+    dataset: str
+    data_folder: str | None
+    train_images: Positive | None
+    teacher: str
+    teacher_epochs: Positive | None
+    teacher_weights: TeacherWeights
+    logits: Literal["online"]
+    student: str
+    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...],
+        Field(strict=False, min_length=1),
+        AfterValidator(_distinct),
+    ]
+    epochs: Positive | None
+    batch_size: Positive | None
+    lr: Annotated[float, Field(gt=0)] | None
+    compute: Compute
+
+
+# --- what a run is -----------------------------------------------------------------------------------------
+
+
+class RunSettings(Frozen):
+    """Everything that decides a run's numbers apart from data, teacher weights and code; nothing else."""
+
+    dataset: str
+    train_images: int
+    classes: int
+    image_size: int
+    views: Views
+    role: Literal["teacher", "student"]
+    architecture: str
+    model: Model
+    method: Method
+    training: Training
+    seed: int
+    logits: Literal["online"]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the settings as canonical JSON, in hex."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of 0-based step `step`: divided where a share `decay_at` of all steps is done.
+
+        Decay points are shares of the run, not epochs, so that they scale with any number of epochs: 240
+        epochs decay after 150, 180 and 210; 960 after 600, 720 and 840; 2 after 1.25, 1.5 and 1.75.
+        """
+        done = step / (steps_per_epoch * self.training.epochs)
+        return self.training.lr * self.training.decay_by ** sum(done >= at for at in self.training.decay_at)
+
+
+class Experiment(Frozen):
+    """params.yaml together with the recipes that it names."""
+
+    params: Params
+    datasets: dict[str, Dataset]
+    models: dict[str, Model]
+    methods: dict[str, Method]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset in hand."""
+        return self.datasets[self.params.dataset]
+
+    @property
+    def train_images(self) -> int:
+        """How many training images are used."""
+        return self.params.train_images or self.dataset.data.train_images
+
+    def student_run(self, method: str, seed: int) -> RunSettings:
+        """The run that distils the student by `method` (a key of recipes/methods.yaml) from `seed`."""
+        if method not in self.methods:
+            raise UserError(f"method: unknown name {method!r}{_allowed(method, sorted(self.methods))}")
+        params = self.params
+        own = self.dataset.training
+        return self._run(
+            "student",
+            params.student,
+            self.methods[method],
+            seed,
+            own.model_copy(
+                update={
+                    "epochs": params.epochs or own.epochs,
+                    "batch_size": params.batch_size or own.batch_size,
+                    "lr": params.lr or self.models[params.student].lr or own.lr,
+                }
+            ),
+        )
+
+    def teacher_run(self) -> RunSettings:
+        """The run that trains the teacher: cross-entropy on the labels, seed 0."""
+        params = self.params
+        own = self.dataset.training
+        lr = self.models[params.teacher].lr or own.lr
+        training = own.model_copy(update={"epochs": params.teacher_epochs or own.epochs, "lr": lr})
+        return self._run("teacher", params.teacher, Method(ce=1.0, kl=0.0), 0, training)
+
+    def _run(
+        self,
+        role: Literal["teacher", "student"],
+        architecture: str,
+        method: Method,
+        seed: int,
+        training: Training,
+    ) -> RunSettings:
+        data = self.dataset.data
+        return RunSettings(
+            dataset=self.params.dataset,
+            train_images=self.train_images,
+            classes=data.classes,
+            image_size=data.image_size,
+            views=self.dataset.views,
+            role=role,
+            architecture=architecture,
+            model=self.models[architecture],
+            method=method,
+            training=training,
+            seed=seed,
+            logits=self.params.logits,
+        )
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def load(root: Path = Path()) -> Experiment:
+    """Read and check params.yaml and recipes/ under `root`.
+
+    Raises:
+        UserError: one line per mistake, each naming file and field.
+    """
+    recipes = root / "recipes"
+    models = _entries(recipes / "models.yaml", Model)
+    datasets = _entries(recipes / "datasets.yaml", Dataset)
+    methods = _entries(recipes / "methods.yaml", Method)
+    file = root / "params.yaml"
+    params = _validate(file, Params, _read_yaml(file), "")
+    named = [("dataset", params.dataset, datasets), ("teacher", params.teacher, models)]
+    named += [("student", params.student, models)]
+    named += [(f"methods.{i}", name, methods) for i, name in enumerate(params.methods)]
+    wrong = [
+        f"{file}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
+        for field, name, known in named
+        if name not in known
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    available = datasets[params.dataset].data.train_images
+    if params.train_images is not None and params.train_images > available:
+        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset} has {available}")
+    return Experiment(params=params, datasets=datasets, models=models, methods=methods)
+
+
+def _entries(file: Path, kind: type[T]) -> dict[str, T]:
+    entries = {}
+    for name, value in _read_yaml(file).items():
+        # DVC builds targets and file names from these: no dot, no slash, no blank.
+        if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
+            raise UserError(f"{file}: {name!r} is no name: lower-case letters, digits and _ only")
+        entries[name] = _validate(file, kind, value, f"{name}.")
+    return entries
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    try:
+        content = YAML(typ="safe", pure=True).load(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; run from the project's folder") from None
+    except YAMLError as error:
+        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not text in UTF-8: {error.reason} at byte {error.start}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def _validate(file: Path, kind: type[T], value: object, prefix: str) -> T:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            where = prefix + ".".join(str(part) for part in problem["loc"])
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                text = "unknown key" + _allowed(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
+            elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
+                text = f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
+            lines.append(f"{file}: {where.strip('.')}: {text}")
+        raise UserError("\n".join(lines)) from None
+
+
+def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the model found by following `path` from `kind` through nested models."""
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        kind = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(kind.model_fields)

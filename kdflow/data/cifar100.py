@@ -1,0 +1,126 @@
+"""CIFAR-100 (Krizhevsky, 2009) from the official archive, or from the folder that unpacking it gives.
+
+The files are pickles of another decade. They are read by an unpickler that builds numpy arrays and nothing
+else, so a file from anywhere can be wrong but cannot run code; nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kdflow.config import Data
+from kdflow.data import Split, Splits
+from kdflow.errors import UserError
+
+FOLDER = "cifar-100-python"
+ARCHIVE = FOLDER + ".tar.gz"
+PARTS = ("train", "test", "meta")
+
+
+def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:
+    """Read `folder`, else the archive, which is downloaded and must have the checksum `spec.md5`.
+
+    Args:
+        folder: `cifar-100-python/` itself, or a folder that holds it or the archive `cifar-100-python.tar.gz`.
+    """
+    parts = _from_archive(_download(spec, downloads), spec) if folder is None else _find(folder, spec)
+    pickles = {name: _unpickle(name, content) for name, content in parts.items()}
+    train, test = (_split(name, pickles[name]) for name in ("train", "test"))
+    names = _field("meta", pickles["meta"], b"fine_label_names", list)
+    return Splits(train, test, [str(name, "ascii", "replace") for name in names if isinstance(name, bytes)])
+
+
+def _find(folder: Path, spec: Data) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise UserError(f"data_folder: {folder}: no such folder")
+    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    if not (inside / "train").exists() and (folder / ARCHIVE).is_file():
+        return _from_archive(folder / ARCHIVE, spec)
+    missing = [name for name in PARTS if not (inside / name).is_file()]
+    if missing:
+        raise UserError(f"data_folder: {inside}: not there: {', '.join(missing)} (expected {FOLDER}/ or {ARCHIVE})")
+    return {name: (inside / name).read_bytes() for name in PARTS}
+
+
+def _download(spec: Data, downloads: Path) -> Path:
+    from torchvision.datasets.utils import download_url
+
+    if spec.url is None or spec.md5 is None:
+        raise UserError("recipes/datasets.yaml: url and md5 are both needed to download; or set data_folder")
+    try:
+        download_url(spec.url, downloads, ARCHIVE, md5=spec.md5)
+    except (OSError, RuntimeError) as error:  # torchvision's RuntimeError: the checksum differs
+        (downloads / ARCHIVE).unlink(missing_ok=True)
+        reason = f"the download's md5 is not {spec.md5}" if isinstance(error, RuntimeError) else error
+        raise UserError(f"{spec.url}: {reason}; or set data_folder to a copy that you have") from None
+    return downloads / ARCHIVE
+
+
+def _from_archive(archive: Path, spec: Data) -> dict[str, bytes]:
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != spec.md5:
+        raise UserError(f"{archive}: md5 is {found}, expected {spec.md5}: damaged, cut short, or another archive")
+    try:
+        with tarfile.open(archive) as tar:
+            return {name: _member(tar, f"{FOLDER}/{name}") for name in PARTS}
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise UserError(f"{archive}: not the archive of CIFAR-100: {error}") from None
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is not a file")
+    return file.read()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds numpy arrays of plain numbers; refuses every other name, so that no code can be reached."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="bytes")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what a pickled array needs; numpy 2 calls its module numpy._core."""
+        known = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
+        if module.split(".", maxsplit=1)[0] == "numpy" and name in known:
+            return known[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _unpickle(name: str, content: bytes) -> dict[Any, Any]:
+    try:
+        value = _ArraysOnly(io.BytesIO(content)).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{FOLDER}/{name}: refused, not a plain pickle of arrays: {error}") from None
+    except Exception as error:  # a damaged pickle fails in any way it likes
+        raise UserError(f"{FOLDER}/{name}: damaged or cut short ({type(error).__name__}: {error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{FOLDER}/{name}: expected a dictionary, found {type(value).__name__}")
+    return value
+
+
+def _field(name: str, content: dict[Any, Any], key: bytes, kind: type) -> Any:
+    value = content.get(key)
+    if not isinstance(value, kind):
+        raise UserError(f"{FOLDER}/{name}: {key.decode()}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _split(name: str, content: dict[Any, Any]) -> Split:
+    rows = _field(name, content, b"data", np.ndarray)
+    labels = _field(name, content, b"fine_labels", list)
+    if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32:
+        raise UserError(f"{FOLDER}/{name}: data: expected uint8 [n, 3072], found {rows.dtype} {list(rows.shape)}")
+    if not all(isinstance(label, int) and abs(label) < 2**31 for label in labels):
+        raise UserError(f"{FOLDER}/{name}: fine_labels: expected whole numbers")
+    images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return Split(images, np.asarray(labels, dtype=np.int64))

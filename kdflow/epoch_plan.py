@@ -1,0 +1,79 @@
+"""The epoch plan: all of an epoch's randomness, drawn at once from (seed, epoch).
+
+Method, student and device have no say in it. So a step is a pure function of the weights and of a row of the
+plan: it can be resumed anywhere, is the same on CPU and GPU, never waits for the host, and two methods
+with one seed see the same views, which makes their difference a paired one.
+
+Every draw has a generator of its own, named by what it is for: a draw that is added later changes no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from kdflow.config import StrongView, Views
+from kdflow.views import Draws
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one step needs: which images, their base view, and the draws of each strong view of the pool."""
+
+    index: Int64[Tensor, " b"]
+    shift: Int64[Tensor, "b 2"]
+    flip: Bool[Tensor, " b"]
+    strong: list[Draws]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The rows of one epoch; the last batch may be short and is kept."""
+
+    order: Int64[Tensor, " n"]
+    shift: Int64[Tensor, "n 2"]
+    flip: Bool[Tensor, " n"]
+    strong: list[Draws]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Row]:
+        for step, start in enumerate(range(0, len(self.order), self.batch_size)):
+            rows = slice(start, start + self.batch_size)
+            strong = [{key: value[step] for key, value in draws.items()} for draws in self.strong]
+            yield Row(self.order[rows], self.shift[rows], self.flip[rows], strong)
+
+
+def draw_plan(
+    seed: int,
+    epoch: int,
+    images: int,
+    batch_size: int,
+    image_size: int,
+    views: Views,
+    strong: StrongView | None,
+    device: torch.device,
+) -> EpochPlan:
+    """Draw the plan of 0-based `epoch`. TLCutMix uses the first draw of its view, pick both."""
+
+    def generator(name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+    order = torch.randperm(images, generator=generator("order"))
+    shift = torch.randint(2 * views.crop + 1, (images, 2), generator=generator("crop"))
+    flip = torch.rand(images, generator=generator("flip")) < (0.5 if views.flip else 0.0)
+    sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
+    pool: list[Draws] = []
+    if strong is not None:
+        view: Any = importlib.import_module(f"kdflow.views.{strong.mix}")
+        for k in range(1 if strong.pick is None else 2):
+            draws = view.draw(sizes, image_size, generator(f"{strong.mix}/{k}"))
+            pool.append({key: value.to(device) for key, value in draws.items()})
+    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, batch_size)

@@ -1,0 +1,41 @@
+"""What a user is told when something is wrong: one line, exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: the field or file, what is wrong, what is allowed."""
+
+
+def describe(error: Exception) -> str | None:
+    """One line for an error that a user can do something about, None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):  # a full disk, a missing right, a broken mount
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn bad input into one line on stderr and exit code 1, Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was trained so far is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except Exception as error:
+        line = describe(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,94 @@
+"""Models: `forward(x)` returns logits, and nothing else.
+
+Every other module of this package is a family: `build(num_classes, image_size, **options) -> nn.Module`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdflow import files
+from kdflow.config import Model
+from kdflow.errors import UserError
+
+
+def create_model(name: str, recipe: Model, num_classes: int, image_size: int) -> nn.Module:
+    """The model `name` of recipes/models.yaml with fresh weights from torch's global generator.
+
+    Raises:
+        UserError: the family does not know an option, or not this value of it.
+    """
+    family: Any = importlib.import_module(f"kdflow.models.{recipe.family}")
+    try:
+        model: nn.Module = family.build(num_classes, image_size, **recipe.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipes/models.yaml: {name}.options: {error}") from None
+    return model
+
+
+def save_weights(model: nn.Module, path: Path) -> str:
+    """Write the model's state as safetensors, contiguous, on the CPU; returns the file's SHA-256 in hex."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    files.write_bytes(path, safetensors.torch.save(state))
+    return files.sha256(path)
+
+
+def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> str:
+    """Load safetensors or a torch state dict into `model`, which must fit exactly; no code is ever run.
+
+    Args:
+        sha256: what the file's hash must be, in hex; None does not check.
+
+    Returns:
+        The file's SHA-256 in hex.
+
+    Raises:
+        UserError: the file is missing, has another hash, cannot be read, or is of another architecture.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    found = files.sha256(path)
+    if sha256 is not None and found != sha256:
+        raise UserError(f"{path}: sha256 is {found}, expected {sha256}")
+    state = _read_state(path)
+    _check_fit(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    return found
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        not_safetensors = error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: a pickle that asks for more than tensors, or no weights at all") from None
+    except Exception as error:  # a damaged archive fails in any way it likes
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: neither safetensors ({not_safetensors}) nor a torch file ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    return state
+
+
+def _check_fit(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    wrong = [f"{key} is missing" for key in wanted if key not in found]
+    wrong += [f"{key} is unknown" for key in found if key not in wanted]
+    wrong += [
+        f"{key} is {list(found[key].shape)} instead of {list(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{path}: weights of another architecture: {', '.join(wrong[:3])}{more}")

@@ -1,0 +1,67 @@
+"""ResNets for small images (He et al., 2016, Section 4.2), with the parameter names of CRD's teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where stride or width change."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or width_in != width:
+            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Add the block's two convolutions to its shortcut."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """A 3x3 stem, three stages of `depth` = 6n + 2 layers at strides 1, 2, 2, average pooling of any size."""
+
+    def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth is 6n + 2 (8, 14, 20, ...), got {depth}")
+        if len(widths) != 4:
+            raise ValueError(f"widths are those of the stem and of three stages, got {list(widths)}")
+        stem, *stages = widths
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        blocks = (depth - 2) // 6
+        self.layer1 = self._stage(stem, stages[0], blocks, stride=1)
+        self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
+        self.layer3 = self._stage(stages[1], stages[2], blocks, stride=2)
+        self.fc = nn.Linear(stages[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(width_in, width, stride)
+        return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Logits of normalised images."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def build(num_classes: int, image_size: int, *, depth: int, widths: Sequence[int]) -> ResNet:  # noqa: ARG001
+    """A ResNet; `image_size` may be anything, since pooling takes what is left."""
+    return ResNet(num_classes, depth, widths)

@@ -1,0 +1,150 @@
+"""What the stages do: each function reads the outputs of earlier stages and writes its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kdflow import files, record
+from kdflow.config import Experiment
+from kdflow.errors import UserError
+from kdflow.job import Job, TeacherFile
+from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
+from kdflow.side_by_side import run_all
+
+TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
+
+
+def prepare(experiment: Experiment, out: Path, downloads: Path) -> None:
+    """Write the dataset in hand to `out`."""
+    from kdflow import data
+
+    folder = experiment.params.data_folder
+    spec = experiment.dataset.data
+    where = None if folder is None else Path(folder).expanduser()
+    sha256 = data.prepare(experiment.params.dataset, spec, where, downloads, out)
+    print(f"{out}: {spec.train_images:,} training and {spec.test_images:,} test images, sha256 {sha256[:12]}...")
+
+
+def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> None:
+    """Train the teacher, or take its weights from a file; measure it; write weights and record to `out`.
+
+    Raises:
+        UserError: weights from a file measure more than `TOLERANCE` below what is expected of them.
+    """
+    from kdflow.data import load
+    from kdflow.evaluate import accuracy
+    from kdflow.models import create_model, load_weights, save_weights
+    from kdflow.train import pick_device
+
+    given = experiment.params.teacher_weights
+    run = experiment.teacher_run()
+    weights = out / "model.safetensors"
+    if given.file is None:
+        job = Job(
+            name="seed 0",
+            run=run,
+            budget=record.budget(run, experiment.dataset),
+            dataset=dataset,
+            teacher=None,
+            weights=weights,
+            log=out / "training.json",
+            scratch=scratch,
+            compute=experiment.params.compute,
+        )
+        run_all(f"teacher {run.architecture}", [job], experiment.params.compute.side_by_side)
+    model = create_model(run.architecture, run.model, run.classes, run.image_size)
+    source = weights if given.file is None else Path(given.file).expanduser()
+    load_weights(model, source, given.sha256)
+    device = pick_device(experiment.params.compute.device)
+    images = load(dataset, run.train_images, device).test
+    measured = accuracy(model.to(device), images, run.views)
+    if given.top1 is not None and measured.top1 < given.top1 - TOLERANCE:
+        raise UserError(
+            f"{source}: measures {measured.top1:.2f} % top-1, expected {given.top1:.2f} (at most {TOLERANCE} lower)"
+        )
+    result = TeacherRecord(
+        architecture=run.architecture,
+        source="trained here" if given.file is None else f"weights from a file, sha256 {given.sha256}",
+        sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
+        accuracy=measured,
+    )
+    record.write(out / "record.json", result)
+    print(f"teacher {run.architecture}: {measured.top1:.2f} % top-1 on {len(images):,} test images")
+
+
+def logits(experiment: Experiment, out: Path) -> None:
+    """Write to `out` where the students take the teacher's logits from: asked online, nothing is stored."""
+    files.write_text(out / "source.json", json.dumps({"source": experiment.params.logits}) + "\n")
+
+
+def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
+    """Distil the student by `method` from every seed, side by side; write weights and log of each to `out`."""
+    params = experiment.params
+    taught = TeacherFile(
+        architecture=params.teacher,
+        model=experiment.models[params.teacher],
+        weights=teacher / "model.safetensors",
+    )
+    jobs = []
+    for seed in params.seeds:
+        run = experiment.student_run(method, seed)
+        jobs.append(
+            Job(
+                name=f"seed {seed}",
+                run=run,
+                budget=record.budget(run, experiment.dataset),
+                dataset=dataset,
+                teacher=taught if run.method.needs_teacher else None,
+                weights=out / f"seed{seed}.safetensors",
+                log=out / f"seed{seed}.json",
+                scratch=scratch,
+                compute=params.compute,
+            )
+        )
+    run_all(method, jobs, params.compute.side_by_side)
+
+
+def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path, out: Path, metrics: Path) -> None:
+    """Measure the exported students of `method`, write their records to `out` and mean and spread to `metrics`.
+
+    Raises:
+        UserError: a student's weights are not those that its log speaks of.
+    """
+    from kdflow.data import load
+    from kdflow.evaluate import accuracy
+    from kdflow.models import create_model, load_weights
+    from kdflow.train import pick_device
+
+    device = pick_device(experiment.params.compute.device)
+    data = load(dataset, experiment.train_images, device)
+    records = []
+    for seed in experiment.params.seeds:
+        log = record.read(students / f"seed{seed}.json", RunLog)
+        run = log.settings
+        model = create_model(run.architecture, run.model, run.classes, run.image_size)
+        load_weights(model, students / f"seed{seed}.safetensors", log.weights_sha256)
+        measured = accuracy(model.to(device), data.test, run.views)
+        result = RunRecord(**dict(log), last=measured, best_top1=log.best.top1, best_epoch=log.best.epoch)
+        record.write(out / f"seed{seed}.json", result)
+        records.append(result)
+    summary = summarise(records)
+    files.write_text(metrics, summary.model_dump_json(indent=2) + "\n")
+    print(f"{method}: {summary.top1} % top-1 over {summary.top1.n} seeds")
+
+
+class Summary(record.Frozen):
+    """A method's figures over its seeds, in percent; the best epoch is chosen on the test set, so no result."""
+
+    top1: Spread
+    top5: Spread
+    best_epoch_top1: Spread
+
+
+def summarise(records: list[RunRecord]) -> Summary:
+    """Mean and spread of the records' results."""
+    return Summary(
+        top1=spread([r.last.top1 for r in records]),
+        top5=spread([r.last.top5 for r in records]),
+        best_epoch_top1=spread([r.best_top1 for r in records]),
+    )

@@ -1,0 +1,113 @@
+"""Progress of runs that train side by side: rich bars on a terminal, plain lines elsewhere. Never imports torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a run is. Loss and test accuracy (percent) are those of the last finished epoch."""
+
+    name: str
+    done: int
+    steps: int
+    epoch: int
+    loss: float | None
+    top1: float | None
+    images_per_second: float
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        loss = "-" if self.loss is None else f"{self.loss:.4f}"
+        top1 = "-" if self.top1 is None else f"{self.top1:.2f} %"
+        left = "-" if self.seconds_left is None else _clock(self.seconds_left)
+        return f"epoch {self.epoch}  loss {loss}  test {top1}  {self.images_per_second:,.0f} images/s  left {left}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark about a run."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run has written its outputs: its scratch folder is needed no more once its fellows are done too."""
+
+    name: str
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run's error, in one line."""
+
+    name: str
+    text: str
+
+
+Event = Update | Note | Finished | Failed
+Emit = Callable[[Event], None]
+
+
+class Display:
+    """Shows every run's latest update; use as a context manager."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console()
+        self.bars = Progress(
+            TextColumn("{task.fields[label]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %  {task.description}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.printed: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def show(self, event: Update | Note) -> None:
+        """Show an event of a run."""
+        label = f"{self.title} {event.name}"
+        if isinstance(event, Note):
+            self._line(f"{label}: {event.text}")
+        elif self.console.is_terminal:
+            if event.name not in self.tasks:
+                self.tasks[event.name] = self.bars.add_task("", total=event.steps, label=label)
+            self.bars.update(self.tasks[event.name], completed=event.done, description=str(event))
+        else:
+            now = time.monotonic()
+            if event.done == event.steps or now - self.printed.get(event.name, -PLAIN_EVERY) >= PLAIN_EVERY:
+                self.printed[event.name] = now
+                self._line(f"{label}  {100 * event.done / event.steps:3.0f} %  {event}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,216 @@
+"""Run records: one JSON per seed, from which every table is made. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from kdflow import __version__, files
+from kdflow.config import PACKAGE, Dataset, Frozen, RunSettings
+from kdflow.errors import UserError
+
+LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
+
+
+class Epoch(Frozen):
+    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent."""
+
+    epoch: int
+    lr: float
+    loss: float
+    top1: float
+
+
+class Budget(Frozen):
+    """What was spent, beside what a full run of this dataset spends: a small run says that it is small."""
+
+    epochs: int
+    full_epochs: int
+    train_images: int
+    full_train_images: int
+    demo: bool
+
+    @property
+    def stamp(self) -> str:
+        """A remark for every table and figure made from such a run; empty for a full one."""
+        parts = ["demo dataset"] if self.demo else []
+        if self.epochs < self.full_epochs:
+            parts.append(f"{self.epochs} of {self.full_epochs} epochs")
+        if self.train_images < self.full_train_images:
+            parts.append(f"{self.train_images:,} of {self.full_train_images:,} training images")
+        return ", ".join(parts)
+
+
+class Code(Frozen):
+    """Which code ran: the hash of kdflow's source, and the commit where git knows one."""
+
+    version: str
+    sha256: str
+    commit: str | None
+    modified: bool | None
+
+
+class Machine(Frozen):
+    """Where it ran. Another processor may differ in the last digits."""
+
+    platform: str
+    device: str
+    cpus: int
+    threads: int
+    python: str
+    versions: dict[str, str]
+
+
+class Timing(Frozen):
+    """The only part of a record that differs when a run is repeated on the same machine."""
+
+    started: str
+    seconds: float
+    images_per_second: float
+    resumed: int
+
+
+class Accuracy(Frozen):
+    """Share of test images, in percent."""
+
+    top1: float
+    top5: float
+
+
+class TeacherRecord(Frozen):
+    """The teacher's weights and what they measure on the test set."""
+
+    architecture: str
+    source: str
+    sha256: str
+    accuracy: Accuracy
+
+
+class RunLog(Frozen):
+    """What training writes."""
+
+    name: str
+    settings: RunSettings
+    settings_sha256: str
+    budget: Budget
+    dataset_sha256: str
+    teacher_sha256: str | None
+    weights_sha256: str
+    curve: Annotated[tuple[Epoch, ...], Field(strict=False, min_length=1)]
+    code: Code
+    machine: Machine
+    timing: Timing
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the highest test accuracy, the earliest of equals: never the result."""
+        return max(self.curve, key=lambda epoch: (epoch.top1, -epoch.epoch))
+
+
+class RunRecord(RunLog):
+    """A run's log with its result: the last epoch's accuracy, measured from the exported weights."""
+
+    last: Accuracy
+    best_top1: float
+    best_epoch: int
+
+
+class Spread(Frozen):
+    """Mean and sample standard deviation (ddof 1) over n seeds; no deviation for one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ({self.std:.2f})" if self.std is not None else "")
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of the seeds' figures."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def budget(run: RunSettings, dataset: Dataset) -> Budget:
+    """The run's budget beside the dataset's full one."""
+    return Budget(
+        epochs=run.training.epochs,
+        full_epochs=dataset.training.epochs,
+        train_images=run.train_images,
+        full_train_images=dataset.data.train_images,
+        demo=dataset.demo,
+    )
+
+
+def code() -> Code:
+    """The code that is running."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+            return None
+
+    changes = git("status", "--porcelain", "--", str(PACKAGE))
+    return Code(
+        version=__version__,
+        sha256=code_sha256(),
+        commit=git("rev-parse", "HEAD"),
+        modified=None if changes is None else bool(changes),
+    )
+
+
+def code_sha256() -> str:
+    """SHA-256 over the source of kdflow, in hex."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{files.sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def machine(device: str, threads: int) -> Machine:
+    """This machine; `device` as torch names it."""
+    return Machine(
+        platform=platform.platform(),
+        device=device,
+        cpus=os.cpu_count() or 1,
+        threads=threads,
+        python=platform.python_version(),
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+    )
+
+
+def write(path: Path, record: Frozen) -> None:
+    """Write a record as indented JSON."""
+    files.write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+R = TypeVar("R", bound=Frozen)
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """Read a record of this kind.
+
+    Raises:
+        UserError: the file is missing or no such record.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record; `dvc repro` makes it") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{path}: no {kind.__name__} of this version: {where}: {problem['msg']}") from None

@@ -1,0 +1,109 @@
+"""Several runs at once, each in a process of its own with its own threads. Never imports torch itself.
+
+The processes end with this one, and this one ends with whoever started it: killing DVC leaves nothing behind.
+A run that fails does not take the others along.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from kdflow.errors import UserError, describe
+from kdflow.job import Job
+from kdflow.progress import Display, Failed, Finished
+
+LOOK_EVERY = 1.0  # seconds between two looks whether the parent still lives
+
+
+def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
+    """Run all jobs, `at_most` at a time (None: two per CPU core), and show their progress.
+
+    Raises:
+        UserError: one line per job that failed; the others have finished.
+    """
+    limit = at_most or 2 * (os.cpu_count() or 1)
+    waiting, running, failed = list(jobs), dict[Connection, tuple[Job, SpawnProcess]](), list[str]()
+    done: list[Path] = []
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
+    try:
+        with Display(title) as display:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    job = waiting.pop(0)
+                    receiver, process = _start(job)
+                    running[receiver] = job, process
+                for receiver in wait(list(running), timeout=LOOK_EVERY):
+                    assert isinstance(receiver, Connection)
+                    job, process = running[receiver]
+                    try:
+                        event = receiver.recv()
+                    except EOFError:  # the process has ended, for good or ill
+                        del running[receiver]
+                        process.join()
+                        if process.exitcode:
+                            line = f"{title} {job.name}: ended by {_reason(process.exitcode)}"
+                            failed += [] if process.exitcode == 1 else [line]
+                        continue
+                    match event:
+                        case Failed():
+                            failed.append(f"{title} {event.name}: {event.text}")
+                        case Finished():
+                            done.append(event.scratch)
+                        case _:
+                            display.show(event)
+                if os.getppid() != parent:
+                    raise UserError(f"{title}: the process that started this one is gone")
+    finally:
+        for _, process in running.values():
+            process.kill()  # checkpoints are whole at any moment
+            process.join()
+    if failed:
+        raise UserError("\n".join(failed))
+    for folder in done:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(job: Job) -> tuple[Connection, SpawnProcess]:
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_child, args=(job.model_dump_json(), sender), daemon=True, name=job.name)
+    process.start()
+    sender.close()  # so that the receiver sees the end when the child ends
+    return receiver, process
+
+
+def _child(job_json: str, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from kdflow.train import run_job
+
+    job = Job.model_validate_json(job_json)
+
+    try:
+        run_job(job, sender.send)
+    except Exception as error:
+        line = describe(error)
+        sender.send(Failed(job.name, line or f"{type(error).__name__}: {error}"))
+        if line is None:
+            raise  # a defect of ours: its traceback helps
+        raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _reason(exit_code: int) -> str:
+    return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"

@@ -1,0 +1,19 @@
+"""Distil the student by one method, all seeds side by side: distill.py METHOD."""
+
+import sys
+from pathlib import Path
+
+from kdflow import config, pipeline
+from kdflow.errors import one_line_errors
+
+
+def main(method: str) -> None:
+    """Read data/<dataset>.h5 and data/teacher/, write data/students/<method>/."""
+    experiment = config.load()
+    dataset, out = Path(f"data/{experiment.params.dataset}.h5"), Path(f"data/students/{method}")
+    pipeline.distill(experiment, method, dataset, Path("data/teacher"), out, Path(".kdflow/runs"))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(*sys.argv[1:])

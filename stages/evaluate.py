@@ -1,0 +1,20 @@
+"""Measure the students of one method and write their records: evaluate.py METHOD."""
+
+import sys
+from pathlib import Path
+
+from kdflow import config, pipeline
+from kdflow.errors import one_line_errors
+
+
+def main(method: str) -> None:
+    """Read data/<dataset>.h5 and data/students/<method>/, write data/records/<method>/ and data/metrics/."""
+    experiment = config.load()
+    dataset, students = Path(f"data/{experiment.params.dataset}.h5"), Path(f"data/students/{method}")
+    out, metrics = Path(f"data/records/{method}"), Path(f"data/metrics/{method}.json")
+    pipeline.evaluate(experiment, method, dataset, students, out, metrics)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(*sys.argv[1:])

@@ -1,0 +1,16 @@
+"""Say where the students' teacher logits come from; a store of them is written here when one is asked for."""
+
+from pathlib import Path
+
+from kdflow import config, pipeline
+from kdflow.errors import one_line_errors
+
+
+def main() -> None:
+    """Write data/logits/source.json."""
+    pipeline.logits(config.load(), Path("data/logits"))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

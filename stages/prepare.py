@@ -1,0 +1,17 @@
+"""Fetch the dataset in hand and write it as one HDF5 file."""
+
+from pathlib import Path
+
+from kdflow import config, pipeline
+from kdflow.errors import one_line_errors
+
+
+def main() -> None:
+    """Read params.yaml and recipes/, write data/<dataset>.h5."""
+    experiment = config.load()
+    pipeline.prepare(experiment, Path(f"data/{experiment.params.dataset}.h5"), Path(".kdflow/downloads"))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

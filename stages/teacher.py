@@ -1,0 +1,18 @@
+"""Train the teacher or take its weights from a file, and measure it."""
+
+from pathlib import Path
+
+from kdflow import config, pipeline
+from kdflow.errors import one_line_errors
+
+
+def main() -> None:
+    """Read data/<dataset>.h5, write data/teacher/."""
+    experiment = config.load()
+    dataset = Path(f"data/{experiment.params.dataset}.h5")
+    pipeline.teacher(experiment, dataset, Path("data/teacher"), Path(".kdflow/runs"))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
