@@ -49,7 +49,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: st
     try:
         with safetensors.safe_open(path, "pt") as file:
             progress = Progress.model_validate_json((file.metadata() or {}).get("progress", "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {error}") from None
     if progress.run != run:

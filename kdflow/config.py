@@ -319,9 +319,9 @@ def load(root: Path = Path()) -> Experiment:
     methods = _entries(recipes / "methods.yaml", Method)
     file = root / "params.yaml"
     params = _validate(file, Params, _read_yaml(file), "")
-    named = [("dataset", params.dataset, datasets), ("teacher", params.teacher, models)]
-    named += [("student", params.student, models)]
-    named += [(f"methods.{i}", name, methods) for i, name in enumerate(params.methods)]
+    named = [("dataset", params.dataset, set(datasets)), ("teacher", params.teacher, set(models))]
+    named += [("student", params.student, set(models))]
+    named += [(f"methods.{i}", name, set(methods)) for i, name in enumerate(params.methods)]
     wrong = [
         f"{file}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
         for field, name, known in named

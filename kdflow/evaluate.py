@@ -23,7 +23,7 @@ def accuracy(model: nn.Module, images: ImageSet, views: Views) -> Accuracy:
     mean, std = channel_statistics(views, images.images.device)
     top1 = top5 = torch.zeros((), device=images.images.device)
     with torch.inference_mode():
-        for batch, labels in zip(images.images.split(BATCH), images.labels.split(BATCH), strict=True):
+        for batch, labels in zip(torch.split(images.images, BATCH), torch.split(images.labels, BATCH), strict=True):
             logits = model(normalise(batch, mean, std))
             hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             top1 = top1 + hits[:, 0].sum()

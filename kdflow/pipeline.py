@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kdflow import files, record
-from kdflow.config import Experiment
+from kdflow.config import Experiment, Frozen
 from kdflow.errors import UserError
 from kdflow.job import Job, TeacherFile
 from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
@@ -133,7 +133,7 @@ def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path,
     print(f"{method}: {summary.top1} % top-1 over {summary.top1.n} seeds")
 
 
-class Summary(record.Frozen):
+class Summary(Frozen):
     """A method's figures over its seeds, in percent; the best epoch is chosen on the test set, so no result."""
 
     top1: Spread

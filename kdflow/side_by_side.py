@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 from kdflow.errors import UserError, describe
 from kdflow.job import Job
@@ -30,28 +31,22 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
         UserError: one line per job that failed; the others have finished.
     """
     limit = at_most or 2 * (os.cpu_count() or 1)
-    waiting, running, failed = list(jobs), dict[Connection, tuple[Job, SpawnProcess]](), list[str]()
-    done: list[Path] = []
+    waiting, running = list(jobs), dict[Any, SpawnProcess]()
+    failed, done = list[str](), list[Path]()
     parent = os.getppid()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
     try:
         with Display(title) as display:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    job = waiting.pop(0)
-                    receiver, process = _start(job)
-                    running[receiver] = job, process
-                for receiver in wait(list(running), timeout=LOOK_EVERY):
-                    assert isinstance(receiver, Connection)
-                    job, process = running[receiver]
+                    connection, process = _start(waiting.pop(0))
+                    running[connection] = process
+                ready: list[Any] = wait(list(running), timeout=LOOK_EVERY)
+                for receiver in ready:
                     try:
                         event = receiver.recv()
                     except EOFError:  # the process has ended, for good or ill
-                        del running[receiver]
-                        process.join()
-                        if process.exitcode:
-                            line = f"{title} {job.name}: ended by {_reason(process.exitcode)}"
-                            failed += [] if process.exitcode == 1 else [line]
+                        failed += _end_of(running.pop(receiver), title)
                         continue
                     match event:
                         case Failed():
@@ -63,7 +58,7 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                 if os.getppid() != parent:
                     raise UserError(f"{title}: the process that started this one is gone")
     finally:
-        for _, process in running.values():
+        for process in running.values():
             process.kill()  # checkpoints are whole at any moment
             process.join()
     if failed:
@@ -105,5 +100,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _reason(exit_code: int) -> str:
-    return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+def _end_of(process: SpawnProcess, title: str) -> list[str]:
+    """A line if the process ended without saying why."""
+    process.join()
+    code = process.exitcode or 0
+    if code in (0, 1):  # 1: it has sent Failed before
+        return []
+    reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return [f"{title} {process.name}: ended by {reason}"]

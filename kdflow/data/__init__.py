@@ -160,7 +160,7 @@ def _digest(splits: Splits) -> str:
     digest = hashlib.sha256()
     for key in SPLITS:
         split: Split = getattr(splits, key)
-        digest.update(np.ascontiguousarray(split.images))
-        digest.update(np.ascontiguousarray(split.labels.astype("<i8")))
+        digest.update(np.ascontiguousarray(split.images).data)
+        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
     digest.update("\n".join(splits.class_names).encode())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ class Results:
 
 def rows(results: Results) -> list[tuple[str, ...]]:
     """A row of `HEAD` per method."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for method, runs in results.runs.items():
         table.append(
             (
