@@ -89,7 +89,10 @@ class Views(Frozen):
 
 
 class Training(Frozen):
-    """The optimiser and its schedule; `epochs` is what counts as a full run."""
+    """The optimiser and its schedule; `epochs` is what counts as a full run.
+
+    The curve's accuracy is measured after every `test_every` epochs, and after the last.
+    """
 
     epochs: Positive
     batch_size: Positive
@@ -98,6 +101,7 @@ class Training(Frozen):
     weight_decay: Annotated[float, Field(ge=0)]
     decay_at: Annotated[tuple[Share, ...], Field(strict=False), AfterValidator(_distinct)]
     decay_by: Share
+    test_every: Positive = 1
 
 
 class Dataset(Frozen):

@@ -125,7 +125,7 @@ def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path,
         model = create_model(run.architecture, run.model, run.classes, run.image_size)
         load_weights(model, students / f"seed{seed}.safetensors", log.weights_sha256)
         measured = accuracy(model.to(device), data.test, run.views)
-        result = RunRecord(**dict(log), last=measured, best_top1=log.best.top1, best_epoch=log.best.epoch)
+        result = RunRecord(**dict(log), last=measured, best=record.best(log))
         record.write(out / f"seed{seed}.json", result)
         records.append(result)
     summary = summarise(records)
@@ -146,5 +146,5 @@ def summarise(records: list[RunRecord]) -> Summary:
     return Summary(
         top1=spread([r.last.top1 for r in records]),
         top5=spread([r.last.top5 for r in records]),
-        best_epoch_top1=spread([r.best_top1 for r in records]),
+        best_epoch_top1=spread([r.best.top1 for r in records]),
     )

@@ -17,7 +17,7 @@ PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
 
 @dataclass(frozen=True)
 class Update:
-    """How far a run is. Loss and test accuracy (percent) are those of the last finished epoch."""
+    """How far a run is. Loss and test accuracy (percent) are the last ones known."""
 
     name: str
     done: int

@@ -22,12 +22,12 @@ LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 
 
 class Epoch(Frozen):
-    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent."""
+    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured."""
 
     epoch: int
     lr: float
     loss: float
-    top1: float
+    top1: float | None
 
 
 class Budget(Frozen):
@@ -111,17 +111,23 @@ class RunLog(Frozen):
     timing: Timing
 
     @property
-    def best(self) -> Epoch:
-        """The epoch with the highest test accuracy, the earliest of equals: never the result."""
-        return max(self.curve, key=lambda epoch: (epoch.top1, -epoch.epoch))
+    def tested(self) -> dict[int, float]:
+        """Test accuracy in percent after each epoch where it was measured."""
+        return {point.epoch: point.top1 for point in self.curve if point.top1 is not None}
+
+
+class Best(Frozen):
+    """The epoch of the highest test accuracy, in percent. Chosen on the test set: never a result."""
+
+    epoch: int
+    top1: float
 
 
 class RunRecord(RunLog):
     """A run's log with its result: the last epoch's accuracy, measured from the exported weights."""
 
     last: Accuracy
-    best_top1: float
-    best_epoch: int
+    best: Best
 
 
 class Spread(Frozen):
@@ -139,6 +145,12 @@ def spread(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of the seeds' figures."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def best(log: RunLog) -> Best:
+    """The earliest of the epochs with the highest test accuracy."""
+    top1, epoch = max((top1, -epoch) for epoch, top1 in log.tested.items())
+    return Best(epoch=-epoch, top1=top1)
 
 
 def budget(run: RunSettings, dataset: Dataset) -> Budget:

@@ -120,7 +120,8 @@ def fit(
             raise UserError(
                 f"{name}: the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}; last checkpoint: {kept}"
             )
-        top1 = accuracy(model, data.test, run.views).top1
+        test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
+        top1 = accuracy(model, data.test, run.views).top1 if test_now else None
         progress = progress.model_copy(
             update={
                 "curve": (*progress.curve, record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1)),
@@ -293,7 +294,7 @@ class _Pace:
                 steps=self.steps,
                 epoch=len(curve),
                 loss=curve[-1].loss if curve else None,
-                top1=curve[-1].top1 if curve else None,
+                top1=next((point.top1 for point in reversed(curve) if point.top1 is not None), None),
                 images_per_second=speed * self.batch_size,
                 seconds_left=(self.steps - done) / speed if speed else None,
             )

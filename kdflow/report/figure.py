@@ -22,8 +22,8 @@ def draw(results: Results, path: Path, suffix: str) -> None:
         lowest = 100.0
         for i, (method, runs) in enumerate(results.runs.items()):
             colour = COLOURS[i % len(COLOURS)]
-            epochs = [point.epoch for point in runs[0].curve]
-            points = list(zip(*([point.top1 for point in run.curve] for run in runs), strict=True))
+            epochs = list(runs[0].tested)
+            points = list(zip(*(run.tested.values() for run in runs), strict=True))
             mean = [statistics.fmean(values) for values in points]
             std = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points]
             curves.plot(epochs, mean, color=colour, label=method)

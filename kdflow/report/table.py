@@ -41,7 +41,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
                 str(spread([run.last.top1 for run in runs])),
                 _gain(runs, results.runs.get(BASELINE, [])) if method != BASELINE else "",
                 str(len(runs)),
-                str(spread([run.best_top1 for run in runs])),
+                str(spread([run.best.top1 for run in runs])),
             )
         )
     return table
