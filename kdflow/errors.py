@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -37,5 +39,16 @@ def one_line_errors() -> Iterator[None]:
         line = describe(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        for part in line.splitlines():
+            print(f"error: {part}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def run_stage(main: Callable[..., None]) -> None:
+    """Call a stage's `main` with the arguments of the command line."""
+    script, *arguments = sys.argv
+    with one_line_errors():
+        wanted = inspect.signature(main).parameters
+        if len(arguments) != len(wanted):
+            raise UserError(f"usage: {' '.join([Path(script).name, *(name.upper() for name in wanted)])}")
+        main(*arguments)

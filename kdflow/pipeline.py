@@ -130,7 +130,7 @@ def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path,
         records.append(result)
     summary = summarise(records)
     files.write_text(metrics, summary.model_dump_json(indent=2) + "\n")
-    print(f"{method}: {summary.top1} % top-1 over {summary.top1.n} seeds")
+    print(f"{method}: {summary.top1} % top-1 (n = {summary.top1.n})")
 
 
 class Summary(Frozen):

@@ -1,10 +1,9 @@
 """Distil the student by one method, all seeds side by side: distill.py METHOD."""
 
-import sys
 from pathlib import Path
 
 from kdflow import config, pipeline
-from kdflow.errors import one_line_errors
+from kdflow.errors import run_stage
 
 
 def main(method: str) -> None:
@@ -15,5 +14,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(*sys.argv[1:])
+    run_stage(main)

@@ -1,10 +1,9 @@
 """Measure the students of one method and write their records: evaluate.py METHOD."""
 
-import sys
 from pathlib import Path
 
 from kdflow import config, pipeline
-from kdflow.errors import one_line_errors
+from kdflow.errors import run_stage
 
 
 def main(method: str) -> None:
@@ -16,5 +15,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(*sys.argv[1:])
+    run_stage(main)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config, report
-from kdflow.errors import one_line_errors
+from kdflow.errors import run_stage
 
 
 def main() -> None:
@@ -12,5 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_stage(main)

@@ -90,10 +90,16 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what a pickled array needs; numpy 2 calls its module numpy._core."""
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return _latin1
         known = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
         if module.split(".", maxsplit=1)[0] == "numpy" and name in known:
             return known[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _latin1(text: str, codec: str) -> bytes:  # noqa: ARG001 (the only codec that pickle uses here)
+    return text.encode("latin1")
 
 
 def _unpickle(name: str, content: bytes) -> dict[Any, Any]:

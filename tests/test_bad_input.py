@@ -1,0 +1,342 @@
+"""Bad input at the stages themselves: one clear line, exit code 1, no traceback, earlier outputs as they were."""
+
+import functools
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+
+
+class Project:
+    """Settings of its own, the stages of this repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stage(self, *command: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+        def limit() -> None:
+            if largest_file is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+        script, *arguments = command
+        return subprocess.run(
+            [sys.executable, str(ROOT / f"stages/{script}.py"), *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            preexec_fn=limit,
+        )
+
+    def edit(self, file: str, path: str, value: object) -> None:
+        """Set the entry at a dotted path of a YAML file."""
+        yaml = YAML()
+        content = yaml.load(self.folder / file)
+        *above, last = path.split(".")
+        functools.reduce(lambda part, key: part[key], above, content)[last] = value
+        yaml.dump(content, self.folder / file)
+
+    def contents(self) -> dict[Path, bytes]:
+        """Every output, and whatever was left beside it."""
+        return {file: file.read_bytes() for file in (self.folder / "data").rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project whose dataset, teacher and one student are made, at one epoch."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    project = Project(folder)
+    project.edit("params.yaml", "teacher_epochs", 1)
+    project.edit("params.yaml", "epochs", 1)
+    project.edit("params.yaml", "seeds", [0])
+    project.edit("params.yaml", "teacher", "resnet8")
+    for command in (("prepare",), ("teacher",), ("logits",), ("distill", "ce"), ("evaluate", "ce")):
+        done = project.stage(*command)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path) -> Project:
+    shutil.copytree(prepared, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def refused(project: Project, *command: str, says: str, largest_file: int | None = None) -> None:
+    before = project.contents()
+    done = project.stage(*command, largest_file=largest_file)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line and "%|" not in line]  # a download's progress apart
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert says in lines[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert project.contents() == before
+
+
+SETTINGS = [
+    ("params.yaml", "epoch", 3, "params.yaml: epoch: unknown key; did you mean 'epochs'?"),
+    ("params.yaml", "epochs", "3", "params.yaml: epochs: input should be a valid integer, got '3'"),
+    ("params.yaml", "epochs", -3, "params.yaml: epochs: input should be greater than 0, got -3"),
+    ("params.yaml", "methods", ["kd", "kd_tlcutmixx"], "params.yaml: methods.1: unknown name 'kd_tlcutmixx'"),
+    ("params.yaml", "student", "resnet9", "params.yaml: student: unknown name 'resnet9'; did you mean 'resnet"),
+    ("params.yaml", "dataset", "cifar1000", "params.yaml: dataset: unknown name 'cifar1000'; did you mean 'cifar100'?"),
+    ("params.yaml", "seeds", [1, 1], "params.yaml: seeds: each entry may stand there once"),
+    ("params.yaml", "teacher_weights.sha256", "f2", "params.yaml: teacher_weights.sha256: string should match"),
+    ("params.yaml", "data_folder", "/tmp", "data_folder: digits come with scikit-learn"),
+    ("recipes/methods.yaml", "kd.gamma", 1.0, "recipes/methods.yaml: kd.gamma: unknown key"),
+    ("recipes/models.yaml", "resnet8.family", "resnt", "recipes/models.yaml: resnet8.family: unknown name 'resnt'"),
+    ("recipes/datasets.yaml", "digits.views.crop", -1, "recipes/datasets.yaml: digits.views.crop: input should be"),
+]
+
+
+@pytest.mark.parametrize(("file", "path", "value", "says"), SETTINGS, ids=[f"{s[1]}={s[2]}" for s in SETTINGS])
+def test_settings(project, file, path, value, says):
+    project.edit(file, path, value)
+    refused(project, "prepare", says=says)
+
+
+def test_settings_that_are_no_yaml(project):
+    (project.folder / "params.yaml").write_text("epochs: [1, 2")
+    refused(project, "prepare", says="params.yaml: not YAML")
+
+
+def test_unknown_method_on_the_command_line(project):
+    refused(project, "distill", "kdd", says="method: unknown name 'kdd'; did you mean 'kd'?")
+
+
+def test_missing_or_superfluous_arguments(project):
+    refused(project, "distill", says="usage: distill.py METHOD")
+    refused(project, "prepare", "digits", says="usage: prepare.py")
+
+
+def test_model_options_that_the_family_refuses(project):
+    project.edit("recipes/models.yaml", "resnet14.options.depth", 15)
+    project.edit("params.yaml", "student", "resnet14")
+    refused(project, "distill", "ce", says="recipes/models.yaml: resnet14.options: depth is 6n + 2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there(project):
+    project.edit("params.yaml", "compute.device", "cuda:3")
+    refused(project, "distill", "kd", says="params.yaml: compute.device: cuda:3")
+
+
+# --- a dataset from a folder or an archive -----------------------------------------------------------------
+
+
+class Runs:
+    """A pickle of this would run a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.fixture
+def cifar(project) -> Path:
+    """A folder in CIFAR-100's layout with 200 + 100 images, and the project set to it."""
+    folder = project.folder / "source/cifar-100-python"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 200), ("test", 100)):
+        rows = random.integers(256, size=(count, 3072), dtype=np.uint8)
+        content = {b"data": rows, b"fine_labels": [i % 100 for i in range(count)]}
+        (folder / part).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"class %d" % i for i in range(100)]}))
+    project.edit("params.yaml", "dataset", "cifar100")
+    project.edit("params.yaml", "data_folder", str(folder.parent))
+    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 200)
+    project.edit("recipes/datasets.yaml", "cifar100.data.test_images", 100)
+    done = project.stage("prepare")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_data_folder_missing(project, cifar):
+    project.edit("params.yaml", "data_folder", "/no/such/folder")
+    refused(project, "prepare", says="data_folder: /no/such/folder: no such folder")
+
+
+def test_data_folder_without_a_file(project, cifar):
+    (cifar / "meta").unlink()
+    refused(project, "prepare", says="not there: meta")
+
+
+def test_data_folder_unreadable(project, cifar):
+    if os.getuid() == 0:
+        pytest.skip("root may read everything")
+    (cifar / "train").chmod(0)
+    refused(project, "prepare", says="train: Permission denied")
+
+
+def test_data_folder_short(project, cifar):
+    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 300)
+    refused(project, "prepare", says="cifar100: train images: expected uint8 [300, 32, 32, 3], found uint8 [200")
+
+
+def test_data_file_cut_short(project, cifar):
+    (cifar / "train").write_bytes((cifar / "train").read_bytes()[:-1000])
+    refused(project, "prepare", says="cifar-100-python/train: ")
+
+
+def test_data_file_that_would_run_code(project, cifar):
+    (cifar / "train").write_bytes(pickle.dumps(Runs(f"touch {project.folder}/ran")))
+    refused(project, "prepare", says="cifar-100-python/train: refused")
+    assert not (project.folder / "ran").exists()
+
+
+@pytest.fixture
+def archive(project, cifar) -> Path:
+    """The folder as an archive on a web server of this machine; the project downloads it."""
+    file = project.folder / "www/cifar-100-python.tar.gz"
+    file.parent.mkdir()
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(cifar, cifar.name)
+    shutil.rmtree(cifar)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(file.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    project.edit("params.yaml", "data_folder", None)
+    project.edit("recipes/datasets.yaml", "cifar100.data.url", f"http://127.0.0.1:{server.server_port}/{file.name}")
+    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(file.read_bytes()).hexdigest())
+    yield file
+    server.shutdown()
+
+
+def test_a_download_with_its_checksum_is_taken(project, archive):
+    before = (project.folder / "data/cifar100.h5").read_bytes()
+    assert project.stage("prepare").returncode == 0
+    assert (project.folder / "data/cifar100.h5").read_bytes() == before
+
+
+def test_a_download_with_another_checksum(project, archive):
+    archive.write_bytes(archive.read_bytes() + b"!")
+    refused(project, "prepare", says="the download's md5 is not")
+    assert not list(project.folder.glob(".kdflow/downloads/*"))
+
+
+def test_a_download_that_is_not_there(project, archive):
+    archive.unlink()
+    refused(project, "prepare", says="or set data_folder to a copy that you have")
+
+
+def test_an_archive_cut_short(project, archive):
+    archive.write_bytes(archive.read_bytes()[:-100])
+    project.edit("params.yaml", "data_folder", str(archive.parent))
+    refused(project, "prepare", says="damaged, cut short, or another archive")
+    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    refused(project, "prepare", says="not the archive of CIFAR-100")
+
+
+def test_an_archive_of_something_else(project, archive):
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
+    project.edit("params.yaml", "data_folder", str(archive.parent))
+    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    refused(project, "prepare", says="not the archive of CIFAR-100")
+
+
+# --- weights from a file -----------------------------------------------------------------------------------
+
+
+def give(project: Project, content: bytes, sha256: str | None = None, top1: float = 0.0) -> None:
+    file = project.folder / "teacher.pt"
+    file.write_bytes(content)
+    project.edit("params.yaml", "teacher_weights.file", str(file))
+    project.edit("params.yaml", "teacher_weights.sha256", sha256 or hashlib.sha256(content).hexdigest())
+    project.edit("params.yaml", "teacher_weights.top1", top1)
+
+
+def exported(project: Project) -> bytes:
+    return (project.folder / "data/teacher/model.safetensors").read_bytes()
+
+
+def test_weights_missing(project):
+    give(project, exported(project))
+    (project.folder / "teacher.pt").unlink()
+    refused(project, "teacher", says="teacher.pt: no such file")
+
+
+def test_weights_with_another_hash(project):
+    give(project, exported(project), sha256="0" * 64)
+    refused(project, "teacher", says="expected " + "0" * 64)
+
+
+def test_weights_that_measure_less_than_expected(project):
+    give(project, exported(project), top1=100.0)
+    refused(project, "teacher", says="% top-1, expected 100.00 (at most 0.5 lower)")
+
+
+def test_weights_of_another_architecture(project):
+    give(project, exported(project))
+    project.edit("params.yaml", "teacher", "resnet20")
+    refused(project, "teacher", says="teacher.pt: weights of another architecture: layer1.1.conv1.weight is missing")
+
+
+def test_weights_that_would_run_code(project):
+    content = io.BytesIO()
+    torch.save(Runs(f"touch {project.folder}/ran"), content)
+    give(project, content.getvalue())
+    refused(project, "teacher", says="teacher.pt: refused")
+    assert not (project.folder / "ran").exists()
+
+
+def test_weights_cut_short(project):
+    give(project, exported(project)[:-10])
+    refused(project, "teacher", says="teacher.pt: ")
+
+
+# --- damaged outputs and a full disk -----------------------------------------------------------------------
+
+
+def test_a_damaged_dataset(project):
+    file = project.folder / "data/digits.h5"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    refused(project, "distill", "kd", says="data/digits.h5: content differs from its hash")
+
+
+def test_students_that_are_not_those_of_their_log(project):
+    file = project.folder / "data/students/ce/seed0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    refused(project, "evaluate", "ce", says="data/students/ce/seed0.safetensors: sha256 is")
+
+
+def test_a_full_disk_under_the_dataset(project):
+    refused(project, "prepare", largest_file=100_000, says="data/digits.h5: cannot be written")
+
+
+def test_a_full_disk_under_a_checkpoint(project):
+    refused(project, "distill", "kd", largest_file=50_000, says="File too large")
+
+
+def test_a_full_disk_under_a_record(project):
+    refused(project, "evaluate", "ce", largest_file=100, says="File too large")

@@ -1,0 +1,236 @@
+"""The real thing at a small budget: real DVC, a git repository of its own, real interruptions."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"methods": ["kd", "kd_tlcutmix_pick"], "seeds": [0, 1], "epochs": 2, "teacher_epochs": 2}
+
+
+class Project:
+    """A copy of the project, committed to a git repository of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = self.run("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        self.run("git", "init", "-q")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "copy")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        who = {f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, **who, "PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1"}
+
+    def start(self, *command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command, cwd=cwd)
+        output, _ = process.communicate(timeout=300)
+        assert (process.returncode != 0) == fails, output
+        return subprocess.CompletedProcess(command, process.returncode, output, "")
+
+    def dvc(self, *arguments: str, fails: bool = False) -> tuple[list[str], str]:
+        """Run dvc; returns the stages that it ran and all that was printed."""
+        output = self.run("dvc", *arguments, fails=fails).stdout
+        return re.findall("Running stage '(.*)'", output), output
+
+    def settings(self, **values: object) -> None:
+        yaml = YAML()
+        file = self.folder / "params.yaml"
+        content = yaml.load(file)
+        content.update(values)
+        yaml.dump(content, file)
+
+    def records(self, method: str) -> dict[str, dict]:
+        """Every record of a method, by file name, without what may differ between two runs."""
+        found = {}
+        for file in sorted((self.folder / "data/records" / method).glob("*.json")):
+            found[file.name] = json.loads(file.read_text())
+            assert found[file.name].pop("timing")["seconds"] > 0
+        return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project whose experiment has been run; tests that change it work on a copy."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.settings(**SMALL)
+    project.run("git", "commit", "-qam", "small")
+    ran, _ = project.dvc("repro")
+    assert ran == [
+        "prepare",
+        "teacher",
+        "logits",
+        *(f"distill@{method}" for method in SMALL["methods"]),
+        *(f"evaluate@{method}" for method in SMALL["methods"]),
+        "report",
+    ]
+    return project
+
+
+def copy_of(project: Project, folder: Path) -> Project:
+    copy = object.__new__(Project)
+    copy.folder = folder
+    shutil.copytree(project.folder, folder)
+    return copy
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    return copy_of(finished, tmp_path / "copy")
+
+
+LONGER = {"epochs": 12, "methods": ["kd_tlcutmix_pick"]}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished, tmp_path_factory) -> dict[str, dict]:
+    """The records of a longer experiment that nobody interrupted."""
+    project = copy_of(finished, tmp_path_factory.mktemp("undisturbed") / "copy")
+    project.settings(**LONGER)
+    project.dvc("repro", "evaluate@kd_tlcutmix_pick")
+    return project.records("kd_tlcutmix_pick")
+
+
+def test_the_table_and_the_figure_are_there(finished):
+    table = (finished.folder / "data/report/table.md").read_text()
+    assert all(f"| {method} |" in table for method in SMALL["methods"])
+    assert "Not a full run: demo dataset, 2 of 40 epochs" in table
+    assert (finished.folder / "data/report/accuracy.png").read_bytes().startswith(b"\x89PNG")
+    shown = finished.run("kdflow", "table").stdout
+    assert "kd_tlcutmix_pick" in shown and "data/report/accuracy.svg" in shown
+
+
+def test_a_second_repro_runs_nothing(finished):
+    ran, output = finished.dvc("repro")
+    assert ran == [] and "up to date" in output
+
+
+def test_metrics_are_there_for_dvc(finished):
+    shown = json.loads(finished.run("dvc", "metrics", "show", "--json").stdout)
+    assert set(shown[""]["data"]) == {f"data/metrics/{method}.json" for method in SMALL["methods"]}
+
+
+def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
+    before = (project.folder / "params.yaml").read_text()
+    ran, _ = project.dvc("exp", "run", "-S", "epochs=3")
+    students = [f"{stage}@{method}" for stage in ("distill", "evaluate") for method in SMALL["methods"]]
+    assert ran == [*students, "report"]
+    assert {r["budget"]["epochs"] for r in project.records("kd").values()} == {3}
+    after = (project.folder / "params.yaml").read_text()
+    assert after == before.replace("\nepochs: 2", "\nepochs: 3")  # comments and all
+
+
+def test_an_edited_method_is_the_only_one_to_run(project):
+    recipes = project.folder / "recipes/methods.yaml"
+    text = recipes.read_text()
+    recipes.write_text(text.replace("kd: {ce: 0.1, kl: 0.9, tau: 4.0}", "kd: {ce: 0.2, kl: 0.8, tau: 4.0}"))
+    assert recipes.read_text() != text
+    ran, _ = project.dvc("repro", "distill@kd", "distill@kd_tlcutmix_pick")
+    assert ran == ["distill@kd"]
+
+
+def test_edited_code_makes_stale_what_uses_it(project):
+    with (project.folder / "kdflow/picks/kl.py").open("a") as file:
+        file.write("\n# edited\n")
+    stale = project.run("dvc", "status").stdout
+    assert "distill@kd:" in stale and "teacher:" not in stale and "prepare:" not in stale
+
+
+def test_where_it_is_computed_is_no_reason_to_compute_again(project):
+    project.settings(compute={"device": "cpu", "threads": 2, "side_by_side": 1})
+    assert project.dvc("repro")[0] == []
+
+
+def test_the_same_seed_twice_gives_the_same_record(project):
+    before = project.records("kd_tlcutmix_pick")
+    ran, _ = project.dvc("repro", "-f", "-s", "distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick")
+    assert ran == ["distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick"]
+    assert project.records("kd_tlcutmix_pick") == before and len(before) == 2
+
+
+def children(pid: int) -> list[int]:
+    listed = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+    direct = [int(child) for file in listed for child in file.read_text().split()]
+    return direct + [below for child in direct for below in children(child)]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes to kill in Linux's /proc")
+@pytest.mark.parametrize("how", ["ctrl-c", "kill a run", "kill the stage", "kill dvc"])
+def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, how):
+    project.settings(**LONGER)
+    process = project.start("dvc", "repro", "evaluate@kd_tlcutmix_pick")
+    checkpoints = project.folder / ".kdflow/runs"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("*/checkpoint.safetensors"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint came"
+        time.sleep(0.01)
+    everyone = children(process.pid)
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        stage = next(pid for pid in everyone if "stages/distill.py" in command_of(pid))
+        a_run = max(pid for pid in children(stage) if not children(pid))
+        victim = {"kill a run": a_run, "kill the stage": stage, "kill dvc": process.pid}[how]
+        os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, output
+    assert "Traceback" not in output
+    if how == "kill a run":
+        assert "ended by signal SIGKILL" in output
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and "defunct" not in command_of(pid) for pid in everyone):
+        assert time.monotonic() < deadline, "a process is left behind"
+        time.sleep(0.1)
+
+    ran, output = project.dvc("repro", "evaluate@kd_tlcutmix_pick")
+    assert "distill@kd_tlcutmix_pick" in ran and "going on after epoch" in output
+    assert project.records("kd_tlcutmix_pick") == undisturbed and len(undisturbed) == 2
+    assert not list(checkpoints.glob("*/checkpoint.safetensors"))  # nothing is kept of finished runs
+
+
+def test_bad_input_stops_dvc_with_one_line_and_leaves_the_outputs(project):
+    def outputs():
+        return {file: file.read_bytes() for file in (project.folder / "data").rglob("*") if file.is_file()}
+
+    before = outputs()
+    project.settings(methods=["kd", "kd_tlcutmix_pik"])
+    _, output = project.dvc("repro", "report", fails=True)
+    assert "Traceback" not in output
+    project.settings(methods=SMALL["methods"], lr=-1.0)
+    _, output = project.dvc("repro", fails=True)
+    assert "error: params.yaml: lr: input should be greater than 0, got -1.0" in output.splitlines()
+    assert "Traceback" not in output
+    project.settings(lr=None)
+    assert project.dvc("repro")[0] == [] and outputs() == before
