@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 
@@ -19,30 +20,30 @@ def draw(results: Results, path: Path, suffix: str) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "kdflow", "font.size": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         curves, ends = figure.subplots(1, 2, width_ratios=[2, 1])
-        lowest = 100.0
+        colours = dict(zip(results.runs, itertools.cycle(COLOURS), strict=False))
         for i, (method, runs) in enumerate(results.runs.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            epochs = list(runs[0].tested)
             points = list(zip(*(run.tested.values() for run in runs), strict=True))
-            mean = [statistics.fmean(values) for values in points]
-            std = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points]
-            curves.plot(epochs, mean, color=colour, label=method)
-            low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-            curves.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+            epochs, style = list(runs[0].tested), {"color": colours[method]}
+            curves.plot(epochs, [statistics.fmean(values) for values in points], **style)
+            curves.fill_between(
+                epochs, list(map(min, points)), list(map(max, points)), **style, alpha=0.15, linewidth=0
+            )
             last = [run.last.top1 for run in runs]
-            ends.plot([i] * len(last), last, "o", color=colour, alpha=0.6)
-            ends.plot([i - 0.25, i + 0.25], [statistics.fmean(last)] * 2, color=colour, linewidth=2)
-            lowest = min(lowest, *last)
+            ends.plot([i] * len(last), last, "o", **style, alpha=0.6)
+            ends.plot([i - 0.25, i + 0.25], [statistics.fmean(last)] * 2, **style, linewidth=2)
         teacher = results.teacher.accuracy.top1
         for axes in (curves, ends):
-            axes.axhline(teacher, color="grey", linestyle="--", linewidth=1, label=f"teacher {teacher:.2f}")
+            axes.axhline(teacher, color="grey", linestyle="--", linewidth=1)
             axes.spines[["top", "right"]].set_visible(False)
-        margin = max(1.0, (max(teacher, 0) - lowest) / 2)
-        curves.set(xlabel="epoch", ylabel="test top-1 %", ylim=(max(0, lowest - 4 * margin), None))
+        curves.text(0, teacher, " teacher", transform=curves.get_yaxis_transform(), va="bottom", color="grey")
+        lowest = min([teacher, *(run.last.top1 for runs in results.runs.values() for run in runs)])
+        curves.set(xlabel="epoch", ylabel="test top-1 %, mean and range of seeds", ylim=(max(0, lowest - 10), None))
         curves.set_title(results.title, loc="left")
-        curves.legend(loc="lower right", frameon=False)
         ends.set(xticks=range(len(results.runs)), ylabel="last epoch, each seed and mean")
-        ends.set_xticklabels(list(results.runs), rotation=20, ha="right")
+        for label, method in zip(
+            ends.set_xticklabels(list(results.runs), rotation=20, ha="right"), colours, strict=True
+        ):
+            label.set_color(colours[method])
         if results.stamp:
             figure.suptitle(f"not a full run: {results.stamp}", x=0.99, ha="right", fontsize=8, color="grey")
         figure.savefig(path, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else {"Software": None})

@@ -1,0 +1,163 @@
+"""The rules of the house: what may import what, how long things may be, and what must be said about them."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdflow import config
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "kdflow").rglob("*.py"))
+STAGES = sorted((ROOT / "stages").glob("*.py"))
+TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
+
+# From the bottom up; a part of kdflow imports from lower layers only, wherever in the file it does so.
+LAYERS = (
+    {"", "errors", "files"},  # "" is kdflow itself: its version
+    {"config"},
+    {"record", "progress"},
+    {"job", "data", "models", "views", "losses"},
+    {"checkpoint", "epoch_plan", "evaluate", "picks", "report"},
+    {"train"},
+    {"side_by_side"},
+    {"pipeline"},
+    {"cli", "stages"},
+)
+LIGHT = ("config", "record", "report", "cli", "pipeline", "side_by_side", "progress", "job", "errors", "files")
+
+
+def module(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module(file) for file in TREES}
+
+
+def imports(tree):
+    """The modules of kdflow that a file imports, at its top or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in NAMES)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            if node.module in NAMES:
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                yield from full & NAMES
+                if full - NAMES:
+                    yield node.module
+
+
+GRAPH = {module(file): set(imports(tree)) for file, tree in TREES.items()}
+
+
+def part(name):
+    package, _, rest = name.partition(".")
+    return rest.split(".")[0] if package == "kdflow" else package
+
+
+def test_the_graph_of_imports_is_seen():
+    assert "kdflow.config" in GRAPH["kdflow.record"]
+    assert "kdflow.train" in GRAPH["kdflow.side_by_side"], "inside a function"
+    assert "kdflow.pipeline" in GRAPH["stages.distill"]
+
+
+def test_every_part_has_its_layer():
+    assert sorted({part(name) for name in GRAPH}) == sorted(name for layer in LAYERS for name in layer)
+
+
+def test_imports_point_down():
+    height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    upward = [
+        f"{name} imports {other}"
+        for name, others in GRAPH.items()
+        for other in others
+        if part(name) != part(other) and height[part(other)] >= height[part(name)]
+    ]
+    assert upward == []
+
+
+def test_imports_have_no_cycle():
+    done = set()
+
+    def follow(name, path):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for other in GRAPH[name]:
+                follow(other, [*path, name])
+            done.add(name)
+
+    for name in GRAPH:
+        follow(name, [])
+    assert done == set(GRAPH)
+
+
+def test_what_reads_settings_and_records_never_imports_torch():
+    script = "import sys\n" + "".join(f"import kdflow.{name}\n" for name in LIGHT)
+    script += "print(sorted({'torch', 'prefect', 'dvc', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("file", STAGES, ids=lambda file: file.name)
+def test_a_stage_is_a_page(file):
+    assert len(file.read_text().splitlines()) <= 30
+
+
+def functions():
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{module(file)}.{node.name}", node
+
+
+def test_no_function_is_longer_than_60_lines():
+    long = {name: node.end_lineno - node.lineno + 1 for name, node in functions()}
+    assert {name: lines for name, lines in long.items() if lines > 60} == {}
+
+
+def public(tree, prefix):
+    """Public classes and functions, and the public methods of public classes; nothing inside functions."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield f"{prefix}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node, f"{prefix}.{node.name}")
+
+
+@pytest.mark.parametrize("file", TREES, ids=module)
+def test_all_that_is_public_is_described(file):
+    tree = TREES[file]
+    assert ast.get_docstring(tree), "the module"
+    assert [name for name, node in public(tree, module(file)) if not ast.get_docstring(node)] == []
+
+
+def test_every_function_is_annotated():
+    bare = []
+    for name, node in functions():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        bare += [f"{name}: {a.arg}" for a in arguments if a and a.annotation is None and a.arg not in ("self", "cls")]
+        bare += [f"{name}: return"] if node.returns is None else []
+    assert bare == []
+
+
+PROMISED = {
+    "data": {"read": ["spec", "folder", "downloads"]},
+    "models": {"build": ["num_classes", "image_size"]},
+    "views": {"draw": ["sizes", "image_size", "generator"], "apply": ["x", "draw"]},
+    "picks": {"score": ["teacher", "student", "tau"]},
+}
+
+
+@pytest.mark.parametrize(("package", "name"), [(p, name) for p in PROMISED for name in config.choices(p)])
+def test_what_a_recipe_may_name_keeps_its_package_s_promise(package, name):
+    found = importlib.import_module(f"kdflow.{package}.{name}")
+    for function, expected in PROMISED[package].items():
+        parameters = inspect.signature(getattr(found, function)).parameters.values()
+        assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == expected
+        assert f"`{function}(" in importlib.import_module(f"kdflow.{package}").__doc__
