@@ -5,7 +5,7 @@ All randomness comes from the epoch plan, so weights, momentum and the curve so 
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdflow import files
 from kdflow.config import Frozen
+from kdflow.errors import one_line
 from kdflow.record import Epoch
 
 
@@ -32,26 +33,29 @@ class Progress(Frozen):
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Replace the checkpoint at `path`."""
-    state = {f"model.{key}": value for key, value in model.state_dict().items()}
-    state |= {f"momentum.{key}": value for key, value in _momentum(model, optimizer).items()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    files.write_bytes(path, safetensors.torch.save(tensors, {"progress": progress.model_dump_json()}))
+    state = {key: value.detach().cpu().contiguous() for key, value in _state(model, optimizer).items()}
+    text = progress.model_dump_json()
+    metadata = {"progress": text, "sha256": _digest(text, state)}
+    files.write_bytes(path, safetensors.torch.save(state, metadata))
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Progress | None:
     """Put model and optimiser into the state at `path` and return the progress; None if there is no checkpoint.
 
     Raises:
-        ValueError: the file is damaged, or of another run than `run`.
+        ValueError: the file is damaged, or of another run than `run`; model and optimiser are as they were.
     """
     if not path.exists():
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
-            progress = Progress.model_validate_json((file.metadata() or {}).get("progress", "{}"))
+            metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged checkpoint: {error}") from None
+        if metadata["sha256"] != _digest(metadata["progress"], state):
+            raise ValueError("content differs from its hash")
+        progress = Progress.model_validate_json(metadata["progress"])
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise ValueError(f"{path}: damaged checkpoint: {one_line(error)}") from None
     if progress.run != run:
         raise ValueError(f"{path}: checkpoint of another run")
     model.load_state_dict(_part(state, "model."))
@@ -61,8 +65,19 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: st
     return progress.model_copy(update={"resumed": progress.resumed + 1})
 
 
-def _momentum(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {name: optimizer.state[value]["momentum_buffer"] for name, value in model.named_parameters()}
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+    momentum = {f"momentum.{key}": optimizer.state[p]["momentum_buffer"] for key, p in model.named_parameters()}
+    return weights | momentum
+
+
+def _digest(progress: str, state: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds: safetensors has no checksum of its own."""
+    digest = hashlib.sha256(progress.encode())
+    for key in sorted(state):
+        digest.update(f"{key} {state[key].dtype} {list(state[key].shape)}".encode())
+        digest.update(state[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

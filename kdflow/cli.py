@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
-from kdflow.errors import one_line_errors
+from kdflow.errors import UserError, one_line_errors
 
 app = typer.Typer(
     help="Knowledge distillation as a pipeline. `dvc repro` runs the experiment in params.yaml.",
@@ -56,7 +57,12 @@ def table(root: Root = Path()) -> None:
 def main() -> None:
     """Run the command line."""
     with one_line_errors():
-        app(standalone_mode=False)
+        try:
+            code = app(standalone_mode=False)
+        except TyperException as error:  # a flag or command that is not known
+            raise UserError(f"kdflow: {error.format_message()}") from None
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

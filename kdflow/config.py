@@ -12,13 +12,13 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from kdflow.errors import UserError
+from kdflow.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parent
 
@@ -58,7 +58,7 @@ Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 class Frozen(BaseModel):
     """Settings that cannot change, with no key that is not known and no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Frozen)
@@ -140,7 +140,7 @@ class Method(Frozen):
     strong: StrongView | None = None
 
     @model_validator(mode="after")
-    def _has_a_loss(self) -> Self:
+    def _has_a_loss(self) -> Method:
         if self.ce == 0 and self.kl == 0:
             raise ValueError("ce and kl are both 0: nothing would be learned")
         if self.strong is not None and self.kl == 0:
@@ -164,7 +164,7 @@ class TeacherWeights(Frozen):
     top1: Annotated[float, Field(ge=0, le=100)] | None
 
     @model_validator(mode="after")
-    def _all_or_none(self) -> Self:
+    def _all_or_none(self) -> TeacherWeights:
         missing = [key for key in ("file", "sha256", "top1") if getattr(self, key) is None]
         if 0 < len(missing) < 3:
             raise ValueError(f"file, sha256 and top1 go together, {' and '.join(missing)} not given")
@@ -317,12 +317,16 @@ def load(root: Path = Path()) -> Experiment:
     Raises:
         UserError: one line per mistake, each naming file and field.
     """
-    recipes = root / "recipes"
-    models = _entries(recipes / "models.yaml", Model)
-    datasets = _entries(recipes / "datasets.yaml", Dataset)
-    methods = _entries(recipes / "methods.yaml", Method)
-    file = root / "params.yaml"
-    params = _validate(file, Params, _read_yaml(file), "")
+    recipes, file = root / "recipes", root / "params.yaml"
+    if not file.exists():
+        raise UserError(f"{file}: no such file; run from the project's folder")
+    mistakes: list[str] = []
+    models = _entries(recipes / "models.yaml", Model, mistakes)
+    datasets = _entries(recipes / "datasets.yaml", Dataset, mistakes)
+    methods = _entries(recipes / "methods.yaml", Method, mistakes)
+    params = _validate(file, Params, _read_yaml(file, mistakes), "", mistakes)
+    if mistakes or params is None:
+        raise UserError("\n".join(mistakes))
     named = [("dataset", params.dataset, set(datasets)), ("teacher", params.teacher, set(models))]
     named += [("student", params.student, set(models))]
     named += [(f"methods.{i}", name, set(methods)) for i, name in enumerate(params.methods)]
@@ -339,44 +343,56 @@ def load(root: Path = Path()) -> Experiment:
     return Experiment(params=params, datasets=datasets, models=models, methods=methods)
 
 
-def _entries(file: Path, kind: type[T]) -> dict[str, T]:
+def _entries(file: Path, kind: type[T], mistakes: list[str]) -> dict[str, T]:
     entries = {}
-    for name, value in _read_yaml(file).items():
+    for name, value in (_read_yaml(file, mistakes) or {}).items():
         # DVC builds targets and file names from these: no dot, no slash, no blank.
         if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
-            raise UserError(f"{file}: {name!r} is no name: lower-case letters, digits and _ only")
-        entries[name] = _validate(file, kind, value, f"{name}.")
+            mistakes.append(f"{file}: {name!r} is no name: lower-case letters, digits and _ only")
+            continue
+        entry = _validate(file, kind, value, f"{name}.", mistakes)
+        if entry is not None:
+            entries[name] = entry
     return entries
 
 
-def _read_yaml(file: Path) -> dict[Any, Any]:
+def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
     try:
         content = YAML(typ="safe", pure=True).load(file)
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file; run from the project's folder") from None
+        mistakes.append(f"{file}: no such file")
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        mistakes.append(f"{file}: not YAML: {line}{error.problem}")
     except YAMLError as error:
-        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not text in UTF-8: {error.reason} at byte {error.start}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected keys and values, found {type(content).__name__}")
-    return content
+        mistakes.append(f"{file}: not YAML: {one_line(error)}")
+    else:
+        if isinstance(content, dict):
+            return content
+        mistakes.append(f"{file}: expected keys and values, found {type(content).__name__}")
+    return None
 
 
-def _validate(file: Path, kind: type[T], value: object, prefix: str) -> T:
+def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: list[str]) -> T | None:
+    if value is None and not prefix:
+        return None  # the file could not be read, and that was said
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False):
-            where = prefix + ".".join(str(part) for part in problem["loc"])
+        problems = error.errors(include_url=False)
+        for problem in problems:
+            location = problem["loc"]
+            # Of a list with a bad item pydantic says as well that it is too short.
+            if problem["type"] == "too_short" and any(other["loc"][:-1] == location for other in problems):
+                continue
+            where = prefix + ".".join(str(part) for part in location)
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
-                text = "unknown key" + _allowed(str(problem["loc"][-1]), _keys(kind, problem["loc"][:-1]))
+                text = "unknown key" + _allowed(str(location[-1]), _keys(kind, location[:-1]))
             elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
                 text = f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
-            lines.append(f"{file}: {where.strip('.')}: {text}")
-        raise UserError("\n".join(lines)) from None
+            mistakes.append(f"{file}: {where.strip('.')}: {text}")
+        return None
 
 
 def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -14,12 +14,17 @@ class UserError(ValueError):
     """Bad input. The message is one line: the field or file, what is wrong, what is allowed."""
 
 
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def describe(error: Exception) -> str | None:
     """One line for an error that a user can do something about, None for a defect of ours."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):  # a full disk, a missing right, a broken mount
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         return f"{error.filename}: {reason}" if error.filename else reason
     return None
 

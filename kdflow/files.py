@@ -31,11 +31,15 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)  # else the rename itself may be lost with the power
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which file it cut short
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`, all of it or nothing."""
     with replacing(path) as beside:
         beside.write_bytes(content)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -70,16 +69,16 @@ class Display:
         self.title = title
         self.console = console or Console()
         self.bars = Progress(
-            TextColumn("{task.fields[label]}"),
+            TextColumn("{task.fields[label]}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %  {task.description}"),
+            TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
         self.tasks: dict[str, TaskID] = {}
         self.printed: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Display:
         self.bars.start()
         return self
 

@@ -224,5 +224,6 @@ def read(path: Path, kind: type[R]) -> R:
         raise UserError(f"{path}: no such record; `dvc repro` makes it") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: no {kind.__name__} of this version: {where}: {problem['msg']}") from None
+        where = [".".join(str(part) for part in problem["loc"])] if problem["loc"] else []
+        reason = ": ".join([*where, problem["msg"]])
+        raise UserError(f"{path}: no {kind.__name__} of this version: {reason}") from None

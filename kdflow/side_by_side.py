@@ -14,7 +14,6 @@ import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from kdflow.errors import UserError, describe
@@ -36,7 +35,8 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
     """
     limit = at_most or 2 * (os.cpu_count() or 1)
     waiting, running = list(jobs), dict[Any, BaseProcess]()
-    failed, done = list[str](), list[Path]()
+    told: dict[str, Failed | Finished] = {}  # by each run that said how it ended
+    silent: list[str] = []
     parent = os.getppid()
     os.environ.update(ALLOCATOR | os.environ)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
@@ -51,25 +51,25 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                     try:
                         event = receiver.recv()
                     except EOFError:  # the process has ended, for good or ill
-                        failed += _end_of(running.pop(receiver), title)
+                        process = running.pop(receiver)
+                        silent += [] if process.name in told else [f"{title} {process.name}: {_end_of(process)}"]
                         continue
-                    match event:
-                        case Failed():
-                            failed.append(f"{title} {event.name}: {event.text}")
-                        case Finished():
-                            done.append(event.scratch)
-                        case _:
-                            display.show(event)
+                    if isinstance(event, Failed | Finished):
+                        told[event.name] = event
+                    else:
+                        display.show(event)
                 if os.getppid() != parent:
                     raise UserError(f"{title}: the process that started this one is gone")
     finally:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
             process.join()
-    if failed:
-        raise UserError("\n".join(failed))
-    for folder in done:
-        shutil.rmtree(folder, ignore_errors=True)
+    failed = [f"{title} {end.name}: {end.text}" for end in told.values() if isinstance(end, Failed)]
+    if failed or silent:
+        raise UserError("\n".join([*failed, *silent]))
+    for end in told.values():
+        assert isinstance(end, Finished)
+        shutil.rmtree(end.scratch, ignore_errors=True)
 
 
 def _start(job: Job) -> tuple[Connection, BaseProcess]:
@@ -107,11 +107,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _end_of(process: BaseProcess, title: str) -> list[str]:
-    """A line if the process ended without saying why."""
+def _end_of(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
-    if code in (0, 1):  # 1: it has sent Failed before
-        return []
-    reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return [f"{title} {process.name}: ended by {reason}"]
+    return "ended by " + (f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")

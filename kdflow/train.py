@@ -276,7 +276,7 @@ class _Pace:
         """Report when it is time."""
         now = time.perf_counter()
         self.began = self.began or (now, done)
-        if now - self.reported >= REPORT_EVERY:
+        if done < self.steps and now - self.reported >= REPORT_EVERY:
             self._report(now, done, curve)
 
     def epoch_done(self, done: int, curve: tuple[record.Epoch, ...]) -> None:

@@ -331,12 +331,12 @@ def test_students_that_are_not_those_of_their_log(project):
 
 
 def test_a_full_disk_under_the_dataset(project):
-    refused(project, "prepare", largest_file=100_000, says="data/digits.h5: cannot be written")
+    refused(project, "prepare", largest_file=100_000, says="data/digits.h5: File too large")
 
 
 def test_a_full_disk_under_a_checkpoint(project):
-    refused(project, "distill", "kd", largest_file=50_000, says="File too large")
+    refused(project, "distill", "kd", largest_file=50_000, says="checkpoint.safetensors: File too large")
 
 
 def test_a_full_disk_under_a_record(project):
-    refused(project, "evaluate", "ce", largest_file=100, says="File too large")
+    refused(project, "evaluate", "ce", largest_file=100, says="data/records/ce/seed0.json: File too large")

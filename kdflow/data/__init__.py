@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from kdflow import files
 from kdflow.config import Data
-from kdflow.errors import UserError
+from kdflow.errors import UserError, one_line
 
 SPLITS = ("train", "test")
 
@@ -78,17 +79,16 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
     splits: Splits = reader.read(spec, folder, downloads)
     _check(spec, splits)
     digest = _digest(splits)
-    try:
-        with files.replacing(out) as beside, h5py.File(beside, "w") as file:
-            file.attrs["name"] = name
-            file.attrs["classes"] = splits.class_names
-            file.attrs["sha256"] = digest
-            for key in SPLITS:
-                split: Split = getattr(splits, key)
-                file.create_dataset(f"{key}/images", data=split.images)
-                file.create_dataset(f"{key}/labels", data=split.labels)
-    except (RuntimeError, SystemError) as error:  # what h5py makes of a full disk
-        raise UserError(f"{out}: cannot be written: {error}") from None
+    content = io.BytesIO()  # HDF5's own writing may crash on a full disk
+    with h5py.File(content, "w") as file:
+        file.attrs["name"] = name
+        file.attrs["classes"] = splits.class_names
+        file.attrs["sha256"] = digest
+        for key in SPLITS:
+            split: Split = getattr(splits, key)
+            file.create_dataset(f"{key}/images", data=split.images)
+            file.create_dataset(f"{key}/labels", data=split.labels)
+    files.write_bytes(out, content.getbuffer())
     return digest
 
 
@@ -106,11 +106,12 @@ def load(path: Path, train_images: int, device: torch.device) -> Loaded:
             train, test = (Split(file[f"{key}/images"][:], file[f"{key}/labels"][:]) for key in SPLITS)
             splits = Splits(train, test, list(file.attrs["classes"]))
             expected = str(file.attrs["sha256"])
+        found = _digest(splits)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro prepare` makes it") from None
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged, or no dataset file of kdflow ({error})") from None
-    if _digest(splits) != expected:
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise UserError(f"{path}: damaged, or no dataset file of kdflow ({one_line(error)})") from None
+    if found != expected:
         raise UserError(f"{path}: content differs from its hash {expected[:12]}...; `dvc repro -f prepare` mends it")
     if train_images < len(train.labels):
         kept = np.sort(balanced_order(train.labels)[:train_images])

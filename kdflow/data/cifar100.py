@@ -10,14 +10,15 @@ import hashlib
 import io
 import pickle
 import tarfile
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from kdflow.config import Data
 from kdflow.data import Split, Splits
-from kdflow.errors import UserError
+from kdflow.errors import UserError, one_line
 
 FOLDER = "cifar-100-python"
 ARCHIVE = FOLDER + ".tar.gz"
@@ -56,14 +57,16 @@ def _download(spec: Data, downloads: Path) -> Path:
         raise UserError("recipes/datasets.yaml: url and md5 are both needed to download; or set data_folder")
     try:
         download_url(spec.url, downloads, ARCHIVE, md5=spec.md5)
-    except (OSError, RuntimeError) as error:  # torchvision's RuntimeError: the checksum differs
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the checksum differs
         (downloads / ARCHIVE).unlink(missing_ok=True)
-        reason = f"the download's md5 is not {spec.md5}" if isinstance(error, RuntimeError) else error
+        reason = f"the download's md5 is not {spec.md5}" if isinstance(error, RuntimeError) else one_line(error)
         raise UserError(f"{spec.url}: {reason}; or set data_folder to a copy that you have") from None
     return downloads / ARCHIVE
 
 
 def _from_archive(archive: Path, spec: Data) -> dict[str, bytes]:
+    if spec.md5 is None:
+        raise UserError(f"recipes/datasets.yaml: md5 is needed to check {archive}")
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != spec.md5:
@@ -72,7 +75,7 @@ def _from_archive(archive: Path, spec: Data) -> dict[str, bytes]:
         with tarfile.open(archive) as tar:
             return {name: _member(tar, f"{FOLDER}/{name}") for name in PARTS}
     except (tarfile.TarError, KeyError, EOFError) as error:
-        raise UserError(f"{archive}: not the archive of CIFAR-100: {error}") from None
+        raise UserError(f"{archive}: not the archive of CIFAR-100: {one_line(error)}") from None
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -85,7 +88,7 @@ def _member(tar: tarfile.TarFile, name: str) -> bytes:
 class _ArraysOnly(pickle.Unpickler):
     """Builds numpy arrays of plain numbers; refuses every other name, so that no code can be reached."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
@@ -106,9 +109,9 @@ def _unpickle(name: str, content: bytes) -> dict[Any, Any]:
     try:
         value = _ArraysOnly(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
-        raise UserError(f"{FOLDER}/{name}: refused, not a plain pickle of arrays: {error}") from None
+        raise UserError(f"{FOLDER}/{name}: refused, not a plain pickle of arrays: {one_line(error)}") from None
     except Exception as error:  # a damaged pickle fails in any way it likes
-        raise UserError(f"{FOLDER}/{name}: damaged or cut short ({type(error).__name__}: {error})") from None
+        raise UserError(f"{FOLDER}/{name}: damaged or cut short ({type(error).__name__}: {one_line(error)})") from None
     if not isinstance(value, dict):
         raise UserError(f"{FOLDER}/{name}: expected a dictionary, found {type(value).__name__}")
     return value

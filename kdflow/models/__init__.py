@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdflow import files
 from kdflow.config import Model
-from kdflow.errors import UserError
+from kdflow.errors import UserError, one_line
 
 
 def create_model(name: str, recipe: Model, num_classes: int, image_size: int) -> nn.Module:
@@ -30,7 +30,7 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     try:
         model: nn.Module = family.build(num_classes, image_size, **recipe.options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"recipes/models.yaml: {name}.options: {error}") from None
+        raise UserError(f"recipes/models.yaml: {name}.options: {one_line(error)}") from None
     return model
 
 
@@ -74,7 +74,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: a pickle that asks for more than tensors, or no weights at all") from None
     except Exception as error:  # a damaged archive fails in any way it likes
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise UserError(f"{path}: neither safetensors ({not_safetensors}) nor a torch file ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")

@@ -34,10 +34,11 @@ class ResNet(nn.Module):
 
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
+        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth is 6n + 2 (8, 14, 20, ...), got {depth}")
-        if len(widths) != 4:
-            raise ValueError(f"widths are those of the stem and of three stages, got {list(widths)}")
+        # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
+        if len(widths) != 4 or not all(isinstance(width, int) and width >= 8 for width in widths):
+            raise ValueError(f"widths are four numbers from 8 up, of stem and three stages, got {list(widths)}")
         stem, *stages = widths
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)

@@ -6,18 +6,33 @@ from pathlib import Path
 
 from kdflow import files, record
 from kdflow.config import Experiment
+from kdflow.errors import UserError
 from kdflow.record import RunRecord, TeacherRecord
 from kdflow.report.table import Results, markdown
 
 
 def collect(experiment: Experiment, teacher: Path, records: Path) -> Results:
-    """Read the records of the experiment in hand, a list per method in the order of params.yaml."""
+    """Read the records of the experiment in hand, a list per method in the order of params.yaml.
+
+    Raises:
+        UserError: a record is missing, or was made at other settings.
+    """
     params = experiment.params
-    runs = {
-        method: [record.read(records / method / f"seed{seed}.json", RunRecord) for seed in params.seeds]
-        for method in params.methods
-    }
-    return Results(params.dataset, params.student, record.read(teacher, TeacherRecord), runs)
+    taught = record.read(teacher, TeacherRecord)
+    _check(teacher, taught.architecture == params.teacher)
+    runs: dict[str, list[RunRecord]] = {method: [] for method in params.methods}
+    for method, found in runs.items():
+        for seed in params.seeds:
+            file = records / method / f"seed{seed}.json"
+            run = record.read(file, RunRecord)
+            _check(file, run.settings == experiment.student_run(method, seed))
+            found.append(run)
+    return Results(params.dataset, params.student, taught, runs)
+
+
+def _check(file: Path, fits: bool) -> None:
+    if not fits:
+        raise UserError(f"{file}: of other settings than those in hand; `dvc repro` makes it anew")
 
 
 def write(experiment: Experiment, teacher: Path, records: Path, out: Path) -> None:

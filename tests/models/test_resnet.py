@@ -87,7 +87,7 @@ def _reference_forward(state: dict[str, torch.Tensor], x: torch.Tensor, depth: i
     return pooled @ state["fc.weight"].T + state["fc.bias"]
 
 
-@pytest.mark.parametrize(("depth", "widths"), [(8, [4, 6, 8, 10]), (14, [4, 4, 8, 16])])
+@pytest.mark.parametrize(("depth", "widths"), [(8, [8, 10, 12, 14]), (14, [8, 8, 12, 16])])
 def test_forward_equals_a_second_implementation(depth, widths):
     model = _model(depth, widths).double().eval()
     generator = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from kdflow.errors import UserError
 from kdflow.models import create_model, load_weights, save_weights
 
 
-def _model(seed: int, depth: int = 8, classes: int = 4, widths: tuple[int, ...] = (4, 4, 8, 8)) -> nn.Module:
+def _model(seed: int, depth: int = 8, classes: int = 4, widths: tuple[int, ...] = (8, 8, 8, 8)) -> nn.Module:
     torch.manual_seed(seed)
     recipe = Model(family="resnet", options={"depth": depth, "widths": list(widths)})
     model = create_model("small", recipe, classes, 8)
@@ -95,7 +95,7 @@ def test_wrong_hash_is_refused(saved):
     [
         ({"classes": 5}, "fc.weight"),
         ({"depth": 14}, "unknown"),
-        ({"widths": (4, 4, 8, 12)}, "layer3.0.conv1.weight is [12, 8, 3, 3] instead of [8, 8, 3, 3]"),
+        ({"widths": (8, 8, 8, 12)}, "layer3.0.conv1.weight is [12, 8, 3, 3] instead of [8, 8, 3, 3]"),
     ],
 )
 def test_other_architecture_is_refused(tmp_path, suffix, other, mention):
