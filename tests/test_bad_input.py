@@ -153,24 +153,39 @@ class Runs:
         return os.system, (self.command,)
 
 
-@pytest.fixture
-def cifar(project) -> Path:
-    """A folder in CIFAR-100's layout with 200 + 100 images, and the project set to it."""
-    folder = project.folder / "source/cifar-100-python"
-    folder.mkdir(parents=True)
+def take_cifar(project: Project) -> Path:
+    """Set the project to CIFAR-100 from a folder of its own."""
+    project.edit("params.yaml", "dataset", "cifar100")
+    project.edit("params.yaml", "data_folder", str(project.folder / "source"))
+    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 200)
+    project.edit("recipes/datasets.yaml", "cifar100.data.test_images", 100)
+    return project.folder / "source/cifar-100-python"
+
+
+@pytest.fixture(scope="module")
+def prepared_cifar(prepared, tmp_path_factory) -> Path:
+    """The same with 200 + 100 images in CIFAR-100's layout, taken from a folder."""
+    folder = tmp_path_factory.mktemp("cifar") / "project"
+    shutil.copytree(prepared, folder)
+    source = take_cifar(Project(folder))
+    source.mkdir(parents=True)
     random = np.random.default_rng(0)
     for part, count in (("train", 200), ("test", 100)):
         rows = random.integers(256, size=(count, 3072), dtype=np.uint8)
         content = {b"data": rows, b"fine_labels": [i % 100 for i in range(count)]}
-        (folder / part).write_bytes(pickle.dumps(content, protocol=2))
-    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"class %d" % i for i in range(100)]}))
-    project.edit("params.yaml", "dataset", "cifar100")
-    project.edit("params.yaml", "data_folder", str(folder.parent))
-    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 200)
-    project.edit("recipes/datasets.yaml", "cifar100.data.test_images", 100)
-    done = project.stage("prepare")
+        (source / part).write_bytes(pickle.dumps(content, protocol=2))
+    (source / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"class %d" % i for i in range(100)]}))
+    done = Project(folder).stage("prepare")
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def cifar(prepared_cifar, project) -> Path:
+    """The folder that `project` takes its CIFAR-100 from."""
+    shutil.rmtree(project.folder)
+    shutil.copytree(prepared_cifar, project.folder)
+    return take_cifar(project)
 
 
 def test_data_folder_missing(project, cifar):

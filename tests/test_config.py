@@ -421,7 +421,8 @@ def test_a_file_that_is_no_mapping_is_one_line(root, file, name):
 @pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS])
 def test_a_missing_file_is_one_line(root, file):
     (root / file).unlink()
-    assert refused(root) == [f"{root / file}: no such file; run from the project's folder"]
+    (line,) = refused(root)
+    assert line.startswith(f"{root / file}: no such file")
 
 
 def test_several_mistakes_of_a_file_give_several_lines(root):
