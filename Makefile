@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-slow check clean
 
 demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
 	dvc repro
@@ -14,8 +14,8 @@ demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
 test: $(VENV)/dev.ok  ## the default suite
 	pytest -m "not slow"
 
-test-all: $(VENV)/dev.ok  ## with the slow end-to-end runs
-	pytest
+test-slow: $(VENV)/dev.ok  ## the end-to-end runs with real DVC
+	pytest -m slow
 
 check: $(VENV)/dev.ok  ## lint, format, types, settings
 	ruff check .
