@@ -54,7 +54,7 @@ def test_check_of_another_folder(root):
 
 
 def test_check_says_what_is_wrong_in_a_line_per_mistake(root):
-    change(root, "epochs: null\nbatch_size: null", "epochs: '3'\nbatch_size: 0")
+    change(root, "\nepochs:\nbatch_size:", "\nepochs: '3'\nbatch_size: 0")
     done = run("check", cwd=root)
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()

@@ -1,5 +1,6 @@
 """params.yaml and recipes/: what is read, what a run becomes, and what is refused in one line per mistake."""
 
+import io
 import json
 import math
 import shutil
@@ -496,3 +497,11 @@ def test_any_value_is_either_taken_or_refused_in_lines(key, value):
             config.load(root)
         except UserError as error:
             assert all(line.startswith(f"{root / 'params.yaml'}: ") for line in str(error).split("\n"))
+
+
+def test_params_are_written_as_dvc_writes_them():
+    """So that `dvc exp run -S` changes the lines that it must, and no other."""
+    text = (ROOT / "params.yaml").read_text()
+    yaml, written = YAML(), io.StringIO()
+    yaml.dump(yaml.load(text), written)
+    assert written.getvalue() == text
