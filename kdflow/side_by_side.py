@@ -35,8 +35,7 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
     """
     limit = at_most or 2 * (os.cpu_count() or 1)
     waiting, running = list(jobs), dict[Any, BaseProcess]()
-    told: dict[str, Failed | Finished] = {}  # by each run that said how it ended
-    silent: list[str] = []
+    ends: dict[str, Failed | Finished] = {}
     parent = os.getppid()
     os.environ.update(ALLOCATOR | os.environ)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
@@ -52,10 +51,10 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                         event = receiver.recv()
                     except EOFError:  # the process has ended, for good or ill
                         process = running.pop(receiver)
-                        silent += [] if process.name in told else [f"{title} {process.name}: {_end_of(process)}"]
+                        ends.setdefault(process.name, Failed(process.name, _end_of(process)))  # if it did not say
                         continue
                     if isinstance(event, Failed | Finished):
-                        told[event.name] = event
+                        ends[event.name] = event
                     else:
                         display.show(event)
                 if os.getppid() != parent:
@@ -64,10 +63,10 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
             process.join()
-    failed = [f"{title} {end.name}: {end.text}" for end in told.values() if isinstance(end, Failed)]
-    if failed or silent:
-        raise UserError("\n".join([*failed, *silent]))
-    for end in told.values():
+    failed = [f"{title} {end.name}: {end.text}" for end in ends.values() if isinstance(end, Failed)]
+    if failed:
+        raise UserError("\n".join(failed))
+    for end in ends.values():
         assert isinstance(end, Finished)
         shutil.rmtree(end.scratch, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile import Touch
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -143,16 +144,6 @@ def test_a_device_that_is_not_there(project):
 # --- a dataset from a folder or an archive -----------------------------------------------------------------
 
 
-class Runs:
-    """A pickle of this would run a command."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 def take_cifar(project: Project) -> Path:
     """Set the project to CIFAR-100 from a folder of its own."""
     project.edit("params.yaml", "dataset", "cifar100")
@@ -216,7 +207,7 @@ def test_data_file_cut_short(project, cifar):
 
 
 def test_data_file_that_would_run_code(project, cifar):
-    (cifar / "train").write_bytes(pickle.dumps(Runs(f"touch {project.folder}/ran")))
+    (cifar / "train").write_bytes(pickle.dumps(Touch(project.folder / "ran")))
     refused(project, "prepare", says="cifar-100-python/train: refused")
     assert not (project.folder / "ran").exists()
 
@@ -315,7 +306,7 @@ def test_weights_of_another_architecture(project):
 
 def test_weights_that_would_run_code(project):
     content = io.BytesIO()
-    torch.save(Runs(f"touch {project.folder}/ran"), content)
+    torch.save(Touch(project.folder / "ran"), content)
     give(project, content.getvalue())
     refused(project, "teacher", says="teacher.pt: refused")
     assert not (project.folder / "ran").exists()

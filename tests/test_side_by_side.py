@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import children, descendants
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,17 +85,6 @@ def start(tmp_path, dataset):
 def kill(pid):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def children(pid):
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def descendants(pid):
-    return [pid for child in children(pid) for pid in (child, *descendants(child))]
 
 
 def alive(pid):

@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hostile import Touch
 
 from kdflow import config
 from kdflow.config import Data
@@ -213,21 +214,11 @@ def test_flipped_bytes_are_read_or_refused_but_nothing_else(tmp_path):
             assert isinstance(value, dict)
 
 
-class _Touch:
-    """Unpickled by a plain unpickler, this makes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.file}",))
-
-
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
 def test_pickle_that_would_run_code_is_refused(tmp_path, name):
     evil = tmp_path / "evil"
     content = _content(name)
-    content[b"data"] = _Touch(evil)
+    content[b"data"] = Touch(evil)
     raw = pickle.dumps(content)
     _refused(name, folder=_write(tmp_path, **{name: raw}), tmp_path=tmp_path)
     assert not evil.exists()
@@ -297,7 +288,7 @@ def test_archive_whose_member_is_missing_or_a_directory_is_refused(tmp_path, kin
 
 def test_archive_with_a_pickle_that_would_run_code_is_refused(tmp_path):
     evil = tmp_path / "evil"
-    _write(tmp_path / "source", meta=pickle.dumps({b"fine_label_names": _Touch(evil)}))
+    _write(tmp_path / "source", meta=pickle.dumps({b"fine_label_names": Touch(evil)}))
     packed = tmp_path / "packed"
     packed.mkdir()
     spec = _with(SPEC, md5=_pack(tmp_path / "source", packed / ARCHIVE))

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import pickle
 import struct
 from pathlib import Path
 
 import pytest
 import torch
+from hostile import Touch
 from torch import nn
 
 from kdflow.config import Model
@@ -163,20 +163,10 @@ def test_safetensors_of_a_type_that_torch_may_not_know_is_refused(tmp_path):
         _refused(path)
 
 
-class _Touch:
-    """Unpickled by a plain unpickler, this makes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.file}",))
-
-
 @pytest.mark.parametrize("kind", ["torch", "legacy", "pickle"])
 def test_pickle_that_would_run_code_is_refused(tmp_path, kind):
     evil, path = tmp_path / "evil", tmp_path / "w.pth"
-    content = {**_model(0).state_dict(), "extra": _Touch(evil)}
+    content = {**_model(0).state_dict(), "extra": Touch(evil)}
     if kind == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:
