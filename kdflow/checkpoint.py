@@ -1,6 +1,7 @@
 """What an interrupted run goes on from: one safetensors file per run, replaced after every epoch.
 
-All randomness comes from the epoch plan, so weights, momentum and the curve so far are the whole state.
+All randomness comes from the epoch plan, so weights (a loss's own modules and buffers too), momentum and the curve
+so far are the whole state.
 """
 
 from __future__ import annotations

@@ -54,13 +54,82 @@ def table(root: Root = Path()) -> None:
     typer.echo(f"table:  {root / 'data/report/table.md'}\nfigure: {root / 'data/report/accuracy.svg'} (and .png)")
 
 
+@app.command()
+def cost(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Keys of recipes/models.yaml, the teacher first; none: all pairs."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A key of recipes/datasets.yaml; without it, that of params.yaml.")
+    ] = None,
+    root: Root = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every digit.")] = False,
+) -> None:
+    """Count parameters and FLOPs of models, or of a dataset's pairs in recipes/pairs.yaml."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdflow import config, cost
+
+    experiment = config.load(root)
+    dataset = dataset or experiment.params.dataset
+    try:
+        rows = cost.compare(experiment, dataset, models or [])
+    except UserError as error:
+        raise UserError(f"kdflow cost: {error}") from None
+    if as_json:
+        typer.echo(cost.as_json(rows))
+        return
+    size = experiment.datasets[dataset].data.image_size
+    shown = Table(title=f"{dataset}: 3 x {size} x {size}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(cost.HEAD):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        if row.ratios is None:
+            shown.add_section()
+        shown.add_row(*cost.cells(row))
+    console = Console()
+    # Where there is less room the terminal breaks lines, but rich cuts no digit off.
+    console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
+    console.print(shown)
+    for line in cost.NOTES:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def methods(root: Root = Path()) -> None:
+    """Print what every method and its parts are, as Markdown (docs/methods.md)."""
+    from kdflow import config
+    from kdflow.report.methods import page
+
+    typer.echo(page(config.load(root).methods), nl=False)
+
+
+@app.command()
+def disagreement(
+    mix: Annotated[str, typer.Option(help="A strong view.")] = "cutmix",
+    out: Annotated[Path, typer.Option(help="Folder for disagreement.json, samples.png and samples.svg.")] = Path(
+        "data/disagreement"
+    ),
+    root: Root = Path(),
+) -> None:
+    """Count the strong views whose label the teacher sees otherwise, and show some (needs `dvc repro teacher`)."""
+    from kdflow import config, pipeline
+
+    pipeline.disagreement(config.load(root), mix, root / "data", out)
+
+
 def main() -> None:
     """Run the command line."""
     with one_line_errors():
         try:
             code = app(standalone_mode=False)
         except TyperException as error:  # a flag or command that is not known
-            raise UserError(f"kdflow: {error.format_message()}") from None
+            context = getattr(error, "ctx", None)
+            command = f"kdflow {context.info_name}" if context and context.parent else "kdflow"
+            raise UserError(f"{command}: {error.format_message()}") from None
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
 

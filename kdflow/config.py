@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -35,6 +36,11 @@ def _one_of(package: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """What a user is told of a name that is not there: a close match, or all that are."""
+    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(known))}")
 
 
 def _allowed(name: str, names: list[str]) -> str:
@@ -68,9 +74,9 @@ T = TypeVar("T", bound=Frozen)
 
 
 class Data(Frozen):
-    """What the `prepare` stage reads, and what it must find there."""
+    """What the `prepare` stage reads and must find there. Without a reader, models can be counted on it, no more."""
 
-    reader: Annotated[str, _one_of("data")]
+    reader: Annotated[str, _one_of("data")] | None = None
     classes: Annotated[int, Field(ge=2)]
     image_size: Positive
     train_images: Positive
@@ -108,49 +114,112 @@ class Dataset(Frozen):
     """One entry of recipes/datasets.yaml."""
 
     data: Data
-    views: Views
-    training: Training
+    views: Views | None = None
+    training: Training | None = None
     demo: bool = False
 
+    @model_validator(mode="after")
+    def _can_be_trained_on(self) -> Dataset:
+        missing = [key for key in ("views", "training") if getattr(self, key) is None]
+        if self.data.reader is not None and missing:
+            raise ValueError(f"data.reader is given, {' and '.join(missing)} not")
+        return self
 
-# --- recipes/models.yaml, recipes/methods.yaml -------------------------------------------------------------
+
+# --- recipes/models.yaml, methods.yaml, pairs.yaml ---------------------------------------------------------
 
 
 class Model(Frozen):
-    """One entry of recipes/models.yaml: a family, its options, and a learning rate of its own if it needs one."""
+    """One entry of recipes/models.yaml: a family, its options, its named layers, a learning rate of its own.
+
+    The outputs of the layers `features` are the model's feature maps, first to last; what enters the layer
+    `head` is its pooled feature. Losses on features need them.
+    """
 
     family: Annotated[str, _one_of("models")]
     options: dict[str, Any] = {}
+    features: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    head: str | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
 
 
+class Pick(Frozen):
+    """Which of the strong views are learned from: of `pool` draws per image, the hardest share `keep` of all."""
+
+    by: Annotated[str, _one_of("picks")]
+    pool: Annotated[int, Field(ge=2)] = 2
+    keep: Share = 0.5
+    scoring: Literal["train", "eval"] = "train"
+
+
 class StrongView(Frozen):
-    """x': a stronger view of the batch, labelled by the teacher."""
+    """x': a stronger view of the batch, who labels it, its weight (null: that of kl), and whether x is left out."""
 
     mix: Annotated[str, _one_of("views")]
-    pick: Annotated[str, _one_of("picks")] | None = None
+    label: Annotated[str, _one_of("labels")] = "teacher"
+    weight: Annotated[float, Field(gt=0)] | None = None
+    instead: bool = False
+    pick: Pick | None = None
+
+    @model_validator(mode="after")
+    def _can_be_picked_from(self) -> StrongView:
+        if self.pick is not None and self.mix == "identity":
+            raise ValueError("pick: every draw of identity is the same; pick from a view that is drawn, such as cutmix")
+        return self
+
+
+class FeatureLoss(Frozen):
+    """L(x): a loss of its own beside CE and KL, with its weight and what else it may be told."""
+
+    name: Annotated[str, _one_of("losses")]
+    weight: Annotated[float, Field(gt=0)]
+    options: dict[str, Any] = {}
 
 
 class Method(Frozen):
-    """One entry of recipes/methods.yaml: ce * CE(x, y) + kl * (KL(x) + KL(x'))."""
+    """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (x' and its label).
+
+    With `strong.instead` x' takes x's place: ce CE(x', mixed label) + strong.weight (x' and its label).
+    """
 
     ce: Annotated[float, Field(ge=0)]
     kl: Annotated[float, Field(ge=0)]
     tau: Annotated[float, Field(gt=0)] = 4.0
+    loss: FeatureLoss | None = None
     strong: StrongView | None = None
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Method:
-        if self.ce == 0 and self.kl == 0:
-            raise ValueError("ce and kl are both 0: nothing would be learned")
-        if self.strong is not None and self.kl == 0:
-            raise ValueError("strong: x' is learned through kl, which is 0 here")
+        strong = self.strong
+        if self.ce == 0 and self.kl == 0 and self.loss is None and strong is None:
+            raise ValueError("ce and kl are both 0, and there is no loss: nothing would be learned")
+        if strong is not None and strong.weight is None and self.kl == 0 and not strong.instead:
+            raise ValueError("strong: x' has the weight of kl, which is 0; give strong.weight")
+        if strong is not None and strong.instead and self.loss is not None:
+            raise ValueError("strong.instead: the loss sees x, which would be left out; drop one of the two")
         return self
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the teacher's logits enter the loss."""
-        return self.kl > 0
+        """Whether a teacher is asked."""
+        strong = self.strong
+        asked = strong is not None and (strong.weight is not None or strong.pick is not None)
+        return self.kl > 0 or self.loss is not None or asked
+
+
+class Quoted(Frozen):
+    """What the paper quotes for a pair on a dataset, top-1 in percent: the teacher, the student without one."""
+
+    teacher_top1: Annotated[float, Field(ge=0, le=100)]
+    student_top1: Annotated[float, Field(ge=0, le=100)]
+
+
+class Pair(Frozen):
+    """One entry of recipes/pairs.yaml: a teacher, a student, and the datasets on which the paper has them."""
+
+    teacher: str
+    student: str
+    datasets: Annotated[dict[str, Quoted], Field(min_length=1)]
 
 
 # --- params.yaml -------------------------------------------------------------------------------------------
@@ -185,6 +254,7 @@ class Params(Frozen):
     dataset: str
     data_folder: str | None
     train_images: Positive | None
+    base_view: Literal["none", "flip", "flip+crop"] | None
     teacher: str
     teacher_epochs: Positive | None
     teacher_weights: TeacherWeights
@@ -205,6 +275,13 @@ class Params(Frozen):
 # --- what a run is -----------------------------------------------------------------------------------------
 
 
+class Architecture(Frozen):
+    """A model by the name of its recipe."""
+
+    name: str
+    model: Model
+
+
 class RunSettings(Frozen):
     """Everything that decides a run's numbers apart from data, teacher weights and code; nothing else."""
 
@@ -216,6 +293,7 @@ class RunSettings(Frozen):
     role: Literal["teacher", "student"]
     architecture: str
     model: Model
+    teacher: Architecture | None
     method: Method
     training: Training
     seed: int
@@ -244,6 +322,7 @@ class Experiment(Frozen):
     datasets: dict[str, Dataset]
     models: dict[str, Model]
     methods: dict[str, Method]
+    pairs: dict[str, Pair]
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -258,9 +337,10 @@ class Experiment(Frozen):
     def student_run(self, method: str, seed: int) -> RunSettings:
         """The run that distils the student by `method` (a key of recipes/methods.yaml) from `seed`."""
         if method not in self.methods:
-            raise UserError(f"method: unknown name {method!r}{_allowed(method, sorted(self.methods))}")
+            raise unknown("method", method, self.methods)
         params = self.params
         own = self.dataset.training
+        assert own is not None
         return self._run(
             "student",
             params.student,
@@ -279,6 +359,7 @@ class Experiment(Frozen):
         """The run that trains the teacher: cross-entropy on the labels, seed 0."""
         params = self.params
         own = self.dataset.training
+        assert own is not None
         lr = self.models[params.teacher].lr or own.lr
         training = own.model_copy(update={"epochs": params.teacher_epochs or own.epochs, "lr": lr})
         return self._run("teacher", params.teacher, Method(ce=1.0, kl=0.0), 0, training)
@@ -291,16 +372,24 @@ class Experiment(Frozen):
         seed: int,
         training: Training,
     ) -> RunSettings:
-        data = self.dataset.data
+        data, views = self.dataset.data, self.dataset.views
+        assert views is not None
+        if role == "student" and self.params.base_view is not None:
+            crop = views.crop if self.params.base_view == "flip+crop" else 0
+            views = views.model_copy(update={"crop": crop, "flip": self.params.base_view != "none"})
+        teacher = None
+        if method.needs_teacher:
+            teacher = Architecture(name=self.params.teacher, model=self.models[self.params.teacher])
         return RunSettings(
             dataset=self.params.dataset,
             train_images=self.train_images,
             classes=data.classes,
             image_size=data.image_size,
-            views=self.dataset.views,
+            views=views,
             role=role,
             architecture=architecture,
             model=self.models[architecture],
+            teacher=teacher,
             method=method,
             training=training,
             seed=seed,
@@ -324,23 +413,33 @@ def load(root: Path = Path()) -> Experiment:
     models = _entries(recipes / "models.yaml", Model, mistakes)
     datasets = _entries(recipes / "datasets.yaml", Dataset, mistakes)
     methods = _entries(recipes / "methods.yaml", Method, mistakes)
+    pairs = _entries(recipes / "pairs.yaml", Pair, mistakes)
     params = _validate(file, Params, _read_yaml(file, mistakes), "", mistakes)
     if mistakes or params is None:
         raise UserError("\n".join(mistakes))
-    named = [("dataset", params.dataset, set(datasets)), ("teacher", params.teacher, set(models))]
-    named += [("student", params.student, set(models))]
-    named += [(f"methods.{i}", name, set(methods)) for i, name in enumerate(params.methods)]
+    named = [(file, "dataset", params.dataset, set(datasets)), (file, "teacher", params.teacher, set(models))]
+    named += [(file, "student", params.student, set(models))]
+    named += [(file, f"methods.{i}", name, set(methods)) for i, name in enumerate(params.methods)]
+    for key, pair in pairs.items():
+        of_pair = [("teacher", pair.teacher, set(models)), ("student", pair.student, set(models))]
+        of_pair += [("datasets", name, set(datasets)) for name in pair.datasets]
+        named += [(recipes / "pairs.yaml", f"{key}.{field}", name, known) for field, name, known in of_pair]
     wrong = [
-        f"{file}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
-        for field, name, known in named
+        f"{where}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
+        for where, field, name, known in named
         if name not in known
     ]
     if wrong:
         raise UserError("\n".join(wrong))
+    if datasets[params.dataset].data.reader is None:
+        raise UserError(
+            f"{file}: dataset: {params.dataset} cannot be prepared yet, {recipes / 'datasets.yaml'} has no data.reader "
+            f"for it; `kdflow cost --dataset {params.dataset}` counts models on it"
+        )
     available = datasets[params.dataset].data.train_images
     if params.train_images is not None and params.train_images > available:
         raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset} has {available}")
-    return Experiment(params=params, datasets=datasets, models=models, methods=methods)
+    return Experiment(params=params, datasets=datasets, models=models, methods=methods, pairs=pairs)
 
 
 def _entries(file: Path, kind: type[T], mistakes: list[str]) -> dict[str, T]:

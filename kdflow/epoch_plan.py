@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kdflow.config import StrongView, Views
@@ -25,12 +25,17 @@ from kdflow.views import Draws
 
 @dataclass(frozen=True)
 class Row:
-    """What one step needs: which images, their base view, and the draws of each strong view of the pool."""
+    """What one step needs: which images, their base view, the draws of each strong view of the pool, and noise.
+
+    `seed` is for a loss that draws in a step what would be too much for a plan.
+    """
 
     index: Int64[Tensor, " b"]
     shift: Int64[Tensor, "b 2"]
     flip: Bool[Tensor, " b"]
     strong: list[Draws]
+    noise: Float[Tensor, " pool"]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,17 @@ class EpochPlan:
     shift: Int64[Tensor, "n 2"]
     flip: Bool[Tensor, " n"]
     strong: list[Draws]
+    noise: Float[Tensor, "steps pool"]
+    seeds: list[int]
     batch_size: int
 
     def __iter__(self) -> Iterator[Row]:
         for step, start in enumerate(range(0, len(self.order), self.batch_size)):
             rows = slice(start, start + self.batch_size)
+            index = self.order[rows]
             strong = [{key: value[step] for key, value in draws.items()} for draws in self.strong]
-            yield Row(self.order[rows], self.shift[rows], self.flip[rows], strong)
+            noise = self.noise[step, : len(self.strong) * len(index)]
+            yield Row(index, self.shift[rows], self.flip[rows], strong, noise, self.seeds[step])
 
 
 def draw_plan(
@@ -60,7 +69,7 @@ def draw_plan(
     strong: StrongView | None,
     device: torch.device,
 ) -> EpochPlan:
-    """Draw the plan of 0-based `epoch`. TLCutMix uses the first draw of its view, pick both."""
+    """Draw the plan of 0-based `epoch`. Without pick a strong view uses the first draw, with it all of the pool's."""
 
     def generator(name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
@@ -73,7 +82,9 @@ def draw_plan(
     pool: list[Draws] = []
     if strong is not None:
         view: Any = importlib.import_module(f"kdflow.views.{strong.mix}")
-        for k in range(1 if strong.pick is None else 2):
+        for k in range(1 if strong.pick is None else strong.pick.pool):
             draws = view.draw(sizes, image_size, generator(f"{strong.mix}/{k}"))
             pool.append({key: value.to(device) for key, value in draws.items()})
-    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, batch_size)
+    noise = torch.rand(len(sizes), len(pool) * batch_size, generator=generator("noise")).to(device)
+    seeds = torch.randint(2**31, (len(sizes),), generator=generator("seed")).tolist()
+    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, noise, seeds, batch_size)

@@ -1,9 +1,10 @@
-"""Accuracy on the test set."""
+"""Accuracy on the test set, and agreement with the teacher."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from kdflow.config import Views
 from kdflow.data import ImageSet
@@ -13,20 +14,32 @@ from kdflow.views import channel_statistics, normalise
 BATCH = 128  # small enough for its activations to stay in the cache of a CPU
 
 
-def accuracy(model: nn.Module, images: ImageSet, views: Views) -> Accuracy:
-    """Top-1 and top-5 accuracy in percent, the model in eval mode, images normalised and otherwise as they are.
+def predict(model: nn.Module, images: ImageSet, views: Views) -> Float[Tensor, "n classes"]:
+    """Logits of all images, the model in eval mode, images normalised and otherwise as they are.
 
     The model is left in the mode that it was in.
     """
     was_training = model.training
     model.eval()
     mean, std = channel_statistics(views, images.images.device)
-    top1 = top5 = torch.zeros((), device=images.images.device)
     with torch.inference_mode():
-        for batch, labels in zip(torch.split(images.images, BATCH), torch.split(images.labels, BATCH), strict=True):
-            logits = model(normalise(batch, mean, std))
-            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            top1 = top1 + hits[:, 0].sum()
-            top5 = top5 + hits.sum()
+        logits = [model(normalise(batch, mean, std)) for batch in torch.split(images.images, BATCH)]
     model.train(was_training)
-    return Accuracy(top1=100 * top1.item() / len(images), top5=100 * top5.item() / len(images))
+    return torch.cat(logits)
+
+
+def accuracy(model: nn.Module, images: ImageSet, views: Views) -> Accuracy:
+    """Top-1 and top-5 accuracy of `predict` in percent."""
+    return score(predict(model, images, views), images)
+
+
+def score(logits: Float[Tensor, "n classes"], images: ImageSet) -> Accuracy:
+    """Top-1 and top-5 accuracy in percent."""
+    hits = logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
+    top1, top5 = hits[:, 0].sum().item(), hits.sum().item()
+    return Accuracy(top1=100 * top1 / len(images), top5=100 * top5 / len(images))
+
+
+def agreement(logits: Float[Tensor, "n classes"], others: Float[Tensor, "n classes"]) -> float:
+    """Share of images, in percent, to which both give the same class."""
+    return 100 * (logits.argmax(1) == others.argmax(1)).double().mean().item()

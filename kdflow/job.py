@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdflow.config import Compute, Frozen, Model, RunSettings
+from kdflow.config import Compute, Frozen, RunSettings
 from kdflow.record import Budget
 
 
-class TeacherFile(Frozen):
-    """A teacher's weights and what they belong to."""
-
-    architecture: str
-    model: Model
-    weights: Path
-
-
 class Job(Frozen):
-    """One run: what to train, from what, and where to write weights and log. `scratch` holds its checkpoint."""
+    """One run: what to train, from what, and where to write weights and log. `scratch` holds its checkpoint.
+
+    `teacher` is the file of the weights that `run.teacher` has.
+    """
 
     name: str
     run: RunSettings
     budget: Budget
     dataset: Path
-    teacher: TeacherFile | None
+    teacher: Path | None
     weights: Path
     log: Path
     scratch: Path

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdflow import files, record
-from kdflow.config import Experiment, Frozen
+from kdflow.config import Experiment, Frozen, RunSettings, choices
 from kdflow.errors import UserError
-from kdflow.job import Job, TeacherFile
+from kdflow.job import Job
 from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
 from kdflow.side_by_side import run_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
@@ -81,11 +85,6 @@ def logits(experiment: Experiment, out: Path) -> None:
 def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
     """Distil the student by `method` from every seed, side by side; write weights and log of each to `out`."""
     params = experiment.params
-    taught = TeacherFile(
-        architecture=params.teacher,
-        model=experiment.models[params.teacher],
-        weights=teacher / "model.safetensors",
-    )
     jobs = []
     for seed in params.seeds:
         run = experiment.student_run(method, seed)
@@ -95,7 +94,7 @@ def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, o
                 run=run,
                 budget=record.budget(run, experiment.dataset),
                 dataset=dataset,
-                teacher=taught if run.method.needs_teacher else None,
+                teacher=teacher / "model.safetensors" if run.teacher is not None else None,
                 weights=out / f"seed{seed}.safetensors",
                 log=out / f"seed{seed}.json",
                 scratch=scratch,
@@ -105,27 +104,34 @@ def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, o
     run_all(method, jobs, params.compute.side_by_side)
 
 
-def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path, out: Path, metrics: Path) -> None:
+def evaluate(
+    experiment: Experiment, method: str, dataset: Path, teacher: Path, students: Path, out: Path, metrics: Path
+) -> None:
     """Measure the exported students of `method`, write their records to `out` and mean and spread to `metrics`.
 
     Raises:
         UserError: a student's weights are not those that its log speaks of.
     """
     from kdflow.data import load
-    from kdflow.evaluate import accuracy
+    from kdflow.evaluate import agreement, predict, score
     from kdflow.models import create_model, load_weights
     from kdflow.train import pick_device
 
     device = pick_device(experiment.params.compute.device)
-    data = load(dataset, experiment.train_images, device)
+    test = load(dataset, experiment.train_images, device).test
+
+    def answers(run: RunSettings, weights: Path, sha256: str | None = None) -> Tensor:
+        model = create_model(run.architecture, run.model, run.classes, run.image_size)
+        load_weights(model, weights, sha256)
+        return predict(model.to(device), test, run.views)
+
+    taught = answers(experiment.teacher_run(), teacher / "model.safetensors")
     records = []
     for seed in experiment.params.seeds:
         log = record.read(students / f"seed{seed}.json", RunLog)
-        run = log.settings
-        model = create_model(run.architecture, run.model, run.classes, run.image_size)
-        load_weights(model, students / f"seed{seed}.safetensors", log.weights_sha256)
-        measured = accuracy(model.to(device), data.test, run.views)
-        result = RunRecord(**dict(log), last=measured, best=record.best(log))
+        logits = answers(log.settings, students / f"seed{seed}.safetensors", log.weights_sha256)
+        same = agreement(logits, taught)
+        result = RunRecord(**dict(log), last=score(logits, test), best=record.best(log), agreement=same)
         record.write(out / f"seed{seed}.json", result)
         records.append(result)
     summary = summarise(records)
@@ -133,12 +139,38 @@ def evaluate(experiment: Experiment, method: str, dataset: Path, students: Path,
     print(f"{method}: {summary.top1} % top-1 (n = {summary.top1.n})")
 
 
+def disagreement(experiment: Experiment, mix: str, data: Path, out: Path) -> None:
+    """Count on which strong views teacher and mixed label disagree; write figures and samples to `out`.
+
+    Raises:
+        UserError: there is no such view.
+    """
+    from kdflow import disagreement
+    from kdflow.data import load
+    from kdflow.train import load_teacher, pick_device
+
+    if mix not in choices("views"):
+        raise UserError(f"kdflow disagreement: mix: unknown name {mix!r}; allowed: {', '.join(choices('views'))}")
+    params = experiment.params
+    device = pick_device(params.compute.device)
+    run = experiment.student_run("kd", params.seeds[0])
+    loaded = load(data / f"{params.dataset}.h5", run.train_images, device)
+    teacher, _ = load_teacher(data / "teacher/model.safetensors", run, device)
+    result, pictures = disagreement.measure(teacher, loaded, run, mix)
+    disagreement.write(result, pictures, out)
+    print(f"{params.teacher} and {mix}'s label disagree on {result.percent:.1f} % of {result.views:,} views: {out}/")
+
+
 class Summary(Frozen):
-    """A method's figures over its seeds, in percent; the best epoch is chosen on the test set, so no result."""
+    """A method's figures over its seeds, in percent; the best epoch is chosen on the test set, so no result.
+
+    Agreement is the share of test images of which student and teacher say the same class.
+    """
 
     top1: Spread
     top5: Spread
     best_epoch_top1: Spread
+    agreement: Spread
 
 
 def summarise(records: list[RunRecord]) -> Summary:
@@ -147,4 +179,5 @@ def summarise(records: list[RunRecord]) -> Summary:
         top1=spread([r.last.top1 for r in records]),
         top5=spread([r.last.top5 for r in records]),
         best_epoch_top1=spread([r.best.top1 for r in records]),
+        agreement=spread([r.agreement for r in records]),
     )

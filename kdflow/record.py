@@ -22,12 +22,16 @@ LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 
 
 class Epoch(Frozen):
-    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured."""
+    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured.
+
+    `pick_ratio` is r of the paper's Eq. 4, the mean over the epoch's steps, where the method picks.
+    """
 
     epoch: int
     lr: float
     loss: float
     top1: float | None
+    pick_ratio: float | None = None
 
 
 class Budget(Frozen):
@@ -124,10 +128,14 @@ class Best(Frozen):
 
 
 class RunRecord(RunLog):
-    """A run's log with its result: the last epoch's accuracy, measured from the exported weights."""
+    """A run's log with its result: the last epoch's accuracy, measured from the exported weights.
+
+    `agreement` is the share of test images, in percent, of which student and teacher say the same class.
+    """
 
     last: Accuracy
     best: Best
+    agreement: float
 
 
 class Spread(Frozen):
@@ -155,6 +163,7 @@ def best(log: RunLog) -> Best:
 
 def budget(run: RunSettings, dataset: Dataset) -> Budget:
     """The run's budget beside the dataset's full one."""
+    assert dataset.training is not None, "config.load() refuses to run on a dataset without"
     return Budget(
         epochs=run.training.epochs,
         full_epochs=dataset.training.epochs,

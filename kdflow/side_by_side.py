@@ -31,7 +31,7 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
     """Run all jobs, `at_most` at a time (None: two per CPU core), and show their progress.
 
     Raises:
-        UserError: one line per job that failed; the others have finished.
+        UserError: one line per reason for which jobs failed; the others have finished.
     """
     limit = at_most or 2 * (os.cpu_count() or 1)
     waiting, running = list(jobs), dict[Any, BaseProcess]()
@@ -63,9 +63,12 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
             process.join()
-    failed = [f"{title} {end.name}: {end.text}" for end in ends.values() if isinstance(end, Failed)]
+    failed: dict[str, list[str]] = {}  # what refuses one seed may refuse all: said once
+    for end in ends.values():
+        if isinstance(end, Failed):
+            failed.setdefault(end.text, []).append(end.name)
     if failed:
-        raise UserError("\n".join(failed))
+        raise UserError("\n".join(f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()))
     for end in ends.values():
         assert isinstance(end, Finished)
         shutil.rmtree(end.scratch, ignore_errors=True)

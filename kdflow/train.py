@@ -1,36 +1,31 @@
-"""Training: one step as one line of thought, one run from its seed to its record."""
+"""Training: one run from its seed to its record."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from kdflow import checkpoint, record
 from kdflow.checkpoint import Progress
 from kdflow.config import RunSettings
-from kdflow.data import ImageSet, Loaded, load
-from kdflow.epoch_plan import Row, draw_plan
+from kdflow.data import Loaded, load
+from kdflow.epoch_plan import draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
-from kdflow.job import Job, TeacherFile
-from kdflow.losses import distillation_loss
+from kdflow.job import Job
 from kdflow.models import create_model, load_weights, save_weights
-from kdflow.picks import hardest_half
 from kdflow.progress import Emit, Finished, Note, Update
-from kdflow.views import channel_statistics, crop_and_flip, normalise
+from kdflow.step import Learner, Step, new_learner
 
 REPORT_EVERY = 0.5  # seconds between two progress updates
 
@@ -48,9 +43,9 @@ def run_job(job: Job, emit: Emit) -> None:
     identity = f"{run.sha256}/{data.sha256}/{teacher_sha256}/{code.sha256}/{device}/{job.compute.threads}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     with _only_one(job.scratch / key[:16], lambda text: emit(Note(job.name, text))) as folder:
-        model = _new_model(run, device)
-        progress = fit(job.name, run, data, model, teacher, folder / "checkpoint.safetensors", key, emit)
-    weights_sha256 = save_weights(model, job.weights)
+        learner = new_learner(run, data.train.labels)
+        progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
+    weights_sha256 = save_weights(learner.student, job.weights)
     images = run.train_images * run.training.epochs
     log = record.RunLog(
         name=job.name,
@@ -78,23 +73,23 @@ def fit(
     name: str,
     run: RunSettings,
     data: Loaded,
-    model: nn.Module,
+    learner: Learner,
     teacher: nn.Module | None,
     checkpoint_file: Path,
     key: str,
     emit: Emit,
 ) -> Progress:
-    """Train `model` for the epochs that its checkpoint has not seen; returns the finished progress.
+    """Train for the epochs that the run's checkpoint has not seen; returns the finished progress.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     training = run.training
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+        learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    progress = _resume(name, checkpoint_file, model, optimizer, key, emit)
-    step = Step(run, data.train, model, teacher, optimizer)
+    step = Step(run, data.train, learner, teacher, optimizer)
+    progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
     for epoch in range(len(progress.curve), training.epochs):
@@ -110,9 +105,11 @@ def fit(
             run.method.strong,
             step.device,
         )
-        total = torch.zeros((), device=step.device)
+        total, ratios = torch.zeros((), device=step.device), []
         for i, row in enumerate(plan):
-            total += step(row, run.learning_rate(first + i, steps_per_epoch)) * len(row.index)
+            done = step(row, run.learning_rate(first + i, steps_per_epoch))
+            total += done.loss * len(row.index)
+            ratios += [] if done.pick_ratio is None else [done.pick_ratio]
             pace.steps_done(first + i + 1, progress.curve)
         loss, lr = total.item() / len(data.train), run.learning_rate(first, steps_per_epoch)
         if not math.isfinite(loss):
@@ -121,84 +118,25 @@ def fit(
                 f"{name}: the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}; last checkpoint: {kept}"
             )
         test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
-        top1 = accuracy(model, data.test, run.views).top1 if test_now else None
+        top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
+        ratio = torch.stack(ratios).mean().item() if ratios else None
+        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=ratio)
         progress = progress.model_copy(
             update={
-                "curve": (*progress.curve, record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1)),
+                "curve": (*progress.curve, point),
                 "seconds": progress.seconds + time.perf_counter() - started,
             }
         )
-        checkpoint.save(checkpoint_file, model, optimizer, progress)
+        checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
 
 
-class Step:
-    """One update of the student by one row of the epoch plan (the paper's Section 3.2)."""
-
-    def __init__(
-        self,
-        run: RunSettings,
-        images: ImageSet,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        assert (teacher is not None) == run.method.needs_teacher
-        self.run, self.method = run, run.method
-        self.images, self.student, self.teacher, self.optimizer = images, student, teacher, optimizer
-        self.device = images.images.device
-        self.mean, self.std = channel_statistics(run.views, self.device)
-        strong = self.method.strong
-        self.view: Any = strong and importlib.import_module(f"kdflow.views.{strong.mix}")
-        self.criterion: Any = strong and strong.pick and importlib.import_module(f"kdflow.picks.{strong.pick}")
-
-    def __call__(self, row: Row, lr: float) -> Float[Tensor, ""]:
-        """Update the student at learning rate `lr`; returns the loss, still on the device."""
-        method = self.method
-        x, labels = self.base_view(row), self.images.labels[row.index]
-        logits = self.student(x)
-        loss = method.ce * F.cross_entropy(logits, labels)
-        if self.teacher is not None:
-            pool = [self.view.apply(x, draw) for draw in row.strong]
-            with torch.no_grad():
-                taught = self.teacher(torch.cat([x, *pool]))  # x and the whole pool in one pass
-            taught_x, taught_pool = taught[: len(x)], taught[len(x) :]
-            loss = loss + method.kl * distillation_loss(taught_x, logits, method.tau)
-            if pool:
-                strong, taught_strong = self.pick(torch.cat(pool), taught_pool)
-                loss = loss + method.kl * distillation_loss(taught_strong, self.student(strong), method.tau)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.detach()
-
-    def base_view(self, row: Row) -> Float[Tensor, "b 3 h w"]:
-        """x: the row's images, cropped, flipped and normalised."""
-        raw: UInt8[Tensor, "b 3 h w"] = self.images.images[row.index]
-        return normalise(crop_and_flip(raw, row.shift, row.flip, self.run.views.crop), self.mean, self.std)
-
-    def pick(
-        self, pool: Float[Tensor, "n 3 h w"], taught: Float[Tensor, "n classes"]
-    ) -> tuple[Float[Tensor, "k 3 h w"], Float[Tensor, "k classes"]]:
-        """The half of the pool that is hardest for the student, with the logits that the teacher gave it.
-
-        The student scores in train mode, as published: it moves the running statistics of batch norm.
-        """
-        if self.criterion is None:
-            return pool, taught
-        with torch.no_grad():
-            scores = self.criterion.score(taught, self.student(pool), self.method.tau)
-        kept = hardest_half(scores)
-        return pool[kept], taught[kept]
-
-
-def load_teacher(teacher: TeacherFile, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:
-    """The teacher in eval mode, without gradients, and the SHA-256 of its file."""
-    model = create_model(teacher.architecture, teacher.model, run.classes, run.image_size)
-    sha256 = load_weights(model, teacher.weights)
+def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:
+    """The run's teacher in eval mode, without gradients, and the SHA-256 of its file."""
+    assert run.teacher is not None
+    model = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
+    sha256 = load_weights(model, weights)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False), sha256
 
@@ -222,20 +160,12 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _new_model(run: RunSettings, device: torch.device) -> nn.Module:
-    """Fresh weights from the seed, drawn on the CPU: the same for every method and device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    return model.to(device, memory_format=torch.channels_last).train()  # type: ignore[no-any-return, call-overload]
-
-
 def _resume(
-    name: str, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: str, emit: Emit
+    name: str, file: Path, learner: Learner, optimizer: torch.optim.Optimizer, key: str, emit: Emit
 ) -> Progress:
     fresh = Progress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
     try:
-        progress = checkpoint.load(file, model, optimizer, key)
+        progress = checkpoint.load(file, learner, optimizer, key)
     except ValueError as error:
         emit(Note(name, f"{error}; starting from the first epoch"))
         return fresh

@@ -23,6 +23,7 @@ BASE_RUN = config.load(ROOT).student_run("kd_tlcutmix_pick", 0)
 GONE = object()  # as a value: the key is taken away
 
 DATASETS, MODELS, METHODS = "recipes/datasets.yaml", "recipes/models.yaml", "recipes/methods.yaml"
+PAIRS = "recipes/pairs.yaml"
 
 
 def project(root):
@@ -68,14 +69,15 @@ def refused(root):
 
 def test_the_shipped_settings_are_valid():
     experiment = config.load(ROOT)
-    for file, found in ((DATASETS, experiment.datasets), (MODELS, experiment.models), (METHODS, experiment.methods)):
+    shipped = ((DATASETS, experiment.datasets), (MODELS, experiment.models), (METHODS, experiment.methods))
+    for file, found in (*shipped, (PAIRS, experiment.pairs)):
         assert list(found) == list(YAML(typ="safe").load(ROOT / file))
     assert {"digits", "cifar100"} <= set(experiment.datasets)
 
 
 def test_every_shipped_recipe_makes_a_run(root):
     shipped = config.load(root)
-    for dataset in shipped.datasets:
+    for dataset in (name for name, entry in shipped.datasets.items() if entry.data.reader):
         for model in shipped.models:
             params = shipped.params.model_copy(update={"dataset": dataset, "student": model, "teacher": model})
             experiment = shipped.model_copy(update={"params": params})
@@ -300,6 +302,7 @@ def test_the_list_of_methods_and_seeds_does_not_change_a_run(root):
 
 # --- what is refused ---------------------------------------------------------------------------------------
 
+PAIR, TOP1 = "resnet56_to_resnet20", {"teacher_top1": 72.34, "student_top1": 69.06}
 FULL = {"file": "w.pt", "sha256": "0" * 64, "top1": 70.0}
 BAD = {
     # id: file, changes, the field that is named, a word that must be there
@@ -323,6 +326,7 @@ BAD = {
     "train_images zero": ("params.yaml", {"train_images": 0}, "train_images", "greater than 0"),
     "train_images too many": ("params.yaml", {"train_images": 301}, "train_images", "digits has 300"),
     "dataset unknown": ("params.yaml", {"dataset": "digit"}, "dataset", "did you mean 'digits'?"),
+    "dataset without a reader": ("params.yaml", {"dataset": "imagenet"}, "dataset", "has no data.reader"),
     "dataset null": ("params.yaml", {"dataset": None}, "dataset", "None"),
     "teacher unknown": ("params.yaml", {"teacher": "resnt20"}, "teacher", "did you mean 'resnet20'?"),
     "student unknown": ("params.yaml", {"student": "resnet8x"}, "student", "did you mean 'resnet8x4'?"),
@@ -368,6 +372,18 @@ BAD = {
     "decay twice": (DATASETS, {"digits/training/decay_at": [0.5, 0.5]}, "digits.training.decay_at", "once"),
     "momentum 1": (DATASETS, {"digits/training/momentum": 1.0}, "digits.training.momentum", "1.0"),
     "test_every 0": (DATASETS, {"digits/training/test_every": 0}, "digits.training.test_every", "greater than 0"),
+    "reader without views": (DATASETS, {"digits/views": GONE}, "digits", "data.reader is given, views not"),
+    "reader without all": (
+        DATASETS,
+        {"digits/views": GONE, "digits/training": GONE},
+        "digits",
+        "views and training not",
+    ),
+    "teacher of a pair": (PAIRS, {f"{PAIR}/teacher": "resnt56"}, f"{PAIR}.teacher", "did you mean 'resnet56'?"),
+    "student of a pair": (PAIRS, {f"{PAIR}/student": "resnt20"}, f"{PAIR}.student", "did you mean 'resnet20'?"),
+    "dataset of a pair": (PAIRS, {f"{PAIR}/datasets/cifar10": TOP1}, f"{PAIR}.datasets", "did you mean 'cifar100'?"),
+    "pair of no dataset": (PAIRS, {f"{PAIR}/datasets": {}}, f"{PAIR}.datasets", "at least 1"),
+    "pair's share": (PAIRS, {f"{PAIR}/datasets/cifar100/student_top1": 101.0}, f"{PAIR}.datasets.cifar100", "101.0"),
     "no loss": (METHODS, {"kd/ce": 0.0, "kd/kl": 0.0}, "kd", "both 0"),
     "strong view without kl": (METHODS, {"kd_tlcutmix/kl": 0.0}, "kd_tlcutmix", "kl"),
     "tau 0": (METHODS, {"kd/tau": 0.0}, "kd.tau", "greater than 0"),
@@ -408,7 +424,7 @@ CONTENT = {
 }
 
 
-@pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS])
+@pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS, PAIRS])
 @pytest.mark.parametrize("name", CONTENT)
 def test_a_file_that_is_no_mapping_is_one_line(root, file, name):
     content, word = CONTENT[name]
@@ -419,7 +435,7 @@ def test_a_file_that_is_no_mapping_is_one_line(root, file, name):
     assert word in lines[0]
 
 
-@pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS])
+@pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS, PAIRS])
 def test_a_missing_file_is_one_line(root, file):
     (root / file).unlink()
     (line,) = refused(root)
@@ -469,12 +485,16 @@ VALUES = st.recursive(
 )
 
 
+QUOTED = config.Quoted(teacher_top1=98.0, student_top1=97.0)
+
+
 def one_of_each():
     """What params.yaml names, without the other recipes: quick to read."""
     experiment = config.load(ROOT)
     params = experiment.params.model_copy(update={"methods": ("kd",), "teacher": "resnet8"})
     entries = ((DATASETS, experiment.datasets, "digits"), (MODELS, experiment.models, "resnet8"))
-    entries += ((METHODS, experiment.methods, "kd"),)
+    pairs = {"pair": config.Pair(teacher="resnet8", student="resnet8", datasets={"digits": QUOTED})}
+    entries += ((METHODS, experiment.methods, "kd"), (PAIRS, pairs, "pair"))
     small = {file: {name: found[name].model_dump(mode="json")} for file, found, name in entries}
     return {"params.yaml": params.model_dump(mode="json"), **small}
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from kdflow.config import StrongView, Views
+from kdflow.config import Pick, StrongView, Views
 from kdflow.epoch_plan import EpochPlan, draw_plan
 
 CPU = torch.device("cpu")
-CUTMIX, PICK = StrongView(mix="cutmix"), StrongView(mix="cutmix", pick="kl")
+CUTMIX, PICK = StrongView(mix="cutmix"), StrongView(mix="cutmix", pick=Pick(by="kl"))
 FLIPPED = Views(crop=4, flip=True, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 UNFLIPPED = FLIPPED.model_copy(update={"flip": False})
 

@@ -127,7 +127,7 @@ def test_the_ends_of_runs(start, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     gone = f"{tmp_path / 'gone.h5'}: no such file; `dvc repro prepare` makes it"
-    lines = ["ce gone 0: " + gone, "ce gone 4: " + gone, "ce long 3: ended by signal SIGKILL"]
+    lines = ["ce gone 0, gone 4: " + gone, "ce long 3: ended by signal SIGKILL"]  # one reason, one line
     assert err.startswith("error: ")
     assert sorted(line.removeprefix("error: ") for line in err.splitlines()) == lines, "in any order"
     assert out.count("all done") == 1, "the first group"

@@ -56,10 +56,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Both splits on the device, and the SHA-256 of their content."""
+    """Both splits on the device, the names of the classes, and the SHA-256 of all of it."""
 
     train: ImageSet
     test: ImageSet
+    class_names: list[str]
     sha256: str
 
 
@@ -104,7 +105,7 @@ def load(path: Path, train_images: int, device: torch.device) -> Loaded:
     try:
         with h5py.File(path, "r") as file:
             train, test = (Split(file[f"{key}/images"][:], file[f"{key}/labels"][:]) for key in SPLITS)
-            splits = Splits(train, test, list(file.attrs["classes"]))
+            splits = Splits(train, test, [str(name) for name in file.attrs["classes"]])
             expected = str(file.attrs["sha256"])
         found = _digest(splits)
     except FileNotFoundError:
@@ -116,7 +117,7 @@ def load(path: Path, train_images: int, device: torch.device) -> Loaded:
     if train_images < len(train.labels):
         kept = np.sort(balanced_order(train.labels)[:train_images])
         train = Split(train.images[kept], train.labels[kept])
-    return Loaded(_to_device(train, device), _to_device(test, device), expected)
+    return Loaded(_to_device(train, device), _to_device(test, device), splits.class_names, expected)
 
 
 def balanced_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:

@@ -1,4 +1,12 @@
-"""Divergences of teacher and student per sample: one definition for the loss and for pick."""
+"""Divergences of teacher and student per sample: one definition for the loss and for pick.
+
+Every other module of this package is a loss of its own beside CE and KL. Its
+`build(student, teacher, labels, **options)` is given `Outputs` of one batch (for their shapes) and the labels
+of the training set, and returns an `nn.Module` that trains with the student and is kept in its checkpoint:
+`loss(student, teacher, index, generator)` takes the `Outputs` of a batch, the places of its images in
+the training set, and the step's own generator (on the CPU), and returns a scalar without its weight.
+It raises ValueError for an option or a pair of models that does not suit it, saying what to change.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +22,12 @@ def kl_per_sample(
     p_teacher = F.log_softmax(teacher / tau, dim=1)
     p_student = F.log_softmax(student / tau, dim=1)
     return F.kl_div(p_student, p_teacher, reduction="none", log_target=True).sum(1)
+
+
+def entropy_per_sample(logits: Float[Tensor, "b classes"]) -> Float[Tensor, " b"]:
+    """Entropy of softmax(logits) of each sample, in nats."""
+    p = F.log_softmax(logits, dim=1)
+    return -(p.exp() * p).sum(1)
 
 
 def distillation_loss(

@@ -1,4 +1,7 @@
-"""The divergence of teacher and student: what the student would minimise, pick maximises (Eq. 3)."""
+"""The divergence of teacher and student: what the student would minimise, pick maximises (the paper's Eq. 3).
+
+KL(softmax(t / tau) || softmax(s / tau)) with the method's tau.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdflow.losses import kl_per_sample
+from kdflow.picks import Pool
 
 
-def score(teacher: Float[Tensor, "n classes"], student: Float[Tensor, "n classes"], tau: float) -> Float[Tensor, " n"]:
-    """KL(teacher || student) at temperature tau."""
-    return kl_per_sample(teacher, student, tau)
+def score(pool: Pool) -> Float[Tensor, " n"]:
+    """The divergence of each view, in nats."""
+    return kl_per_sample(pool.taught, pool.ask_student(), pool.tau)

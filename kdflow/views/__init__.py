@@ -2,10 +2,14 @@
 
 Here is the base view x. Every other module of this package is a strong view x', as two functions:
 `draw(sizes, image_size, generator) -> Draws`, the randomness of a whole epoch on the CPU, and
-`apply(x, draw) -> x'`, where `draw` is one step's row of it on the device.
+`apply(x, draw) -> Strong`, where `draw` is one step's row of it on the device; `HAS_PARTNERS` says whether
+it mixes images of a batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -16,6 +20,42 @@ from kdflow.config import Views
 
 Draws = dict[str, Tensor]
 """Named draws, one row a step."""
+
+
+@dataclass(frozen=True)
+class Strong:
+    """x': views of a batch x. View i is made of the images `image[i]` and, to a share of 1 - own[i], `partner[i]`."""
+
+    images: Float[Tensor, "n 3 h w"]
+    image: Int64[Tensor, " n"]
+    partner: Int64[Tensor, " n"]
+    own: Float[Tensor, " n"]
+    taught: Float[Tensor, "n classes"] | None = None
+
+    def take(self, rows: Int64[Tensor, " k"]) -> Strong:
+        """Some of the views."""
+        taught = None if self.taught is None else self.taught[rows]
+        return Strong(self.images[rows], self.image[rows], self.partner[rows], self.own[rows], taught)
+
+
+def whole(x: Float[Tensor, "b 3 h w"]) -> Strong:
+    """Views that are made of one image each."""
+    itself = torch.arange(len(x), device=x.device)
+    return Strong(x, itself, itself, torch.ones(len(x), device=x.device))
+
+
+def mixed(images: Float[Tensor, "b 3 h w"], partner: Int64[Tensor, " row"], own: Float[Tensor, ""]) -> Strong:
+    """Views of which each is to a share of `own` the image in its place; `partner` may be a longer row of a plan."""
+    itself = torch.arange(len(images), device=images.device)
+    return Strong(images, itself, partner[: len(images)], own.expand(len(images)))
+
+
+def pool_of(draws: Sequence[Strong]) -> Strong:
+    """All views of several draws of one batch."""
+    if len(draws) == 1:
+        return draws[0]
+    images, image, partner, own = zip(*((d.images, d.image, d.partner, d.own) for d in draws), strict=True)
+    return Strong(torch.cat(images), torch.cat(image), torch.cat(partner), torch.cat(own))
 
 
 def crop_and_flip(
@@ -36,6 +76,20 @@ def normalise(
     """Bytes to (value / 255 - mean) / std in float32, channels last."""
     x = images.to(torch.float32, memory_format=torch.channels_last)
     return (x / 255 - mean) / std
+
+
+class BaseView:
+    """x: images as the student sees them, cropped and flipped as drawn, and normalised."""
+
+    def __init__(self, views: Views, device: torch.device) -> None:
+        self.crop = views.crop
+        self.mean, self.std = channel_statistics(views, device)
+
+    def __call__(
+        self, images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"]
+    ) -> Float[Tensor, "b 3 size size"]:
+        """The view of each image."""
+        return normalise(crop_and_flip(images, shift, flip, self.crop), self.mean, self.std)
 
 
 def channel_statistics(views: Views, device: torch.device) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:

@@ -1,4 +1,8 @@
-"""CutMix (Yun et al., 2019): a box of each image is replaced by the same box of its partner."""
+"""CutMix (Yun et al., 2019): a box of each image is replaced by the same box of its partner.
+
+lambda ~ Beta(1, 1) and one box per batch with sides sqrt(1 - lambda) of the image's, its centre uniform, clipped at
+the border; partners are a derangement of the batch. The image's own share is what the box leaves of it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdflow.views import Draws
+from kdflow.views import Draws, Strong, mixed
+
+HAS_PARTNERS = True
 
 
 def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> Draws:
-    """One box per batch and a derangement of each batch.
-
-    lambda ~ Beta(1, 1), which is the uniform distribution; the box's sides are sqrt(1 - lambda) of the
-    image's, its centre is uniform, and it is clipped at the border.
+    """One box per batch and a derangement of each batch; Beta(1, 1) is the uniform distribution.
 
     Args:
         sizes: the number of images of each step's batch.
@@ -44,9 +47,11 @@ def derangement(n: int, generator: torch.Generator) -> Tensor:
             return permutation
 
 
-def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> Float[Tensor, "b 3 h w"]:
+def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> Strong:
     """Paste the partner's box. A mask instead of slices keeps shapes static, without asking the device."""
     top, bottom, left, right = draw["box"].unbind()
-    rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
+    height, width = x.shape[2:]
+    rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
-    return torch.where(inside, x[draw["partner"][: len(x)]], x)
+    own = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed(torch.where(inside, x[draw["partner"][: len(x)]], x), draw["partner"], own)

@@ -37,8 +37,21 @@ def test_apply_equals_a_slow_loop(data):
     before = x.clone()
     draw = {"box": torch.tensor([*rows, *columns]), "partner": torch.tensor([*partner, 0, 0])}  # a longer row's rest
     found = cutmix.apply(x, draw)
-    assert np.array_equal(found.numpy(), _slow(x.numpy(), [*rows, *columns], list(partner)))
+    assert np.array_equal(found.images.numpy(), _slow(x.numpy(), [*rows, *columns], list(partner)))
     assert torch.equal(x, before)
+    assert found.image.tolist() == list(range(n))
+    assert found.partner.tolist() == list(partner)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40))
+def test_the_label_weight_is_the_area_that_is_left(seed, size):
+    """Of images of one colour each, the share of pixels that keep it."""
+    draws = cutmix.draw([3], size, _generator(seed))
+    x = torch.arange(3.0)[:, None, None, None].expand(3, 3, size, size)
+    found = cutmix.apply(x, {key: value[0] for key, value in draws.items()})
+    for i in range(3):
+        assert found.own[i].item() == pytest.approx((found.images[i] == i).float().mean().item(), abs=1e-6)
 
 
 def test_drawn_boxes_applied_equal_a_slow_loop():
@@ -47,7 +60,7 @@ def test_drawn_boxes_applied_equal_a_slow_loop():
         x = torch.randn(size, 3, 8, 8, generator=_generator(step)).contiguous(memory_format=torch.channels_last)
         row = {key: value[step] for key, value in draws.items()}
         expected = _slow(x.numpy(), row["box"].tolist(), row["partner"].tolist())
-        found = cutmix.apply(x, row)
+        found = cutmix.apply(x, row).images
         assert np.array_equal(found.numpy(), expected)
         assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -150,7 +163,7 @@ def test_partner_of_a_short_last_batch_stays_within_it():
 def test_a_last_batch_of_one_is_left_as_it_is():
     draws = cutmix.draw([4, 1], 8, _generator())
     x = torch.randn(1, 3, 8, 8)
-    assert torch.equal(cutmix.apply(x, {key: value[1] for key, value in draws.items()}), x)
+    assert torch.equal(cutmix.apply(x, {key: value[1] for key, value in draws.items()}).images, x)
 
 
 def test_draws_depend_on_the_generator_alone():

@@ -1,0 +1,99 @@
+"""Golden numbers: what every method computed when it was last meant to change. `python tests/test_golden.py` writes them.
+
+A refactor must leave them as they are; who changes a number on purpose writes them anew and says so in CHANGELOG.md.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small import DATA, METHODS, TEACHER, VIEWS, rows_of, run_of, step_of, teacher_for
+
+from kdflow import config
+from kdflow.config import Method, Views
+from kdflow.evaluate import accuracy, predict
+from kdflow.models import create_model
+from kdflow.step import new_learner
+
+ROOT = Path(__file__).parent
+FOLDER = ROOT / "golden"
+BASE_VIEWS = {"none": (0, False), "flip": (0, True), "flip+crop": (2, True)}
+RELATIVE = 1e-5  # processors differ in the last digits
+
+
+def losses(method: Method, views: Views) -> list[float]:
+    """Of the first five steps, three of the first epoch and two of the second."""
+    run = run_of(method).model_copy(update={"views": views})
+    step = step_of(run, new_learner(run, DATA.train.labels), teacher_for(method))
+    rows = (rows_of(run) + rows_of(run, epoch=1))[:5]
+    return [step(row, 0.001).loss.item() for row in rows]
+
+
+def schedule(method: str, epochs: int) -> list[tuple[int, float]]:
+    """The epochs at which the learning rate changes, and what it is from there on."""
+    experiment = config.load(ROOT.parent)
+    params = experiment.params.model_copy(update={"dataset": "cifar100", "epochs": epochs})
+    run = experiment.model_copy(update={"params": params}).student_run(method, 0)
+    rates = [run.learning_rate(epoch * 782, 782) for epoch in range(epochs)]
+    return [(epoch, lr) for epoch, lr in enumerate(rates) if epoch == 0 or lr != rates[epoch - 1]]
+
+
+def evaluation() -> dict[str, float]:
+    """Of a fixed model on fixed images: what every method's students are measured by."""
+    torch.manual_seed(0)
+    model = create_model("larger", TEACHER, 4, 8)
+    logits = predict(model, DATA.test, VIEWS)
+    measured = accuracy(model, DATA.test, VIEWS)
+    return {"top1": measured.top1, "top5": measured.top5, "mean_square_logit": logits.square().mean().item()}
+
+
+def golden(name: str) -> dict:
+    views = {key: VIEWS.model_copy(update={"crop": crop, "flip": flip}) for key, (crop, flip) in BASE_VIEWS.items()}
+    return {
+        "losses": {key: losses(METHODS[name], view) for key, view in views.items()},
+        "learning_rates": {str(epochs): [list(point) for point in schedule(name, epochs)] for epochs in (240, 960)},
+        "evaluation": evaluation(),
+    }
+
+
+def _numbers(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in _numbers(value[key])]
+    return [number for item in value for number in _numbers(item)] if isinstance(value, list) else [value]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_are_golden(name):
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    found = golden(name)
+    assert found.keys() == expected.keys()
+    for key, values in found.items():
+        assert _numbers(values) == pytest.approx(_numbers(expected[key]), rel=RELATIVE), key
+
+
+def test_every_golden_file_is_of_a_method():
+    assert {file.stem for file in FOLDER.glob("*.json")} == set(METHODS)
+
+
+def test_a_changed_weight_is_seen():
+    expected = json.loads((FOLDER / "kd.json").read_text())["losses"]["none"]
+    changed = METHODS["kd"].model_copy(update={"kl": METHODS["kd"].kl * 1.001})
+    assert losses(changed, VIEWS.model_copy(update={"crop": 0, "flip": False})) != pytest.approx(expected, rel=RELATIVE)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for method in sys.argv[1:] or METHODS:
+        text = json.dumps(golden(method), indent=1)
+        (FOLDER / f"{method}.json").write_text(text + "\n")
+        print(FOLDER / f"{method}.json")
