@@ -63,15 +63,19 @@ def run_all(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
             process.join()
+    _raise_failures(title, ends)
+    for end in ends.values():
+        assert isinstance(end, Finished)
+        shutil.rmtree(end.scratch, ignore_errors=True)
+
+
+def _raise_failures(title: str, ends: dict[str, Failed | Finished]) -> None:
     failed: dict[str, list[str]] = {}  # what refuses one seed may refuse all: said once
     for end in ends.values():
         if isinstance(end, Failed):
             failed.setdefault(end.text, []).append(end.name)
     if failed:
         raise UserError("\n".join(f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()))
-    for end in ends.values():
-        assert isinstance(end, Finished)
-        shutil.rmtree(end.scratch, ignore_errors=True)
 
 
 def _start(job: Job) -> tuple[Connection, BaseProcess]:

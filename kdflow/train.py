@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdflow import checkpoint, record
 from kdflow.checkpoint import Progress
@@ -105,11 +105,11 @@ def fit(
             run.method.strong,
             step.device,
         )
-        total, ratios = torch.zeros((), device=step.device), []
+        total, ratios = torch.zeros((), device=step.device), list[Tensor | None]()
         for i, row in enumerate(plan):
             done = step(row, run.learning_rate(first + i, steps_per_epoch))
             total += done.loss * len(row.index)
-            ratios += [] if done.pick_ratio is None else [done.pick_ratio]
+            ratios.append(done.pick_ratio)
             pace.steps_done(first + i + 1, progress.curve)
         loss, lr = total.item() / len(data.train), run.learning_rate(first, steps_per_epoch)
         if not math.isfinite(loss):
@@ -119,17 +119,17 @@ def fit(
             )
         test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
-        ratio = torch.stack(ratios).mean().item() if ratios else None
-        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=ratio)
-        progress = progress.model_copy(
-            update={
-                "curve": (*progress.curve, point),
-                "seconds": progress.seconds + time.perf_counter() - started,
-            }
-        )
+        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_mean(ratios))
+        seconds = progress.seconds + time.perf_counter() - started
+        progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
         checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
+
+
+def _mean(ratios: list[Tensor | None]) -> float | None:
+    picked = [ratio for ratio in ratios if ratio is not None]
+    return torch.stack(picked).mean().item() if picked else None
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:

@@ -32,7 +32,7 @@ class Project:
         self.folder = folder
 
     def stage(self, *command: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a stage as DVC does; where it starts no processes and nothing is limited, in this one, which has torch."""
+        """Run a stage as DVC does; in this process, which has torch, where it starts none and nothing is limited."""
         script, *arguments = command
         file = str(ROOT / f"stages/{script}.py")
         if script == "distill" or largest_file is not None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from kdflow import config
-from kdflow.config import Frozen, StrongView
+from kdflow.config import FeatureLoss, Frozen, Method, Pick, StrongView
 from kdflow.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -99,9 +99,61 @@ def test_the_shipped_methods_are_those_of_the_paper():
     methods = config.load(ROOT).methods
     assert (methods["kd"].ce, methods["kd"].kl, methods["kd"].tau) == (0.1, 0.9, 4.0)
     assert not methods["ce"].needs_teacher
-    assert all(methods[name].needs_teacher for name in methods if name != "ce")
+    assert all(methods[name].needs_teacher for name in methods if not name.startswith("ce"))
     assert methods["kd_tlcutmix"].strong == StrongView(mix="cutmix")
-    assert methods["kd_tlcutmix_pick"].strong == StrongView(mix="cutmix", pick="kl")
+    assert methods["kd_tlcutmix_pick"].strong == StrongView(mix="cutmix", pick=Pick(by="kl", pool=2, keep=0.5))
+    weights = {"at": 1000.0, "sp": 3000.0, "cc": 0.02, "pkt": 30000.0, "vid": 1.0, "crd": 0.8}
+    for name, weight in weights.items():
+        plain, with_kd = methods[name], methods[f"{name}_kd"]
+        assert plain == Method(ce=1.0, kl=0.0, loss=FeatureLoss(name=name, weight=weight))
+        assert with_kd == Method(ce=1.0, kl=1.0, tau=4.0, loss=FeatureLoss(name=name, weight=weight))
+
+
+@pytest.mark.parametrize("package", ["views", "labels", "picks", "losses"])
+def test_every_part_is_used_by_a_shipped_method(package):
+    used = set()
+    for method in config.load(ROOT).methods.values():
+        strong = method.strong
+        used |= {
+            "views": {strong and strong.mix},
+            "labels": {strong and strong.label},
+            "picks": {strong and strong.pick and strong.pick.by},
+            "losses": {method.loss and method.loss.name},
+        }[package]
+    assert used - {None} == set(config.choices(package))
+
+
+# --- what a method may be ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"ce": 1.0, "kl": 0.0}, False),
+        ({"ce": 0.0, "kl": 1.0}, True),
+        ({"ce": 1.0, "kl": 0.0, "loss": {"name": "sp", "weight": 1.0}}, True),
+        ({"ce": 1.0, "kl": 0.0, "strong": {"mix": "cutmix", "label": "mixed", "instead": True}}, False),
+        ({"ce": 1.0, "kl": 0.0, "strong": {"mix": "cutmix", "weight": 0.5}}, True),
+    ],
+)
+def test_a_teacher_is_asked_where_the_loss_needs_one(root, settings, asked):
+    edit(root, METHODS, {"kd": settings})
+    experiment = config.load(root)
+    assert experiment.methods["kd"].needs_teacher == asked
+    run = experiment.student_run("kd", 0)
+    assert (run.teacher is not None) == asked
+    if asked:
+        assert (run.teacher.name, run.teacher.model) == ("resnet20", experiment.models["resnet20"])
+
+
+@pytest.mark.parametrize(
+    ("view", "crop", "flip"),
+    [(None, 4, True), ("none", 0, False), ("flip", 0, True), ("flip+crop", 4, True)],
+)
+def test_the_base_view_is_that_of_the_students(root, view, crop, flip):
+    experiment = with_params(root, dataset="cifar100", base_view=view)
+    assert (experiment.student_run("kd", 0).views.crop, experiment.student_run("kd", 0).views.flip) == (crop, flip)
+    assert (experiment.teacher_run().views.crop, experiment.teacher_run().views.flip) == (4, True)
 
 
 def test_choices_are_the_modules_of_a_package():
@@ -238,7 +290,7 @@ def other(leaf):
         case str():
             return leaf + "x"
         case tuple():
-            return (*leaf[:-1], leaf[-1] / 2)
+            return (*leaf[:-1], leaf[-1] / 2) if leaf and isinstance(leaf[-1], float) else (*leaf, "another")
         case dict():
             return {**leaf, "depth": 14}
     raise AssertionError(leaf)
@@ -250,7 +302,7 @@ LEAVES = dict(leaves(BASE_RUN))
 def test_the_settings_of_a_run_are_all_looked_at():
     assert len(LEAVES) >= 25
     assert ("training", "decay_at") in LEAVES
-    assert ("method", "strong", "pick") in LEAVES
+    assert ("method", "strong", "pick", "keep") in LEAVES
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=".".join)
@@ -389,7 +441,25 @@ BAD = {
     "tau 0": (METHODS, {"kd/tau": 0.0}, "kd.tau", "greater than 0"),
     "ce negative": (METHODS, {"kd/ce": -0.1}, "kd.ce", "-0.1"),
     "mix unknown": (METHODS, {"kd_tlcutmix/strong/mix": "cutmx"}, "kd_tlcutmix.strong.mix", "did you mean 'cutmix'?"),
-    "pick unknown": (METHODS, {"kd_tlcutmix/strong/pick": "ce"}, "kd_tlcutmix.strong.pick", "allowed: kl"),
+    "pick unknown": (METHODS, {"kd_tlcutmix/strong/pick": {"by": "ce"}}, "kd_tlcutmix.strong.pick.by", "allowed: kl"),
+    "pick of nothing": (
+        METHODS,
+        {"kd_tlcutmix/strong/pick": {"by": "kl", "keep": 1.0}},
+        "kd_tlcutmix.strong.pick.keep",
+        "less than 1",
+    ),
+    "pick of one draw": (
+        METHODS,
+        {"kd_tlcutmix/strong/pick": {"by": "kl", "pool": 1}},
+        "kd_tlcutmix.strong.pick.pool",
+        "equal to 2",
+    ),
+    "pick of identity": (METHODS, {"kd_identity/strong/pick": {"by": "kl"}}, "kd_identity.strong", "is the same"),
+    "label unknown": (METHODS, {"kd_cutmix/strong/label": "mixd"}, "kd_cutmix.strong.label", "did you mean 'mixed'?"),
+    "loss unknown": (METHODS, {"at/loss/name": "att"}, "at.loss.name", "did you mean 'at'?"),
+    "loss without weight": (METHODS, {"at/loss/weight": 0.0}, "at.loss.weight", "greater than 0"),
+    "loss of an x that is left out": (METHODS, {"at_kd_tlcutmix/strong/instead": True}, "at_kd_tlcutmix", "sees x"),
+    "base view unknown": ("params.yaml", {"base_view": "crop"}, "base_view", "'none', 'flip' or 'flip+crop'"),
     "unknown key of strong": (
         METHODS,
         {"kd_tlcutmix/strong/mixx": 1},

@@ -1,6 +1,7 @@
-"""Golden numbers: what every method computed when it was last meant to change. `python tests/test_golden.py` writes them.
+"""Golden numbers: what every method computed when it was last meant to change.
 
-A refactor must leave them as they are; who changes a number on purpose writes them anew and says so in CHANGELOG.md.
+A refactor must leave them as they are; who changes a number on purpose writes them anew with
+`python tests/test_golden.py [METHOD...]` and says so in CHANGELOG.md.
 """
 
 import json

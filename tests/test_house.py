@@ -154,7 +154,9 @@ PROMISED = {
     "data": {"read": ["spec", "folder", "downloads"]},
     "models": {"build": ["num_classes", "image_size"]},
     "views": {"draw": ["sizes", "image_size", "generator"], "apply": ["x", "draw"]},
-    "picks": {"score": ["teacher", "student", "tau"]},
+    "labels": {"loss": ["student", "strong", "labels", "taught_x", "tau"]},
+    "picks": {"score": ["pool"]},
+    "losses": {"build": ["student", "teacher", "labels"]},
 }
 
 
@@ -163,5 +165,5 @@ def test_what_a_recipe_may_name_keeps_its_package_s_promise(package, name):
     found = importlib.import_module(f"kdflow.{package}.{name}")
     for function, expected in PROMISED[package].items():
         parameters = inspect.signature(getattr(found, function)).parameters.values()
-        assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == expected
+        assert [p.name.strip("_") for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == expected
         assert f"`{function}(" in importlib.import_module(f"kdflow.{package}").__doc__

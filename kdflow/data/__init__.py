@@ -105,7 +105,7 @@ def load(path: Path, train_images: int, device: torch.device) -> Loaded:
     try:
         with h5py.File(path, "r") as file:
             train, test = (Split(file[f"{key}/images"][:], file[f"{key}/labels"][:]) for key in SPLITS)
-            splits = Splits(train, test, [str(name) for name in file.attrs["classes"]])
+            splits = Splits(train, test, list(file.attrs["classes"]))
             expected = str(file.attrs["sha256"])
         found = _digest(splits)
     except FileNotFoundError:

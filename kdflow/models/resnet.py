@@ -42,6 +42,7 @@ class ResNet(nn.Module):
         stem, *stages = widths
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU()  # a layer of its own, since its output is a feature map
         blocks = (depth - 2) // 6
         self.layer1 = self._stage(stem, stages[0], blocks, stride=1)
         self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
@@ -58,7 +59,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Logits of normalised images."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 

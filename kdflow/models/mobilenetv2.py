@@ -1,0 +1,81 @@
+"""MobileNetV2 for small images (Sandler et al., 2018), in the form and with the parameter names of CRD's students.
+
+It differs from the paper's: the stem and the second stage keep more pixels, ReLU has no upper bound, widths are
+cut off instead of rounded to a multiple of 8, and the first block keeps its 1x1 convolution although it expands
+nothing.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Of each stage: channels at width 1, blocks, stride of the first block.
+STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+HEAD = 1280
+
+
+def _unit(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a 1x1, look around by a depthwise 3x3, project by a 1x1 that no ReLU follows."""
+
+    def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = width_in * expansion
+        self.residual = stride == 1 and width_in == width
+        self.conv = nn.Sequential(
+            *_unit(width_in, inner, 1),
+            *_unit(inner, inner, 3, stride, groups=inner),
+            *_unit(inner, width, 1)[:-1],
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Add what came in where it has the same shape."""
+        return x + self.conv(x) if self.residual else self.conv(x)  # type: ignore[no-any-return]
+
+
+class MobileNetV2(nn.Module):
+    """A stem of stride 2, the seven stages, a 1x1 head that is never narrowed, average pooling of any size."""
+
+    def __init__(self, num_classes: int, expansion: int, width: float) -> None:
+        super().__init__()
+        before, stages = int(32 * width), []
+        self.conv1 = nn.Sequential(*_unit(3, before, 3, stride=2))
+        for at, (channels, blocks, stride) in enumerate(STAGES):
+            stage = []
+            for block in range(blocks):
+                after = int(channels * width)
+                stage.append(InvertedResidual(before, after, 1 if block else stride, expansion if at else 1))
+                before = after
+            stages.append(nn.Sequential(*stage))
+        self.blocks = nn.Sequential(*stages)
+        head = max(HEAD, int(HEAD * width))
+        self.conv2 = nn.Sequential(*_unit(before, head, 1))
+        linear = nn.Linear(head, num_classes)
+        self.classifier = nn.Sequential(linear)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Logits of normalised images."""
+        x = self.conv2(self.blocks(self.conv1(x)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def build(num_classes: int, image_size: int, *, expansion: int, width: float) -> MobileNetV2:
+    """A MobileNetV2 whose blocks widen by `expansion`, all but the head being `width` times the paper's."""
+    if not isinstance(expansion, int) or expansion < 1:
+        raise ValueError(f"expansion is a whole number from 1 up, got {expansion}")
+    # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
+    if not isinstance(width, int | float) or not 0.5 <= width < float("inf"):
+        raise ValueError(f"width is a number from 0.5 up, got {width}")
+    if image_size < 16:
+        raise ValueError(f"images of {image_size} px; this family needs 16 or more")
+    return MobileNetV2(num_classes, expansion, width)
