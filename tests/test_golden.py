@@ -79,7 +79,9 @@ def test_numbers_are_golden(name):
     found = golden(name)
     assert found.keys() == expected.keys()
     for key, values in found.items():
-        assert _numbers(values) == pytest.approx(_numbers(expected[key]), rel=RELATIVE), key
+        # PKT sums terms that cancel to a thousandth of their size: float32 leaves it a digit less.
+        within = 10 * RELATIVE if name.startswith("pkt") else RELATIVE
+        assert _numbers(values) == pytest.approx(_numbers(expected[key]), rel=within), key
 
 
 def test_every_golden_file_is_of_a_method():

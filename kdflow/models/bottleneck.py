@@ -69,11 +69,7 @@ class BottleneckResNet(nn.Module):
 
 def build(num_classes: int, image_size: int, *, blocks: Sequence[int]) -> BottleneckResNet:
     """A ResNet with so many bottleneck blocks in each of its four stages; [3, 4, 6, 3] is ResNet-50."""
-    if (
-        not isinstance(blocks, Sequence)
-        or len(blocks) != 4
-        or not all(isinstance(n, int) and n > 0 for n in blocks)
-    ):
+    if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(isinstance(n, int) and n > 0 for n in blocks):
         raise ValueError(f"blocks are four numbers from 1 up, one for each stage, got {blocks}")
     if image_size < 8:
         raise ValueError(f"images of {image_size} px; this family needs 8 or more")

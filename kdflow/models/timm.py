@@ -21,11 +21,11 @@ def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn
     timm: Any = importlib.import_module("timm")
     names = timm.list_models()  # plain names: one with a prefix such as hf-hub: would download its weights
     if name not in names:
-        close = ", ".join(difflib.get_close_matches(str(name), names)) or "see its documentation"
-        raise ValueError(f"timm has no model {name!r}; close ones: {close}")
+        close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"
+        raise ValueError(f"timm has no model {name!r}; names like it: {close}")
     for option in REFUSED:
         if option in options:
-            raise ValueError(f"{option} is no option: every run starts from fresh weights or from a file")
+            raise ValueError(f"{option} is no option: a model starts with fresh weights and answers with logits")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     except Exception as error:  # a wrong option fails in any way it likes: TypeError, KeyError, AssertionError

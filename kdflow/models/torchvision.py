@@ -16,10 +16,10 @@ def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn
     # Of torchvision.models itself: detection, segmentation, video and quantised ones live in its subpackages.
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        close = ", ".join(difflib.get_close_matches(str(name), names)) or "see its documentation"
-        raise ValueError(f"torchvision has no classification model {name!r}; close ones: {close}")
+        close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"
+        raise ValueError(f"torchvision has no classification model {name!r}; names like it: {close}")
     if "weights" in options:
-        raise ValueError("weights is no option: every run starts from fresh weights or from a file of the teacher")
+        raise ValueError("weights is no option: a model starts with fresh weights")
     if name.startswith("vit_"):  # the only ones that must know it, and `image_size` cannot be among the options
         options["image_size"] = image_size
     try:

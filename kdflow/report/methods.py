@@ -8,7 +8,7 @@ from pathlib import Path
 from kdflow.config import PACKAGE, Method, Model, Pick, StrongView, choices
 
 PARTS = (
-    ("Strong views", "views", "strong.mix", "x', made of the base view x of a batch."),
+    ("Strong views", "views", "strong.mix", "x', made of the base view x."),
     ("Labellers", "labels", "strong.label", "What the student is taught about x'."),
     ("Picks", "picks", "strong.pick.by", "Which views of a pool the student learns from."),
     ("Losses", "losses", "loss.name", "L(x), a loss of its own beside CE and KL, on the base view only."),
@@ -52,15 +52,15 @@ def formula(method: Method) -> str:
         terms.append(f"{method.kl:g} KL(x)")
     if method.loss is not None:
         terms.append(f"{method.loss.weight:g} {method.loss.name}(x)")
-    notes = [f"tau = {method.tau:g}"] if method.kl or strong else []
+    weight = strong.weight or method.kl if strong is not None else method.kl
+    notes = [f"tau = {method.tau:g}"] if weight else []
     if strong is not None:
-        weight = method.kl if strong.weight is None else strong.weight
         said = {"teacher": "KL(x')", "mixed": "CE(x', mixed y)"}.get(strong.label, f"{strong.label}(x')")
         terms += [f"{weight:g} {said}"] if weight else []
         notes.append(f"x' = {strong.mix}(x)")
         if strong.pick is not None:
             pick = strong.pick
-            notes.append(f"of {pick.pool} draws the share {pick.keep:g} of the largest {pick.by} is kept")
+            notes.append(f"of {pick.pool} draws the share {pick.keep:g} with the largest {pick.by} is kept")
             notes += ["scored in eval mode"] if pick.scoring == "eval" else []
     return " + ".join(terms) + (f"; {', '.join(notes)}" if notes else "")
 

@@ -1,7 +1,5 @@
-"""ResNets: the published shapes, names and sums, and a forward pass that a second implementation agrees with."""
+"""ResNets: the published numbers of parameters, and a forward pass that a second implementation agrees with."""
 
-import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,11 @@ from kdflow.models import create_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = config.load(ROOT).models
-RESNETS = sorted(name for name, recipe in RECIPES.items() if recipe.family == "resnet")
 
 
 def _model(depth: int, widths: list[int], classes: int = 10) -> torch.nn.Module:
     torch.manual_seed(0)
     return create_model("own", Model(family="resnet", options={"depth": depth, "widths": widths}), classes, 16)
-
-
-@pytest.mark.parametrize("name", RESNETS)
-def test_names_and_shapes_are_those_of_the_reference(name):
-    given = os.environ.get("KDFLOW_REFERENCE_MODELS")
-    if given is None or not Path(given).is_file():
-        pytest.skip("KDFLOW_REFERENCE_MODELS is not set or no file: it names the JSON of CRD's state dicts")
-    reference = json.loads(Path(given).read_text())
-    if name not in reference:
-        pytest.skip(f"the reference has no {name}")
-    expected = reference[name]["state_dict"]
-    found = {key: list(value.shape) for key, value in create_model(name, RECIPES[name], 100, 32).state_dict().items()}
-    assert found == expected
-    assert list(found) == list(expected)
 
 
 def _parameters(depth: int, widths: list[int], classes: int) -> int:
