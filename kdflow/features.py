@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdflow.config import Architecture, Model
 from kdflow.errors import UserError, one_line
@@ -90,3 +91,51 @@ def probe(architecture: Architecture, classes: int, image_size: int) -> Outputs:
         reason = one_line(error)
         raise UserError(f"recipes/models.yaml: {name}: cannot take images of {image_size} px: {reason}") from None
     return said
+
+
+# --- what losses compare --------------------------------------------------------------------------------------
+
+Map = Float[Tensor, "_b _c _h _w"]
+
+
+def middle_maps(loss: str, student: Outputs, teacher: Outputs) -> list[tuple[Map, Map]]:
+    """All feature maps but the first, in pairs of student and teacher; the last feature is the pooled one.
+
+    Raises:
+        ValueError: there are none, or one model has more than the other.
+    """
+    n_student, n_teacher = len(student.maps), len(teacher.maps)
+    named = f"the student names {n_student} feature layer{'s' * (n_student != 1)}, the teacher {n_teacher}: {loss}"
+    if n_student != n_teacher:
+        raise ValueError(f"{named} compares them one by one; name equally many under features in recipes/models.yaml")
+    if n_student < 2:
+        raise ValueError(f"{named} compares all but the first; name two or more under features in recipes/models.yaml")
+    return [(ours, theirs.detach()) for ours, theirs in zip(student.maps[1:], teacher.maps[1:], strict=True)]
+
+
+def same_size(ours: Map, theirs: Map) -> tuple[Map, Map]:
+    """Both maps, each side of the larger average-pooled to the smaller's."""
+    height, width = (min(sizes) for sizes in zip(ours.shape[2:], theirs.shape[2:], strict=True))
+    return _pooled_to(ours, height, width), _pooled_to(theirs, height, width)
+
+
+def _pooled_to(maps: Map, height: int, width: int) -> Map:
+    return maps if maps.shape[2:] == (height, width) else F.adaptive_avg_pool2d(maps, (height, width))
+
+
+def pooled_features(
+    loss: str, student: Outputs, teacher: Outputs
+) -> tuple[Float[Tensor, "b d_student"], Float[Tensor, "b d_teacher"]]:
+    """Both models' pooled features.
+
+    Raises:
+        ValueError: one of them has none.
+    """
+    ours, theirs = student.pooled, teacher.pooled
+    if ours is None or theirs is None:
+        who = "student" if ours is None else "teacher"
+        raise ValueError(
+            f"{loss} compares pooled features, and the {who} has none; "
+            "name its classifier as head in recipes/models.yaml"
+        )
+    return ours, theirs.detach()

@@ -4,7 +4,8 @@ Every other module of this package is a loss of its own beside CE and KL. Its
 `build(student, teacher, labels, **options)` is given `Outputs` of one batch (for their shapes) and the labels
 of the training set, and returns an `nn.Module` that trains with the student and is kept in its checkpoint:
 `loss(student, teacher, index, generator)` takes the `Outputs` of a batch, the places of its images in
-the training set, and the step's own generator (on the CPU), and returns a scalar without its weight.
+the training set, and the step's own generator (on the CPU), and returns a scalar without its weight
+(`*_` stands for what a loss does not need).
 It raises ValueError for an option or a pair of models that does not suit it, saying what to change.
 """
 

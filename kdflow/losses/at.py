@@ -16,21 +16,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.features import Outputs
-
-Map = Float[Tensor, "_b _c _h _w"]
+from kdflow.features import Outputs, middle_maps, same_size
 
 
 class AttentionTransfer(nn.Module):
     """Compares where the energy of each middle feature map lies."""
 
-    def forward(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        index: Int64[Tensor, " b"],  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         pairs = (same_size(ours, theirs) for ours, theirs in middle_maps("at", student, teacher))
         return torch.stack([F.mse_loss(attention(ours), attention(theirs)) for ours, theirs in pairs]).sum()
@@ -49,28 +41,3 @@ def build(student: Outputs, teacher: Outputs, labels: Int64[Tensor, " n"]) -> At
 def attention(maps: Float[Tensor, "b _c h w"]) -> Float[Tensor, "b h*w"]:
     """Q: the mean over channels of f^2, flattened, of length 1."""
     return F.normalize(maps.square().mean(1).flatten(1))
-
-
-def middle_maps(loss: str, student: Outputs, teacher: Outputs) -> list[tuple[Map, Map]]:
-    """All feature maps but the first, in pairs of student and teacher; the last feature is the pooled one.
-
-    Raises:
-        ValueError: there are none, or one model has more than the other.
-    """
-    n_student, n_teacher = len(student.maps), len(teacher.maps)
-    named = f"the student names {n_student} feature layer{'s' * (n_student != 1)}, the teacher {n_teacher}: {loss}"
-    if n_student != n_teacher:
-        raise ValueError(f"{named} compares them one by one; name equally many under features in recipes/models.yaml")
-    if n_student < 2:
-        raise ValueError(f"{named} compares all but the first; name two or more under features in recipes/models.yaml")
-    return [(ours, theirs.detach()) for ours, theirs in zip(student.maps[1:], teacher.maps[1:], strict=True)]
-
-
-def same_size(ours: Map, theirs: Map) -> tuple[Map, Map]:
-    """Both maps, each side of the larger average-pooled to the smaller's."""
-    height, width = (min(sizes) for sizes in zip(ours.shape[2:], theirs.shape[2:], strict=True))
-    return _pooled_to(ours, height, width), _pooled_to(theirs, height, width)
-
-
-def _pooled_to(maps: Map, height: int, width: int) -> Map:
-    return maps if maps.shape[2:] == (height, width) else F.adaptive_avg_pool2d(maps, (height, width))

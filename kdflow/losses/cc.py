@@ -10,12 +10,10 @@ Settings: dim (default 128), the width of the embedding. The usual weight is 0.0
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kdflow.features import Outputs
-from kdflow.losses.pkt import pooled_features
+from kdflow.features import Outputs, pooled_features
 
 
 class CorrelationCongruence(nn.Module):
@@ -26,13 +24,7 @@ class CorrelationCongruence(nn.Module):
         self.embed_student = nn.Linear(student_width, dim)
         self.embed_teacher = nn.Linear(teacher_width, dim)
 
-    def forward(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        index: Int64[Tensor, " b"],  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         ours, theirs = pooled_features("cc", student, teacher)
         apart: Tensor = (self.embed_student(ours) - self.embed_teacher(theirs)).abs()

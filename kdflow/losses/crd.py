@@ -22,8 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.features import Outputs
-from kdflow.losses.pkt import pooled_features
+from kdflow.features import Outputs, pooled_features
 
 EPS = 1e-7
 AT_ONCE = 2**24  # similarities to a whole bank that are held at a time: 64 MB, CIFAR-100's batch of 64 is a fifth

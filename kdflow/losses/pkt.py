@@ -9,12 +9,11 @@ Settings: none. The usual weight is 30000: the mean over b x b entries, as in CR
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.features import Outputs
+from kdflow.features import Outputs, pooled_features
 
 EPS = 1e-7
 
@@ -22,13 +21,7 @@ EPS = 1e-7
 class ProbabilisticTransfer(nn.Module):
     """Compares the neighbours of each image in the batch."""
 
-    def forward(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        index: Int64[Tensor, " b"],  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         ours, theirs = (neighbours(pooled) for pooled in pooled_features("pkt", student, teacher))
         return (theirs * ((theirs + EPS) / (ours + EPS)).log()).mean()
@@ -49,21 +42,3 @@ def neighbours(pooled: Float[Tensor, "b _d"]) -> Float[Tensor, "b b"]:
     direction = F.normalize(pooled, eps=EPS)
     kernel = (direction @ direction.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)
-
-
-def pooled_features(
-    loss: str, student: Outputs, teacher: Outputs
-) -> tuple[Float[Tensor, "b d_student"], Float[Tensor, "b d_teacher"]]:
-    """Both models' pooled features.
-
-    Raises:
-        ValueError: one of them has none.
-    """
-    ours, theirs = student.pooled, teacher.pooled
-    if ours is None or theirs is None:
-        who = "student" if ours is None else "teacher"
-        raise ValueError(
-            f"{loss} compares pooled features, and the {who} has none; "
-            "name its classifier as head in recipes/models.yaml"
-        )
-    return ours, theirs.detach()

@@ -9,7 +9,6 @@ Settings: none. The usual weight is 3000.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,13 +19,7 @@ from kdflow.features import Outputs
 class SimilarityPreserving(nn.Module):
     """Compares which images of the batch are alike."""
 
-    def forward(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        index: Int64[Tensor, " b"],  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         return F.mse_loss(similarity(student.maps[-1]), similarity(teacher.maps[-1].detach()))
 

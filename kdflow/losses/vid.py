@@ -20,8 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.features import Outputs
-from kdflow.losses.at import Map, middle_maps, same_size
+from kdflow.features import Map, Outputs, middle_maps, same_size
 
 EPS = 1e-5
 
@@ -52,13 +51,7 @@ class VariationalInformation(nn.Module):
         channels = ((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs)
         self.regressors = nn.ModuleList(Regressor(ours, theirs, variance) for ours, theirs in channels)
 
-    def forward(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        index: Int64[Tensor, " b"],  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         pairs = zip(self.regressors, middle_maps("vid", student, teacher), strict=True)
         return torch.stack([regressor(ours, theirs) for regressor, (ours, theirs) in pairs]).sum()

@@ -13,14 +13,8 @@ from kdflow.models import create_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = config.load(ROOT).models
-MODELS = ["resnet20", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "resnet50"] + [
-    "wrn_16_2",
-    "wrn_40_2",
-    "vgg8",
-    "vgg13",
-    "mobilenetv2",
-    "shufflenetv2",
-]
+RESNETS = ("resnet20", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "resnet50")
+MODELS = (*RESNETS, "wrn_16_2", "wrn_40_2", "vgg8", "vgg13", "mobilenetv2", "shufflenetv2")
 
 
 @pytest.fixture(scope="module")
