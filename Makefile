@@ -12,9 +12,9 @@ demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
 	kdflow table
 
 test: $(VENV)/dev.ok  ## the default suite
-	pytest -m "not slow"
+	pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
-test-slow: $(VENV)/dev.ok  ## the end-to-end runs with real DVC
+test-slow: $(VENV)/dev.ok  ## the end-to-end runs with real DVC, all models at all sizes
 	pytest -m slow
 
 check: $(VENV)/dev.ok  ## lint, format, types, settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def measure(
     Args:
         teacher: in eval mode.
         mix: a strong view, such as cutmix.
-        samples: how many views to show, the first on which they disagree.
+        samples: how many views to show, of as many batches as there are: a batch has one lambda and one box.
 
     Returns:
         The figures, and the samples' pictures, uint8 [samples, height, width, 3].
@@ -62,12 +63,13 @@ def measure(
     shown: list[Sample] = []
     pictures: list[Tensor] = []
     base = BaseView(run.views, data.train.images.device)
+    per_batch = math.ceil(samples / math.ceil(len(data.train) / run.training.batch_size))
     with torch.inference_mode():
         for x, labels, strong in _strong_views(data, run, mix, base):
             said = teacher(strong.images).softmax(1)
             wrong = said.argmax(1) != _first_class(strong, labels)
             views, differ = views + len(x), differ + int(wrong.sum())
-            for i in wrong.nonzero().flatten().tolist()[: samples - len(shown)]:
+            for i in wrong.nonzero().flatten().tolist()[: min(per_batch, samples - len(shown))]:
                 shown.append(_sample(strong, labels, said, i, data.class_names))
                 pictures.append((strong.images[i] * base.std[0] + base.mean[0]).clamp(0, 1).mul(255).round().byte())
     size = run.image_size
@@ -112,14 +114,14 @@ def write(result: Disagreement, pictures: Tensor, out: Path) -> None:
     for suffix in ("png", "svg"):
         with files.replacing(out / f"samples.{suffix}") as beside:
             no_date = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(beside, format=suffix, dpi=150, metadata=no_date)
+            figure.savefig(beside, format=suffix, dpi=150, bbox_inches="tight", metadata=no_date)
 
 
 def _draw(result: Disagreement, pictures: Tensor) -> Figure:
     from matplotlib.figure import Figure
 
     columns = 4
-    rows = max(1, -(-len(pictures) // columns))
+    rows = max(1, math.ceil(len(pictures) / columns))
     figure = Figure(figsize=(2.4 * columns, 3.4 * rows), layout="constrained")
     share = f"on {result.percent:.1f} % of {result.views:,} views teacher and {result.mix}'s label disagree"
     figure.suptitle(share, fontsize=10)

@@ -83,12 +83,14 @@ def probe(architecture: Architecture, classes: int, image_size: int) -> Outputs:
     name = architecture.name
     with torch.device("meta"):
         model = create_model(name, architecture.model, classes, image_size).eval()
+    x = torch.zeros(2, 3, image_size, image_size, device="meta")
+    ask = FeatureExtractor(name, model, architecture.model)
     try:
-        said = FeatureExtractor(name, model, architecture.model)(
-            torch.zeros(2, 3, image_size, image_size, device="meta")
-        )
-    except RuntimeError as error:
-        reason = one_line(error)
+        said = ask(x)
+        if said.logits.shape != (2, classes):
+            raise ValueError(f"it answers with {list(said.logits.shape)} instead of logits [2, {classes}]")
+    except Exception as error:  # a library's model fails in any way it likes
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"recipes/models.yaml: {name}: cannot take images of {image_size} px: {reason}") from None
     return said
 

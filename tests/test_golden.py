@@ -65,14 +65,6 @@ def _numbers(value: object) -> list[float]:
     return [number for item in value for number in _numbers(item)] if isinstance(value, list) else [value]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_numbers_are_golden(name):
     expected = json.loads((FOLDER / f"{name}.json").read_text())

@@ -18,14 +18,6 @@ from kdflow.features import FeatureExtractor
 from kdflow.step import Learner, new_learner
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Oracle:
     """The update as design and paper have it, in float64, with loops, and nothing of kdflow but networks and L."""
 

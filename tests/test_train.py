@@ -23,14 +23,6 @@ KEY = "k" * 64
 SOME = ("ce", "kd_tlcutmix_pick", "vid_kd", "crd_kd_tlcutmix_pick")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- a run -------------------------------------------------------------------------------------------------
 
 
@@ -53,7 +45,6 @@ def _fit(run: RunSettings, file: Path, events: list[Event], stop: tuple[int, int
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
     return {name: _fit(run_of(METHODS[name]), folder / name, []) for name in (*SOME, "kd")}
 

@@ -27,6 +27,9 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
         UserError: the family does not know an option, or not this value of it.
     """
     family: Any = importlib.import_module(f"kdflow.models.{recipe.family}")
+    for option in ("num_classes", "image_size"):
+        if option in recipe.options:
+            raise UserError(f"recipes/models.yaml: {name}.options: {option} is no option: it is the dataset's")
     try:
         model: nn.Module = family.build(num_classes, image_size, **recipe.options)
     except (TypeError, ValueError) as error:

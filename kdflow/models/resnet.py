@@ -37,8 +37,12 @@ class ResNet(nn.Module):
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth is 6n + 2 (8, 14, 20, ...), got {depth}")
         # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
-        if len(widths) != 4 or not all(isinstance(width, int) and width >= 8 for width in widths):
-            raise ValueError(f"widths are four numbers from 8 up, of stem and three stages, got {list(widths)}")
+        if (
+            not isinstance(widths, Sequence)
+            or len(widths) != 4
+            or not all(isinstance(width, int) and width >= 8 for width in widths)
+        ):
+            raise ValueError(f"widths are four numbers from 8 up, of stem and three stages, got {widths}")
         stem, *stages = widths
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)

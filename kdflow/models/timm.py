@@ -18,7 +18,8 @@ def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn
     """The model `name` of timm; it takes the other options as they are, transformers want `img_size` there."""
     if importlib.util.find_spec("timm") is None:
         raise ValueError("timm is not installed: pip install 'kdflow[timm]'")
-    timm: Any = importlib.import_module("timm")
+    import timm
+
     names = timm.list_models()  # plain names: one with a prefix such as hf-hub: would download its weights
     if name not in names:
         close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"

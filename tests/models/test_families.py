@@ -21,15 +21,6 @@ OWN = ["resnet8", "wrn_16_2", "vgg8", "mobilenetv2", "shufflenetv2", "resnet50",
 SMALL_BOTTLENECK = Model(family="bottleneck", options={"blocks": [1, 1, 1, 1]})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small layers are no faster on more, and far slower where others want the processor too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _model(name, classes=10, image_size=32, seed=0):
     torch.manual_seed(seed)
     return create_model(name, RECIPES.get(name, SMALL_BOTTLENECK), classes, image_size)
@@ -52,8 +43,10 @@ def test_every_recipe_has_finite_gradients(name):
 
 
 @pytest.mark.parametrize("image_size", [64, 96])
-@pytest.mark.parametrize("name", OWN)
-def test_every_family_has_finite_gradients_at_other_sizes(name, image_size):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OWN else pytest.mark.slow) for name in RECIPES]
+)
+def test_every_recipe_has_finite_gradients_at_other_sizes(name, image_size):
     _check_gradients(_model(name, 3, image_size), image_size, 3)
 
 
@@ -397,3 +390,14 @@ def test_options_of_another_type_are_refused_in_one_line(family, options):
 def test_wrong_options_of_timm_are_refused_in_one_line(options, said):
     pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     assert said in _refusal("timm", options, 32)
+
+
+def test_what_is_the_dataset_s_is_no_option():
+    with pytest.raises(UserError, match=r"own\.options: num_classes is no option: it is the dataset's"):
+        create_model("own", Model(family="torchvision", options={"name": "resnet18", "num_classes": 3}), 10, 32)
+
+
+def test_a_model_that_fails_at_an_image_size_is_refused_in_one_line():
+    with pytest.raises(UserError, match="own: cannot take images of 32 px: ") as caught:
+        probe(Architecture(name="own", model=Model(family="torchvision", options={"name": "alexnet"})), 10, 32)
+    assert "\n" not in str(caught.value)
