@@ -153,6 +153,24 @@ def test_model_options_that_the_family_refuses(project):
     refused(project, "distill", "ce", says="recipes/models.yaml: resnet14.options: depth is 6n + 2")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "value", "says"),
+    [
+        ("at", "student", "vgg8", "at: the student names 5 feature layers, the teacher 4"),
+        (
+            "crd",
+            "seeds",
+            [0, 1],
+            "seed 0, seed 1: recipes/methods.yaml: loss: crd: negatives: 16384 asked for, only 270",
+        ),
+        ("kd_tlcutmix", "batch_size", 1, "batch_size: cutmix mixes the images of a batch"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(project, method, path, value, says):
+    project.edit("params.yaml", path, value)
+    refused(project, "distill", method, says=says)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there(project):
     project.edit("params.yaml", "compute.device", "cuda:3")
