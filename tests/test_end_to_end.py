@@ -147,6 +147,21 @@ def test_metrics_are_there_for_dvc(finished):
     assert set(shown[""]["data"]) == {f"data/metrics/{method}.json" for method in SMALL["methods"]}
 
 
+def test_disagreement_is_counted_with_the_teacher_at_hand(finished, tmp_path):
+    said = finished.run("kdflow", "disagreement", "--out", str(tmp_path / "out")).stdout
+    counted = json.loads((tmp_path / "out/disagreement.json").read_text())
+    assert counted["views"] == 300 and 0 < counted["percent"] < 100
+    assert f"on {counted['percent']:.1f} % of 300 views" in said
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"disagreement.json", "samples.png", "samples.svg"}
+
+
+def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished):
+    for record in finished.records("kd_tlcutmix_pick").values():
+        assert 0 < record["agreement"] <= 100
+        assert all(point["pick_ratio"] > 1 for point in record["curve"])
+    assert all(point["pick_ratio"] is None for r in finished.records("kd").values() for point in r["curve"])
+
+
 def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     before = (project.folder / "params.yaml").read_text()
     ran, _ = project.dvc("exp", "run", "-S", "epochs=3")
@@ -167,8 +182,9 @@ def test_an_edited_method_is_the_only_one_to_run(project):
 
 
 def test_edited_code_makes_stale_what_uses_it(project):
-    with (project.folder / "kdflow/picks/kl.py").open("a") as file:
-        file.write("\n# edited\n")
+    for part in ("picks/kl.py", "losses/at.py", "views/mixup.py", "labels/mixed.py"):
+        with (project.folder / "kdflow" / part).open("a") as file:
+            file.write("\n# edited\n")
     stale = project.run("dvc", "status").stdout
     assert "distill@kd:" in stale and "teacher:" not in stale and "prepare:" not in stale
 
