@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from: one safetensors file per run, replaced after every epoch.
+"""What an interrupted run goes on from: one safetensors file per run, replaced after every epoch, and the one before.
 
 All randomness comes from the epoch plan, so weights (a loss's own modules and buffers too), momentum and the curve
 so far are the whole state.
@@ -32,12 +32,20 @@ class Progress(Frozen):
     resumed: int = 0
 
 
+def before(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_suffix(f".before{path.suffix}")
+
+
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Replace the checkpoint at `path`."""
+    """Write a checkpoint to `path`; the one that was there is kept as `before(path)`."""
     state = {key: value.detach().cpu().contiguous() for key, value in _state(model, optimizer).items()}
     text = progress.model_dump_json()
     metadata = {"progress": text, "sha256": _digest(text, state)}
-    files.write_bytes(path, safetensors.torch.save(state, metadata))
+    with files.replacing(path) as beside:
+        beside.write_bytes(safetensors.torch.save(state, metadata))
+        if path.exists():
+            path.replace(before(path))
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Progress | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdflow import checkpoint, record
 from kdflow.checkpoint import Progress
@@ -25,7 +25,7 @@ from kdflow.evaluate import accuracy
 from kdflow.job import Job
 from kdflow.models import create_model, load_weights, save_weights
 from kdflow.progress import Emit, Finished, Note, Update
-from kdflow.step import Learner, Step, new_learner
+from kdflow.step import Done, Learner, Step, new_learner
 
 REPORT_EVERY = 0.5  # seconds between two progress updates
 
@@ -105,21 +105,16 @@ def fit(
             run.method.strong,
             step.device,
         )
-        total, ratios = torch.zeros((), device=step.device), list[Tensor | None]()
+        steps, total = list[Done](), torch.zeros((), device=step.device)
         for i, row in enumerate(plan):
-            done = step(row, run.learning_rate(first + i, steps_per_epoch))
-            total += done.loss * len(row.index)
-            ratios.append(done.pick_ratio)
+            steps.append(step(row, run.learning_rate(first + i, steps_per_epoch)))
+            total += steps[-1].loss * len(row.index)
             pace.steps_done(first + i + 1, progress.curve)
+        _check_finite(name, run, epoch, steps)
         loss, lr = total.item() / len(data.train), run.learning_rate(first, steps_per_epoch)
-        if not math.isfinite(loss):
-            kept = f"epoch {epoch}" if epoch else "none"
-            raise UserError(
-                f"{name}: the loss is {loss} in epoch {epoch + 1} at learning rate {lr:g}; last checkpoint: {kept}"
-            )
         test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
-        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_mean(ratios))
+        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_pick_ratio(steps))
         seconds = progress.seconds + time.perf_counter() - started
         progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
         checkpoint.save(checkpoint_file, learner, optimizer, progress)
@@ -127,8 +122,20 @@ def fit(
     return progress
 
 
-def _mean(ratios: list[Tensor | None]) -> float | None:
-    picked = [ratio for ratio in ratios if ratio is not None]
+def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[Done]) -> None:
+    """Look at an epoch's losses at its end: a look at every step would make the device wait for each."""
+    wrong = torch.stack([done.loss for done in steps]).isfinite().logical_not().nonzero().flatten().tolist()
+    if wrong:
+        step = epoch * len(steps) + wrong[0]
+        kept = f"of epoch {epoch}" if epoch else "none"
+        raise UserError(
+            f"{name}: the loss is {steps[wrong[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
+            f"{run.learning_rate(step, len(steps)):g}; last checkpoint: {kept}"
+        )
+
+
+def _pick_ratio(steps: list[Done]) -> float | None:
+    picked = [done.pick_ratio for done in steps if done.pick_ratio is not None]
     return torch.stack(picked).mean().item() if picked else None
 
 
@@ -163,16 +170,17 @@ def _device_name(device: torch.device) -> str:
 def _resume(
     name: str, file: Path, learner: Learner, optimizer: torch.optim.Optimizer, key: str, emit: Emit
 ) -> Progress:
-    fresh = Progress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
-    try:
-        progress = checkpoint.load(file, learner, optimizer, key)
-    except ValueError as error:
-        emit(Note(name, f"{error}; starting from the first epoch"))
-        return fresh
-    if progress is None:
-        return fresh
-    emit(Note(name, f"going on after epoch {len(progress.curve)}"))
-    return progress
+    """From the checkpoint, or the one before if that is damaged, or from the first epoch."""
+    for candidate in (file, checkpoint.before(file)):
+        try:
+            progress = checkpoint.load(candidate, learner, optimizer, key)
+        except ValueError as error:
+            emit(Note(name, f"{error}; it is left out"))
+            continue
+        if progress is not None:
+            emit(Note(name, f"going on after epoch {len(progress.curve)}"))
+            return progress
+    return Progress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @contextmanager

@@ -119,11 +119,20 @@ def test_safetensors_without_progress_is_refused(tmp_path):
     _refused(path, PROGRESS.run)
 
 
-def test_nothing_is_left_beside(saved):
-    model, optimizer = _pair(2)
-    _train(model, optimizer, 2)
-    checkpoint.save(saved[0], model, optimizer, PROGRESS)
-    assert [file.name for file in saved[0].parent.iterdir()] == [saved[0].name]
+def test_the_one_before_is_kept_and_no_more(saved):
+    path, expected = saved
+    content, model, optimizer = path.read_bytes(), *_pair(2)
+    for seed in (2, 3):
+        _train(model, optimizer, seed)
+        previous, expected_previous = path.read_bytes(), expected
+        checkpoint.save(path, model, optimizer, PROGRESS)
+        expected = _state(model, optimizer)
+        assert {file.name for file in path.parent.iterdir()} == {path.name, checkpoint.before(path).name}
+        assert checkpoint.before(path).read_bytes() == previous != path.read_bytes()
+        found, resumed = _pair(1)
+        checkpoint.load(checkpoint.before(path), found, resumed, PROGRESS.run)
+        assert _same(_state(found, resumed), expected_previous)
+    assert content != previous
 
 
 def test_full_disk_leaves_the_earlier_checkpoint(saved):

@@ -8,7 +8,7 @@ import safetensors
 import torch
 from small import CPU, DATA, METHODS, TEACHER, rows_of, run_of, same, state_of, step_of, teacher_for
 
-from kdflow import train
+from kdflow import checkpoint, train
 from kdflow.config import Compute, Data, RunSettings
 from kdflow.data import prepare
 from kdflow.errors import UserError
@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_with_the_same_digits(undisturbed, tmp_path, monkeypa
     notes = [event.text for event in events if isinstance(event, Note)]
     assert notes == ([f"going on after epoch {stop[0]}"] if stop[0] else [])
     assert min(event.done for event in events if isinstance(event, Update)) == 3 * stop[0] + 1
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert {path.name for path in file.parent.iterdir()} == {file.name, checkpoint.before(file).name}
 
 
 def test_the_curve_is_what_was_trained(undisturbed):
@@ -109,20 +109,23 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_starts_afresh_and_ends_with_the_same_digits(undisturbed, tmp_path, damage):
+@pytest.mark.parametrize("both", [False, True], ids=["the last", "both"])
+def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_with_the_same_digits(undisturbed, tmp_path, damage, both):
     run, file, events = run_of(METHODS["kd"]), tmp_path / "checkpoint", []
     with pytest.raises(StopError):
         _fit(run, file, [], (2, 6))
-    file.write_bytes(damage(file.read_bytes()))
+    damaged = [file, checkpoint.before(file)] if both else [file]
+    for path in damaged:
+        path.write_bytes(damage(path.read_bytes()))
     progress, state = _fit(run, file, events)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert len(notes) == 1
-    assert "\n" not in notes[0]
-    assert str(file) in notes[0]
-    assert "first epoch" in notes[0]
+    for note, path in zip(notes, damaged, strict=False):
+        assert "\n" not in note
+        assert note.startswith(f"{path}: damaged checkpoint")
+    assert notes[len(damaged) :] == ([] if both else ["going on after epoch 1"])
     assert progress.curve == undisturbed["kd"][0].curve
     assert same(state, undisturbed["kd"][1])
-    assert progress.resumed == 0
+    assert progress.resumed == (0 if both else 1)
 
 
 def test_a_checkpoint_of_another_run_starts_afresh(undisturbed, tmp_path):
@@ -140,9 +143,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(tmp_path):
         _fit(run_of(METHODS["ce"], lr=1e10), tmp_path / "checkpoint", [])
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("run: ")
-    assert "epoch 1" in message
-    assert "1e+10" in message
+    assert message.startswith("run: the loss is ")
+    assert "at step 2 (epoch 1)" in message or "at step 3 (epoch 1)" in message
+    assert "learning rate 1e+10; last checkpoint: none" in message
     assert not (tmp_path / "checkpoint").exists()
 
 
