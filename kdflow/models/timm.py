@@ -1,4 +1,4 @@
-"""Any model of timm, by its name there, with fresh weights. timm is an extra: pip install 'kdflow[timm]'."""
+"""Any model of timm, by its name there, with fresh weights. timm is an extra: pip install -e '.[timm]'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint
 def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:  # noqa: ARG001
     """The model `name` of timm; it takes the other options as they are, transformers want `img_size` there."""
     if importlib.util.find_spec("timm") is None:
-        raise ValueError("timm is not installed: pip install 'kdflow[timm]'")
+        raise ValueError("timm is not installed: pip install -e '.[timm]'")
     import timm
 
     names = timm.list_models()  # plain names: one with a prefix such as hf-hub: would download its weights

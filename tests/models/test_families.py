@@ -289,7 +289,7 @@ def test_torchvision_s_transformers_are_told_the_image_size():
 
 
 def test_timm_by_name():
-    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
     options = {"name": "test_resnet", "drop_rate": 0.1}
     recipe = Model(family="timm", options=options, features=["layer1", "layer4"], head="fc")
     model = create_model("mine", recipe, 5, 32).eval()
@@ -303,7 +303,7 @@ def test_timm_that_is_not_installed_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError) as caught:
         create_model("mine", Model(family="timm", options={"name": "resnet18"}), 10, 32)
-    assert str(caught.value).endswith("timm is not installed: pip install 'kdflow[timm]'")
+    assert str(caught.value).endswith("timm is not installed: pip install -e '.[timm]'")
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def test_options_of_another_type_are_refused_in_one_line(family, options):
     ],
 )
 def test_wrong_options_of_timm_are_refused_in_one_line(options, said):
-    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
     assert said in _refusal("timm", options, 32)
 
 
