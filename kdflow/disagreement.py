@@ -109,12 +109,13 @@ def _sample(strong: Strong, labels: Tensor, said: Tensor, i: int, names: list[st
 
 def write(result: Disagreement, pictures: Tensor, out: Path) -> None:
     """Write disagreement.json and, as the paper's Figure 5, samples.png and samples.svg to `out`."""
+    from kdflow.report.figure import save
+
     files.write_text(out / "disagreement.json", result.model_dump_json(indent=2) + "\n")
     figure = _draw(result, pictures)
     for suffix in ("png", "svg"):
         with files.replacing(out / f"samples.{suffix}") as beside:
-            no_date = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(beside, format=suffix, dpi=150, bbox_inches="tight", metadata=no_date)
+            save(figure, beside, suffix, bbox_inches="tight")
 
 
 def _draw(result: Disagreement, pictures: Tensor) -> Figure:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdflow import files, record
-from kdflow.config import Experiment, Frozen, RunSettings, choices
+from kdflow.config import Experiment, Frozen, RunSettings, choices, unknown
 from kdflow.errors import UserError
 from kdflow.job import Job
 from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
@@ -150,7 +150,7 @@ def disagreement(experiment: Experiment, mix: str, data: Path, out: Path) -> Non
     from kdflow.train import load_teacher, pick_device
 
     if mix not in choices("views"):
-        raise UserError(f"kdflow disagreement: mix: unknown name {mix!r}; allowed: {', '.join(choices('views'))}")
+        raise unknown("mix", mix, choices("views"))
     params = experiment.params
     device = pick_device(params.compute.device)
     run = experiment.student_run("kd", params.seeds[0])

@@ -37,6 +37,15 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     return model
 
 
+def init_convolutions(model: nn.Module) -> None:
+    """Draw the weights of all convolutions as He et al. (2015) do, from their outputs; biases start at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def save_weights(model: nn.Module, path: Path) -> str:
     """Write the model's state as safetensors, contiguous, on the CPU; returns the file's SHA-256 in hex."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.models import init_convolutions
+
 STEM = 64
 EXPANSION = 4
 
@@ -51,9 +53,7 @@ class BottleneckResNet(nn.Module):
         self.layer3 = self._stage(128 * EXPANSION, 256, blocks[2], stride=2)
         self.layer4 = self._stage(256 * EXPANSION, 512, blocks[3], stride=2)
         self.linear = nn.Linear(512 * EXPANSION, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     @staticmethod
     def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kdflow.models import init_convolutions
+
 # Of each stage: channels at width 1, blocks, stride of the first block.
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 HEAD = 1280
@@ -57,9 +59,7 @@ class MobileNetV2(nn.Module):
         self.conv2 = nn.Sequential(*_unit(before, head, 1))
         linear = nn.Linear(head, num_classes)
         self.classifier = nn.Sequential(linear)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
 

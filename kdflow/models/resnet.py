@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.models import init_convolutions
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where stride or width change."""
@@ -52,9 +54,7 @@ class ResNet(nn.Module):
         self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
         self.layer3 = self._stage(stages[1], stages[2], blocks, stride=2)
         self.fc = nn.Linear(stages[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     @staticmethod
     def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:

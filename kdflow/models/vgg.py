@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.models import init_convolutions
+
 WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -22,11 +24,7 @@ class VGG(nn.Module):
             for width_in, width, n in zip((3, *WIDTHS[:-1]), WIDTHS, convolutions, strict=True)
         )
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        init_convolutions(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

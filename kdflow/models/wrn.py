@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.models import init_convolutions
+
 
 class PreactivatedBlock(nn.Module):
     """Two 3x3 convolutions, each after its batch norm and ReLU, and a shortcut: 1x1 where the width changes."""
@@ -45,9 +47,7 @@ class WideResNet(nn.Module):
         self.block3 = self._stage(32 * width, 64 * width, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     @staticmethod

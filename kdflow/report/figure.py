@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,8 +17,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#0
 
 def draw(results: Results, path: Path, suffix: str) -> None:
     """Draw to `path` as svg or png; the same records give the same bytes."""
-    # A fixed salt and no date: DVC sees a change only where there is one.
-    with matplotlib.rc_context({"svg.hashsalt": "kdflow", "font.size": 9, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         curves, ends = figure.subplots(1, 2, width_ratios=[2, 1])
         colours = dict(zip(results.runs, itertools.cycle(COLOURS), strict=False))
@@ -46,4 +46,11 @@ def draw(results: Results, path: Path, suffix: str) -> None:
             label.set_color(colours[method])
         if results.stamp:
             figure.suptitle(f"not a full run: {results.stamp}", x=0.99, ha="right", fontsize=8, color="grey")
-        figure.savefig(path, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else {"Software": None})
+        save(figure, path, suffix)
+
+
+def save(figure: Figure, path: Path, suffix: str, **options: Any) -> None:
+    """Save as svg or png; the same figure gives the same bytes, so that DVC sees a change only where there is one."""
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "kdflow"}):
+        figure.savefig(path, format=suffix, dpi=150, metadata=metadata, **options)
