@@ -42,5 +42,14 @@ def test_weights_follow_the_seed(name):
     assert one != other
 
 
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("name", ["cc", "pkt", "crd"])
+def test_refuses_a_model_without_pooled_feature(name, who):
+    some, none = outputs(2), outputs(2, width=None)
+    pair = (none, some) if who == "student" else (some, none)
+    with pytest.raises(ValueError, match=f"{name} .* the {who} has none; .* head in recipes/models.yaml"):
+        BUILDS[name](*pair, LABELS)
+
+
 def test_every_loss_is_tested_here():
     assert set(BUILDS) == set(choices("losses"))

@@ -69,14 +69,6 @@ def test_the_embedding_is_as_wide_as_asked():
         _build(dim=0)
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_refuses_a_model_without_pooled_feature(who):
-    some, none = outputs(2), outputs(2, width=None)
-    pair = (none, some) if who == "student" else (some, none)
-    with pytest.raises(ValueError, match=f"cc .* the {who} has none; .* head in recipes/models.yaml"):
-        cc.build(*pair, LABELS)
-
-
 def test_refuses_an_unknown_option():
     with pytest.raises(TypeError, match="width"):
         cc.build(outputs(2), teacher_outputs(2), LABELS, width=3)

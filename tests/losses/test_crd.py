@@ -299,11 +299,3 @@ def test_refuses_a_single_class(replacement):
 def test_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"{message}.*set it in loss.options"):
         _build(**options)
-
-
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_refuses_a_model_without_pooled_feature(who):
-    some, none = outputs(2), outputs(2, width=None)
-    pair = (none, some) if who == "student" else (some, none)
-    with pytest.raises(ValueError, match=f"crd .* the {who} has none; .* head in recipes/models.yaml"):
-        crd.build(*pair, LABELS, negatives=9)

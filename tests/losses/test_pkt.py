@@ -68,11 +68,3 @@ def test_dead_and_opposite_features_give_no_nan(pooled):
         if found.requires_grad:
             found.backward()
             assert pooled.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_refuses_a_model_without_pooled_feature(who):
-    some, none = outputs(2), outputs(2, width=None)
-    pair = (none, some) if who == "student" else (some, none)
-    with pytest.raises(ValueError, match=f"pkt .* the {who} has none; .* head in recipes/models.yaml"):
-        pkt.build(*pair, LABELS)
