@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import http.server
 import io
 import os
 import pickle
@@ -13,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import pytest
 import torch
 from hostile import Touch
 from ruamel.yaml import YAML
+from web import serving
 
 ROOT = Path(__file__).parents[1]
 
@@ -257,17 +256,11 @@ def archive(project, cifar) -> Path:
         tar.add(cifar, cifar.name)
     shutil.rmtree(cifar)
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(file.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    project.edit("params.yaml", "data_folder", None)
-    project.edit("recipes/datasets.yaml", "cifar100.data.url", f"http://127.0.0.1:{server.server_port}/{file.name}")
-    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(file.read_bytes()).hexdigest())
-    yield file
-    server.shutdown()
+    with serving(file.parent) as address:
+        project.edit("params.yaml", "data_folder", None)
+        project.edit("recipes/datasets.yaml", "cifar100.data.url", f"{address}/{file.name}")
+        project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(file.read_bytes()).hexdigest())
+        yield file
 
 
 def test_a_download_with_its_checksum_is_taken(project, archive):

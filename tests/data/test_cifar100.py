@@ -1,6 +1,5 @@
 """The reader of CIFAR-100: right pixels from any form of the source, one line for every wrong one."""
 
-import functools
 import hashlib
 import io
 import os
@@ -10,14 +9,13 @@ import struct
 import tarfile
 import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from hostile import Touch
+from web import Quiet, serving
 
 from kdflow import config
 from kdflow.config import Data
@@ -299,29 +297,11 @@ def test_archive_with_a_pickle_that_would_run_code_is_refused(tmp_path):
 # --- downloads ---------------------------------------------------------------------------------------------
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-class _Short(_Quiet):
+class _Short(Quiet):
     """Promises more bytes than it sends, as a line that breaks does."""
 
     def copyfile(self, source: object, outputfile: io.BytesIO) -> None:
         outputfile.write(source.read(1000))
-
-
-@contextmanager
-def _serving(folder: Path, handler: type[SimpleHTTPRequestHandler] = _Quiet):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/{ARCHIVE}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -338,7 +318,8 @@ def packed(tmp_path, monkeypatch):
 def test_download_is_read_and_kept(tmp_path, packed):
     folder, md5 = packed
     downloads = tmp_path / "downloads"
-    with _serving(folder) as url:
+    with serving(folder) as address:
+        url = f"{address}/{ARCHIVE}"
         digest = prepare("c", _with(SPEC, url=url, md5=md5), None, downloads, tmp_path / "c.h5")
     assert digest == prepare("c", SPEC, tmp_path / "source", downloads, tmp_path / "c2.h5")
     assert [file.name for file in downloads.iterdir()] == [ARCHIVE]
@@ -351,23 +332,26 @@ def test_a_damaged_earlier_download_is_replaced(tmp_path, packed):
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     (downloads / ARCHIVE).write_bytes((folder / ARCHIVE).read_bytes()[:1000])
-    with _serving(folder) as url:
+    with serving(folder) as address:
+        url = f"{address}/{ARCHIVE}"
         prepare("c", _with(SPEC, url=url, md5=md5), None, downloads, tmp_path / "c.h5")
     assert (downloads / ARCHIVE).read_bytes() == (folder / ARCHIVE).read_bytes()
 
 
-@pytest.mark.parametrize("handler", [_Quiet, _Short])
+@pytest.mark.parametrize("handler", [Quiet, _Short])
 def test_download_with_wrong_md5_or_cut_short_is_refused_and_removed(tmp_path, packed, handler):
     folder, md5 = packed
-    wrong = "0" * 32 if handler is _Quiet else md5
-    with _serving(folder, handler) as url:
+    wrong = "0" * 32 if handler is Quiet else md5
+    with serving(folder, handler) as address:
+        url = f"{address}/{ARCHIVE}"
         _refused(url, wrong, spec=_with(SPEC, url=url, md5=wrong), folder=None, tmp_path=tmp_path)
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_missing_page_is_refused(tmp_path, packed):
     folder, md5 = packed
-    with _serving(folder) as url:
+    with serving(folder) as address:
+        url = f"{address}/{ARCHIVE}"
         _refused("404", spec=_with(SPEC, url=url + ".gone", md5=md5), folder=None, tmp_path=tmp_path)
     assert list((tmp_path / "downloads").iterdir()) == []
 
