@@ -30,6 +30,9 @@ from kdflow import config
 from kdflow.config import Experiment, RunSettings
 from kdflow.data import ImageSet
 from kdflow.epoch_plan import Row, draw_plan
+from kdflow.features import asking
+from kdflow.feed import InMemory
+from kdflow.logits import Online
 from kdflow.models import create_model
 from kdflow.step import Step, new_learner
 
@@ -133,8 +136,10 @@ def compare(experiment: Experiment, pair: str, method: str, rounds: int, per_rou
     student.load_state_dict(learner.student.state_dict())
     training = run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    of_run = teacher.to(memory_format=torch.channels_last) if run.teacher else None
-    step = Step(run, images, learner, of_run, optimizer)
+    source = None
+    if run.teacher is not None:
+        source = Online(asking(run.teacher, teacher.to(memory_format=torch.channels_last), with_features=False))
+    step, feed = Step(run, learner, source, optimizer), InMemory(images, run.views)
     reference = Reference(run, student.train(), teacher_of(experiment, experiment.pairs[pair].teacher))
     batches = iter(DataLoader(Usual(images, run, rows), run.training.batch_size))
 
@@ -142,7 +147,7 @@ def compare(experiment: Experiment, pair: str, method: str, rounds: int, per_rou
     steps = iter(rows)
     for _ in range(rounds + 1):  # the first warms up
         mine = [next(steps) for _ in range(per_round)]
-        ours, our_losses = timed(lambda mine=mine: [step(row, training.lr).loss.item() for row in mine])
+        ours, our_losses = timed(lambda mine=mine: [step(feed.batch(row), training.lr).loss.item() for row in mine])
         usual, losses = timed(lambda mine=mine: [reference(*next(batches), row) for row in mine])
         if not times:
             np.testing.assert_allclose(our_losses[:1], losses[:1], rtol=1e-5)

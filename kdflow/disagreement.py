@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kdflow import files
 from kdflow.config import Frozen, RunSettings, StrongView
 from kdflow.data import Loaded
 from kdflow.epoch_plan import draw_plan
-from kdflow.views import BaseView, Strong
+from kdflow.feed import InMemory
+from kdflow.views import Strong, channel_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,32 +63,29 @@ def measure(
     views = differ = 0
     shown: list[Sample] = []
     pictures: list[Tensor] = []
-    base = BaseView(run.views, data.train.images.device)
+    mean, std = channel_statistics(run.views, data.train.images.device)
     per_batch = math.ceil(samples / math.ceil(len(data.train) / run.training.batch_size))
     with torch.inference_mode():
-        for x, labels, strong in _strong_views(data, run, mix, base):
+        for labels, strong in _strong_views(data, run, mix):
             said = teacher(strong.images).softmax(1)
             wrong = said.argmax(1) != _first_class(strong, labels)
-            views, differ = views + len(x), differ + int(wrong.sum())
+            views, differ = views + len(labels), differ + int(wrong.sum())
             for i in wrong.nonzero().flatten().tolist()[: min(per_batch, samples - len(shown))]:
                 shown.append(_sample(strong, labels, said, i, data.class_names))
-                pictures.append((strong.images[i] * base.std[0] + base.mean[0]).clamp(0, 1).mul(255).round().byte())
+                pictures.append((strong.images[i] * std[0] + mean[0]).clamp(0, 1).mul(255).round().byte())
     size = run.image_size
     stacked = torch.stack(pictures).permute(0, 2, 3, 1).cpu() if pictures else torch.zeros(0, size, size, 3).byte()
     result = Disagreement(mix=mix, seed=run.seed, views=views, percent=100 * differ / views, samples=shown)
     return result, stacked
 
 
-def _strong_views(
-    data: Loaded, run: RunSettings, mix: str, base: BaseView
-) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"], Strong]]:
+def _strong_views(data: Loaded, run: RunSettings, mix: str) -> Iterator[tuple[Int64[Tensor, " b"], Strong]]:
     view: Any = importlib.import_module(f"kdflow.views.{mix}")
-    images, batch = data.train, run.training.batch_size
+    images, batch_size = data.train, run.training.batch_size
     device = images.images.device
-    plan = draw_plan(run.seed, 0, len(images), batch, run.image_size, run.views, StrongView(mix=mix), device)
-    for row in plan:
-        x = base(images.images[row.index], row.shift, row.flip)
-        yield x, images.labels[row.index], view.apply(x, row.strong[0])
+    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, StrongView(mix=mix), device)
+    for batch in InMemory(images, run.views)(plan):
+        yield batch.labels, view.apply(batch.x, batch.row.strong[0])
 
 
 def _first_class(strong: Strong, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " n"]:

@@ -27,9 +27,11 @@ from kdflow.views import Draws
 class Row:
     """What one step needs: which images, their base view, the draws of each strong view of the pool, and noise.
 
-    `seed` is for a loss that draws in a step what would be too much for a plan.
+    `start` is the place of its first image in the epoch; `seed` is for a loss that draws in a step what would be too
+    much for a plan.
     """
 
+    start: int
     index: Int64[Tensor, " b"]
     shift: Int64[Tensor, "b 2"]
     flip: Bool[Tensor, " b"]
@@ -56,7 +58,7 @@ class EpochPlan:
             index = self.order[rows]
             strong = [{key: value[step] for key, value in draws.items()} for draws in self.strong]
             noise = self.noise[step, : len(self.strong) * len(index)]
-            yield Row(index, self.shift[rows], self.flip[rows], strong, noise, self.seeds[step])
+            yield Row(start, index, self.shift[rows], self.flip[rows], strong, noise, self.seeds[step])
 
 
 def draw_plan(

@@ -24,10 +24,10 @@ class Outputs:
     maps: tuple[Float[Tensor, "b _c _h _w"], ...]
     pooled: Float[Tensor, "b d"] | None
 
-    def first(self, n: int) -> Outputs:
-        """Those of the first n images."""
-        pooled = None if self.pooled is None else self.pooled[:n]
-        return Outputs(self.logits[:n], tuple(feature[:n] for feature in self.maps), pooled)
+    def rows(self, start: int, end: int) -> Outputs:
+        """Those of the images from `start` to `end`."""
+        pooled = None if self.pooled is None else self.pooled[start:end]
+        return Outputs(self.logits[start:end], tuple(feature[start:end] for feature in self.maps), pooled)
 
 
 class FeatureExtractor:
@@ -69,6 +69,16 @@ class FeatureExtractor:
     def _keep_input(self, _module: nn.Module, inputs: Sequence[Any]) -> None:
         if self.seen is not None:
             self.seen[_HEAD] = inputs[0]
+
+
+def asking(architecture: Architecture, model: nn.Module, with_features: bool) -> FeatureExtractor:
+    """How `model` is asked; without features no layer is kept.
+
+    Raises:
+        UserError: the model has no layer of that name.
+    """
+    bare = architecture.model.model_copy(update={"features": (), "head": None})
+    return FeatureExtractor(architecture.name, model, architecture.model if with_features else bare)
 
 
 _HEAD = "input of the head"  # no layer is called so

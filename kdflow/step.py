@@ -11,16 +11,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.config import Architecture, Model, RunSettings, StrongView
-from kdflow.data import ImageSet
-from kdflow.epoch_plan import Row
+from kdflow.config import Architecture, RunSettings, StrongView
 from kdflow.errors import UserError, one_line
-from kdflow.features import FeatureExtractor, Outputs, probe
+from kdflow.features import Outputs, asking, probe
+from kdflow.feed import Batch
 from kdflow.labels import mixed
+from kdflow.logits import Source, X
 from kdflow.losses import distillation_loss
 from kdflow.models import create_model
 from kdflow.picks import Pool, hardest, ratio
-from kdflow.views import BaseView, Strong, pool_of
+from kdflow.views import Strong, pool_of
 
 
 class Learner(nn.Module):
@@ -90,9 +90,9 @@ class StrongPart:
         if self.view.HAS_PARTNERS and run.training.batch_size == 1:
             raise UserError(f"batch_size: {settings.mix} mixes the images of a batch, which has only 1; take 2 or more")
 
-    def views(self, x: Float[Tensor, "b 3 h w"], row: Row) -> Strong:
-        """x' of every draw of the pool."""
-        return pool_of([self.view.apply(x, draw) for draw in row.strong])
+    def views(self, batch: Batch) -> dict[str, Strong]:
+        """x' of every draw of the pool, by name."""
+        return {f"{self.settings.mix}/{k}": self.view.apply(batch.x, draw) for k, draw in enumerate(batch.row.strong)}
 
     def pick(self, pool: Strong, noise: Float[Tensor, " n"]) -> tuple[Strong, Float[Tensor, ""] | None]:
         """The share of the pool that is hardest, with what the teacher said of it, and r.
@@ -135,69 +135,48 @@ class Step:
     """
 
     def __init__(
-        self,
-        run: RunSettings,
-        images: ImageSet,
-        learner: Learner,
-        teacher: nn.Module | None,
-        optimizer: torch.optim.Optimizer,
+        self, run: RunSettings, learner: Learner, teacher: Source | None, optimizer: torch.optim.Optimizer
     ) -> None:
         method = run.method
-        self.run, self.method, self.images, self.optimizer = run, method, images, optimizer
+        self.method, self.teacher, self.optimizer = method, teacher, optimizer
         self.student, self.loss = learner.student, learner.loss
-        self.ask_student = self._asking(run.architecture, self.student, run.model)
-        self.ask_teacher: FeatureExtractor | None = None
-        if run.teacher is not None:
-            assert teacher is not None
-            self.ask_teacher = self._asking(run.teacher.name, teacher, run.teacher.model)
+        own = Architecture(name=run.architecture, model=run.model)
+        self.ask_student = asking(own, self.student, with_features=self.loss is not None)
         self.strong = StrongPart(run, method.strong, self.student) if method.strong else None
         self.sees_x = method.strong is None or not method.strong.instead
         self.needs_taught = (method.kl > 0 and self.sees_x) or self.loss is not None
         self.needs_taught |= self.strong is not None and self.strong.label.NEEDS_X
-        self.device = images.images.device
-        self.base_view = BaseView(run.views, self.device)
 
-    def _asking(self, name: str, model: nn.Module, recipe: Model) -> FeatureExtractor:
-        # Without a loss on features no layers are kept.
-        layers = recipe if self.loss is not None else recipe.model_copy(update={"features": (), "head": None})
-        return FeatureExtractor(name, model, layers)
-
-    def __call__(self, row: Row, lr: float) -> Done:
+    def __call__(self, batch: Batch, lr: float) -> Done:
         """Update the student at learning rate `lr`."""
-        x = self.base_view(self.images.images[row.index], row.shift, row.flip)
-        labels = self.images.labels[row.index]
-        pool = self.strong.views(x, row) if self.strong else None
-        taught, pool = self.teach(x, pool)
-        loss, pick_ratio = x.new_zeros(()), None
+        draws = self.strong.views(batch) if self.strong else {}
+        taught, draws = self.teach(batch, draws)
+        loss, pick_ratio = batch.x.new_zeros(()), None
         if self.sees_x:
-            loss = loss + self.loss_of_x(x, labels, taught, row)
-        if self.strong is not None and pool is not None:
-            kept, pick_ratio = self.strong.pick(pool, row.noise)
-            loss = loss + self.strong.loss(kept, labels, taught)
+            loss = loss + self.loss_of_x(batch, taught)
+        if self.strong is not None:
+            kept, pick_ratio = self.strong.pick(pool_of(list(draws.values())), batch.row.noise)
+            loss = loss + self.strong.loss(kept, batch.labels, taught)
         self.update(loss, lr)
         return Done(loss.detach(), pick_ratio)
 
-    def teach(self, x: Float[Tensor, "b 3 h w"], pool: Strong | None) -> tuple[Outputs | None, Strong | None]:
-        """What the teacher says of x and of the whole pool, in one pass over what is needed of them."""
-        batches = [x] if self.needs_taught else []
-        if self.strong is not None and pool is not None and self.strong.needs_taught:
-            batches.append(pool.images)
-        if not batches:
-            return None, pool
-        assert self.ask_teacher is not None
-        with torch.no_grad():
-            said = self.ask_teacher(torch.cat(batches))
-        if pool is not None and batches[-1] is pool.images:
-            pool = replace(pool, taught=said.logits[-len(pool.images) :])
-        return said.first(len(x)) if self.needs_taught else None, pool
+    def teach(self, batch: Batch, draws: dict[str, Strong]) -> tuple[Outputs | None, dict[str, Strong]]:
+        """What the teacher says of x, and every draw with what it says of that, where they are needed."""
+        views = {X: batch.x} if self.needs_taught else {}
+        if self.strong is not None and self.strong.needs_taught:
+            views |= {name: draw.images for name, draw in draws.items()}
+        if not views:
+            return None, draws
+        assert self.teacher is not None
+        said = self.teacher(batch.row, views)
+        taught = {name: replace(draw, taught=said[name].logits) for name, draw in draws.items() if name in said}
+        return said.get(X), draws | taught
 
-    def loss_of_x(
-        self, x: Float[Tensor, "b 3 h w"], labels: Int64[Tensor, " b"], taught: Outputs | None, row: Row
-    ) -> Float[Tensor, ""]:
+    def loss_of_x(self, batch: Batch, taught: Outputs | None) -> Float[Tensor, ""]:
         """ce CE(x, y) + kl KL(x) + weight L(x)."""
-        method = self.method
-        said = self.ask_student(x)
-        loss = method.ce * F.cross_entropy(said.logits, labels)
+        method, row = self.method, batch.row
+        said = self.ask_student(batch.x)
+        loss = method.ce * F.cross_entropy(said.logits, batch.labels)
         if taught is not None and method.kl > 0:
             loss = loss + method.kl * distillation_loss(taught.logits, said.logits, method.tau)
         if self.loss is not None and method.loss is not None:

@@ -22,7 +22,10 @@ from kdflow.data import Loaded, load
 from kdflow.epoch_plan import draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
+from kdflow.features import asking
+from kdflow.feed import InMemory
 from kdflow.job import Job
+from kdflow.logits import Online, Source
 from kdflow.models import create_model, load_weights, save_weights
 from kdflow.progress import Emit, Finished, Note, Update
 from kdflow.step import Done, Learner, Step, new_learner
@@ -38,7 +41,9 @@ def run_job(job: Job, emit: Emit) -> None:
     data = load(job.dataset, run.train_images, device)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
-        teacher, teacher_sha256 = load_teacher(job.teacher, run, device)
+        assert run.teacher is not None
+        model, teacher_sha256 = load_teacher(job.teacher, run, device)
+        teacher = Online(asking(run.teacher, model, with_features=run.method.loss is not None))
     code = record.code()
     identity = f"{run.sha256}/{data.sha256}/{teacher_sha256}/{code.sha256}/{device}/{job.compute.threads}"
     key = hashlib.sha256(identity.encode()).hexdigest()
@@ -74,7 +79,7 @@ def fit(
     run: RunSettings,
     data: Loaded,
     learner: Learner,
-    teacher: nn.Module | None,
+    teacher: Source | None,
     checkpoint_file: Path,
     key: str,
     emit: Emit,
@@ -88,7 +93,7 @@ def fit(
     optimizer = torch.optim.SGD(
         learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    step = Step(run, data.train, learner, teacher, optimizer)
+    step, feed = Step(run, learner, teacher, optimizer), InMemory(data.train, run.views)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
@@ -103,14 +108,18 @@ def fit(
             run.image_size,
             run.views,
             run.method.strong,
-            step.device,
+            data.train.labels.device,
         )
-        steps, total = list[Done](), torch.zeros((), device=step.device)
-        for i, row in enumerate(plan):
-            steps.append(step(row, run.learning_rate(first + i, steps_per_epoch)))
-            total += steps[-1].loss * len(row.index)
+        if teacher is not None:
+            teacher.begin(epoch, plan)
+        steps, total = list[Done](), torch.zeros((), device=data.train.labels.device)
+        for i, batch in enumerate(feed(plan)):
+            steps.append(step(batch, run.learning_rate(first + i, steps_per_epoch)))
+            total += steps[-1].loss * len(batch.labels)
             pace.steps_done(first + i + 1, progress.curve)
         _check_finite(name, run, epoch, steps)
+        if teacher is not None:
+            teacher.end()
         loss, lr = total.item() / len(data.train), run.learning_rate(first, steps_per_epoch)
         test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None

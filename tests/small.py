@@ -8,6 +8,9 @@ from kdflow import config
 from kdflow.config import Architecture, Method, Model, RunSettings, Training, Views
 from kdflow.data import ImageSet, Loaded
 from kdflow.epoch_plan import Row, draw_plan
+from kdflow.features import asking
+from kdflow.feed import Batch, InMemory
+from kdflow.logits import Online
 from kdflow.models import create_model
 from kdflow.step import Learner, Step
 
@@ -87,9 +90,19 @@ def rows_of(run: RunSettings, epoch: int = 0, device: torch.device = CPU) -> lis
     return list(draw_plan(run.seed, epoch, 20, run.training.batch_size, 8, run.views, run.method.strong, device))
 
 
-def step_of(run: RunSettings, learner: Learner, teacher: nn.Module | None, train: ImageSet = DATA.train) -> Step:
+def batches_of(run: RunSettings, epoch: int = 0, train: ImageSet = DATA.train) -> list[Batch]:
+    return [InMemory(train, run.views).batch(row) for row in rows_of(run, epoch, train.labels.device)]
+
+
+def asked(run: RunSettings, teacher: nn.Module | None) -> Online | None:
+    if run.teacher is None or teacher is None:
+        return None
+    return Online(asking(run.teacher, teacher, with_features=run.method.loss is not None))
+
+
+def step_of(run: RunSettings, learner: Learner, teacher: nn.Module | None) -> Step:
     optimizer = torch.optim.SGD(learner.parameters(), lr=123.0, momentum=0.9, weight_decay=5e-4)
-    return Step(run, train, learner, teacher, optimizer)
+    return Step(run, learner, asked(run, teacher), optimizer)
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -103,14 +103,14 @@ def test_passes_of_the_plain_model_keep_nothing():
     assert [reference() for reference in kept] == [None]
 
 
-def test_the_first_images_of_the_outputs():
+def test_some_rows_of_the_outputs():
     said = _extractor()(_images(4))
-    some = said.first(3)
+    some = said.rows(1, 3)
     for found, all_of_them in zip(
         (some.logits, *some.maps, some.pooled), (said.logits, *said.maps, said.pooled), strict=True
     ):
-        assert torch.equal(found, all_of_them[:3])
-    assert _extractor((), None)(_images()).first(1).pooled is None
+        assert torch.equal(found, all_of_them[1:3])
+    assert _extractor((), None)(_images()).rows(0, 1).pooled is None
 
 
 def test_probing_computes_nothing():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import DATA, METHODS, TEACHER, VIEWS, rows_of, run_of, step_of, teacher_for
+from small import DATA, METHODS, TEACHER, VIEWS, batches_of, run_of, step_of, teacher_for
 
 from kdflow import config
 from kdflow.config import Method, Views
@@ -28,8 +28,8 @@ def losses(method: Method, views: Views) -> list[float]:
     """Of the first five steps, three of the first epoch and two of the second."""
     run = run_of(method).model_copy(update={"views": views})
     step = step_of(run, new_learner(run, DATA.train.labels), teacher_for(method))
-    rows = (rows_of(run) + rows_of(run, epoch=1))[:5]
-    return [step(row, 0.001).loss.item() for row in rows]
+    batches = (batches_of(run) + batches_of(run, epoch=1))[:5]
+    return [step(batch, 0.001).loss.item() for batch in batches]
 
 
 def schedule(method: str, epochs: int) -> list[tuple[int, float]]:

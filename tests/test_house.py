@@ -25,6 +25,7 @@ LAYERS = (
     {"cost", "features"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},
+    {"feed", "logits"},
     {"disagreement"},
     {"step"},
     {"train"},

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small import CPU, DATA, METHODS, VIEWS, rows_of, run_of, same, state_of, step_of, teacher_for
+from small import CPU, DATA, METHODS, VIEWS, batches_of, run_of, same, state_of, step_of, teacher_for
 from torch import nn
 
 from kdflow import config
@@ -147,14 +147,14 @@ def _follows_the_oracle(method: Method) -> Learner:
     before = None if teacher is None else state_of(teacher)
     oracle, start = Oracle(run, learner, teacher), state_of(learner)
     step = step_of(run, learner, teacher)
-    rows = rows_of(run)
-    assert [len(row.index) for row in rows] == [8, 8, 4]
+    batches = batches_of(run)
+    assert [len(batch.labels) for batch in batches] == [8, 8, 4]
     # A learning rate of its own for every step; at higher ones a ReLU may fall to the other side by rounding alone.
     scale = 1.0 if method.loss is None else 0.1
-    for row, factor in zip(rows, (0.001, 0.0005, 0.002), strict=True):
+    for batch, factor in zip(batches, (0.001, 0.0005, 0.002), strict=True):
         lr = scale * factor
-        done = step(row, lr)
-        assert done.loss.item() == pytest.approx(oracle(row, lr), rel=1e-5, abs=1e-5)
+        done = step(batch, lr)
+        assert done.loss.item() == pytest.approx(oracle(batch.row, lr), rel=1e-5, abs=1e-5)
         if method.strong is not None and method.strong.pick is not None:
             assert done.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
         else:
@@ -229,7 +229,7 @@ def test_identity_is_kd_with_its_weight_doubled():
     once, twice = run_of(Method(ce=0.1, kl=1.8)), run_of(Method(ce=0.1, kl=0.9, strong=StrongView(mix="identity")))
     learners = [new_learner(run, DATA.train.labels) for run in (once, twice)]
     losses = [
-        step_of(run, learner, teacher_for(run.method))(rows_of(run)[0], 0.01).loss.item()
+        step_of(run, learner, teacher_for(run.method))(batches_of(run)[0], 0.01).loss.item()
         for run, learner in zip((once, twice), learners, strict=True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -247,7 +247,7 @@ def test_weight_decay_is_on_every_parameter():
     before = state_of(learner)
     step = step_of(run, learner, None)
     step.optimizer = torch.optim.SGD(learner.parameters(), lr=1.0, momentum=0.9, weight_decay=0.5)
-    step(rows_of(run)[0], 0.1)
+    step(batches_of(run)[0], 0.1)
     for key, parameter in learner.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[key] * 0.95)
 
@@ -261,8 +261,8 @@ def test_cuda_is_close_to_cpu(name):
     for device in (CPU, cuda):
         train = ImageSet(DATA.train.images.to(device), DATA.train.labels.to(device))
         learner, teacher = new_learner(run, train.labels), teacher_for(run.method).to(device)
-        step = step_of(run, learner, teacher, train)
-        losses = [step(row, 0.005).loss.item() for row in rows_of(run, device=device)]
+        step = step_of(run, learner, teacher)
+        losses = [step(batch, 0.005).loss.item() for batch in batches_of(run, train=train)]
         states.append((losses, {key: value.cpu() for key, value in learner.state_dict().items()}))
     assert states[0][0] == pytest.approx(states[1][0], rel=1e-4)
     for key, value in states[0][1].items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from small import CPU, DATA, METHODS, TEACHER, rows_of, run_of, same, state_of, step_of, teacher_for
+from small import CPU, DATA, METHODS, TEACHER, asked, batches_of, run_of, same, state_of, step_of, teacher_for
 
 from kdflow import checkpoint, train
 from kdflow.config import Compute, Data, RunSettings
@@ -39,7 +39,7 @@ def _fit(run: RunSettings, file: Path, events: list[Event], stop: tuple[int, int
         if stop is not None and isinstance(event, Update) and (event.epoch, event.done) == stop:
             raise StopError
 
-    progress = train.fit("run", run, DATA, learner, teacher_for(run.method), file, key, emit)
+    progress = train.fit("run", run, DATA, learner, asked(run, teacher_for(run.method)), file, key, emit)
     return progress, state_of(learner)
 
 
@@ -79,10 +79,12 @@ def test_the_curve_is_what_was_trained(undisturbed):
 def test_loss_and_r_of_an_epoch_are_means(undisturbed):
     run = run_of(METHODS["kd_tlcutmix_pick"])
     step = step_of(run, new_learner(run, DATA.train.labels), teacher_for(run.method))
-    rows = rows_of(run)
-    steps = [step(row, 0.05) for row in rows]
+    batches = batches_of(run)
+    steps = [step(batch, 0.05) for batch in batches]
     first = undisturbed["kd_tlcutmix_pick"][0].curve[0]
-    assert first.loss == pytest.approx(sum(d.loss.item() * len(r.index) for d, r in zip(steps, rows, strict=True)) / 20)
+    assert first.loss == pytest.approx(
+        sum(d.loss.item() * len(b.labels) for d, b in zip(steps, batches, strict=True)) / 20
+    )
     assert first.pick_ratio == pytest.approx(sum(done.pick_ratio.item() for done in steps) / 3)
     assert first.pick_ratio > 1
     assert undisturbed["kd"][0].curve[0].pick_ratio is None

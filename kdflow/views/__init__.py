@@ -51,11 +51,14 @@ def mixed(images: Float[Tensor, "b 3 h w"], partner: Int64[Tensor, " row"], own:
 
 
 def pool_of(draws: Sequence[Strong]) -> Strong:
-    """All views of several draws of one batch."""
+    """All views of several draws of one batch, with what the teacher said of them where that is known."""
     if len(draws) == 1:
         return draws[0]
     images, image, partner, own = zip(*((d.images, d.image, d.partner, d.own) for d in draws), strict=True)
-    return Strong(torch.cat(images), torch.cat(image), torch.cat(partner), torch.cat(own))
+    taught = [d.taught for d in draws if d.taught is not None]
+    return Strong(
+        torch.cat(images), torch.cat(image), torch.cat(partner), torch.cat(own), torch.cat(taught) if taught else None
+    )
 
 
 def crop_and_flip(
