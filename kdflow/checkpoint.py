@@ -23,13 +23,18 @@ from kdflow.record import Epoch
 
 
 class Progress(Frozen):
-    """How far a run is: its curve so far, its seconds of training, how often it was resumed."""
+    """How far a run is: its curve so far, its seconds of training, how often it was resumed.
+
+    About `asked` views the teacher was asked, about `read` views a store had what it says.
+    """
 
     run: str
     started: str
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()
     seconds: float = 0.0
     resumed: int = 0
+    asked: int = 0
+    read: int = 0
 
 
 def before(path: Path) -> Path:

@@ -240,12 +240,16 @@ class TeacherWeights(Frozen):
         return self
 
 
+Logits = Literal["online", "views", "views-float32", "replay", "replay-float32"]
+
+
 class Compute(Frozen):
-    """Where a run is computed: recorded, and no reason to compute it again."""
+    """Where a run is computed: recorded, and no reason to compute it again. `replay_gb` is at most on disk."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     threads: Positive
     side_by_side: Positive | None
+    replay_gb: Annotated[float, Field(gt=0)]
 
 
 class Params(Frozen):
@@ -258,7 +262,7 @@ class Params(Frozen):
     teacher: str
     teacher_epochs: Positive | None
     teacher_weights: TeacherWeights
-    logits: Literal["online"]
+    logits: Logits
     student: str
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[
@@ -297,7 +301,13 @@ class RunSettings(Frozen):
     method: Method
     training: Training
     seed: int
-    logits: Literal["online"]
+    logits: Logits
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """Where the teacher's logits come from, online, views or replay, and the dtype that a store keeps them in."""
+        kind, _, dtype = self.logits.partition("-")
+        return kind, dtype or "float16"
 
     @property
     def sha256(self) -> str:
@@ -393,7 +403,7 @@ class Experiment(Frozen):
             method=method,
             training=training,
             seed=seed,
-            logits=self.params.logits,
+            logits=self.params.logits if teacher else "online",
         )
 
 

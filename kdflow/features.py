@@ -39,6 +39,7 @@ class FeatureExtractor:
 
     def __init__(self, name: str, model: nn.Module, recipe: Model) -> None:
         self.model, self.recipe = model, recipe
+        self.gives_features = bool(recipe.features) or recipe.head is not None
         self.seen: dict[str, Tensor] | None = None  # only while asked: other passes keep nothing
         layers = dict(model.named_modules())
         for field, layer in [("features", layer) for layer in recipe.features] + [("head", recipe.head)]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, what: str, tell: Callable[[str], None]) -> Iterator[Path]:
+    """Hold a scratch folder: a second process that wants it for the same work waits, then goes on from there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # let go when the process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"another process is at {what}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -9,9 +9,10 @@ from kdflow.record import Budget
 
 
 class Job(Frozen):
-    """One run: what to train, from what, and where to write weights and log. `scratch` holds its checkpoint.
+    """One run: what to train, from what, and where to write weights and log.
 
-    `teacher` is the file of the weights that `run.teacher` has.
+    `teacher` is the file of the weights that `run.teacher` has, `store` that of its logits of all views. `scratch`
+    holds what may be lost: runs/ the checkpoints, replay/ what teachers said.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Job(Frozen):
     budget: Budget
     dataset: Path
     teacher: Path | None
+    store: Path | None
     weights: Path
     log: Path
     scratch: Path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,14 @@ from kdflow import files, record
 from kdflow.config import Experiment, Frozen, RunSettings, choices, unknown
 from kdflow.errors import UserError
 from kdflow.job import Job
+from kdflow.progress import Display, Filling
 from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
 from kdflow.side_by_side import run_all
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+STORE = "views.h5"
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
 
@@ -51,6 +55,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
             budget=record.budget(run, experiment.dataset),
             dataset=dataset,
             teacher=None,
+            store=None,
             weights=weights,
             log=out / "training.json",
             scratch=scratch,
@@ -77,12 +82,39 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     print(f"teacher {run.architecture}: {measured.top1:.2f} % top-1 on {len(images):,} test images")
 
 
-def logits(experiment: Experiment, out: Path) -> None:
-    """Write to `out` where the students take the teacher's logits from: asked online, nothing is stored."""
-    files.write_text(out / "source.json", json.dumps({"source": experiment.params.logits}) + "\n")
+def logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
+    """Write to `out` where the students take the teacher's logits from, and the store of all views if it is that."""
+    params = experiment.params
+    runs = [experiment.student_run(method, 0) for method in params.methods]
+    taught = next((run for run in runs if run.teacher is not None), None)
+    if taught is not None and taught.store[0] == "views":
+        _fill(taught, params.compute.device, dataset, teacher, out / STORE, scratch)
+    files.write_text(out / "source.json", json.dumps({"source": params.logits}) + "\n")
 
 
-def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
+def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
+    """Ask the teacher about all views, in the scratch folder, where an interrupted attempt is gone on with."""
+    from kdflow.data import load
+    from kdflow.logits import about, views
+    from kdflow.train import load_teacher, pick_device
+
+    device = pick_device(device_name)
+    data = load(dataset, run.train_images, device)
+    model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
+    what, dtype = about(run, teacher_sha256, data.sha256), run.store[1]
+    key = hashlib.sha256(json.dumps([what, dtype]).encode()).hexdigest()
+    with Display("logits") as display, files.held(scratch / "views" / key[:16], "this store", print) as folder:
+        pace = Filling(len(data.train), display)
+        views.fill(folder / STORE, model, data.train, run, dtype, what, pace.done)
+        with files.replacing(out) as beside:
+            shutil.move(folder / STORE, beside)
+        shutil.rmtree(folder)
+    print(f"{out}: {len(data.train) * views.per_image(run.views):,} views, {dtype}")
+
+
+def distill(
+    experiment: Experiment, method: str, dataset: Path, teacher: Path, logits: Path, out: Path, scratch: Path
+) -> None:
     """Distil the student by `method` from every seed, side by side; write weights and log of each to `out`."""
     params = experiment.params
     jobs = []
@@ -95,6 +127,7 @@ def distill(experiment: Experiment, method: str, dataset: Path, teacher: Path, o
                 budget=record.budget(run, experiment.dataset),
                 dataset=dataset,
                 teacher=teacher / "model.safetensors" if run.teacher is not None else None,
+                store=logits / STORE if run.store[0] == "views" else None,
                 weights=out / f"seed{seed}.safetensors",
                 log=out / f"seed{seed}.json",
                 scratch=scratch,

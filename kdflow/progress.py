@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,22 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from kdflow.errors import UserError
+
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How far a store is, in images."""
+
+    name: str
+    done: int
+    steps: int
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        return f"{self.done:,} of {self.steps:,} images  left {_left(self.seconds_left)}"
 
 
 @dataclass(frozen=True)
@@ -30,8 +46,8 @@ class Update:
     def __str__(self) -> str:
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         top1 = "-" if self.top1 is None else f"{self.top1:.2f} %"
-        left = "-" if self.seconds_left is None else _clock(self.seconds_left)
-        return f"epoch {self.epoch}  loss {loss}  test {top1}  {self.images_per_second:,.0f} images/s  left {left}"
+        speed, left = f"{self.images_per_second:,.0f} images/s", _left(self.seconds_left)
+        return f"epoch {self.epoch}  loss {loss}  test {top1}  {speed}  left {left}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Display:
     ) -> None:
         self.bars.stop()
 
-    def show(self, event: Update | Note) -> None:
+    def show(self, event: Update | Filled | Note) -> None:
         """Show an event of a run."""
         label = f"{self.title} {event.name}"
         if isinstance(event, Note):
@@ -106,7 +122,28 @@ class Display:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+class Filling:
+    """Tells a display how far a store is; ends it when whoever started this process is gone."""
+
+    def __init__(self, images: int, display: Display) -> None:
+        self.images, self.display = images, display
+        self.began: tuple[float, int] | None = None
+        self.parent = os.getppid()
+
+    def done(self, images: int) -> None:
+        """So many images are done."""
+        if os.getppid() != self.parent:
+            raise UserError("logits: the process that started this one is gone")
+        now = time.monotonic()
+        began, first = self.began = self.began or (now, images)
+        speed = (images - first) / (now - began) if images > first else None  # images a second
+        left = None if speed is None else (self.images - images) / speed
+        self.display.show(Filled("views", images, self.images, left))
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -75,12 +75,17 @@ class Machine(Frozen):
 
 
 class Timing(Frozen):
-    """The only part of a record that differs when a run is repeated on the same machine."""
+    """The only part of a record that differs when a run is repeated on the same machine.
+
+    About `asked` views the teacher was asked, about `read` views a store had what it says.
+    """
 
     started: str
     seconds: float
     images_per_second: float
     resumed: int
+    asked: int
+    read: int
 
 
 class Accuracy(Frozen):
@@ -193,10 +198,10 @@ def code() -> Code:
     )
 
 
-def code_sha256() -> str:
-    """SHA-256 over the source of kdflow, in hex."""
+def code_sha256(*parts: str) -> str:
+    """SHA-256 over the source of kdflow, or of some of its packages, in hex."""
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted(file for part in parts or ("**",) for file in PACKAGE.glob(f"{part}/*.py")):
         digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{files.sha256(file)}\n".encode())
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.config import Architecture, RunSettings, StrongView
+from kdflow.config import Architecture, Method, RunSettings, StrongView
 from kdflow.errors import UserError, one_line
 from kdflow.features import Outputs, asking, probe
 from kdflow.feed import Batch
@@ -65,6 +65,25 @@ def _new_loss(run: RunSettings, student: Outputs, labels: Int64[Tensor, " n"]) -
     return loss
 
 
+def asks_about(method: Method) -> tuple[str, ...]:
+    """About which views of a batch the method's step asks the teacher."""
+    strong = method.strong
+    x = method.loss is not None or (method.kl > 0 and not (strong and strong.instead))
+    if strong is None:
+        return (X,) if x else ()
+    label: Any = importlib.import_module(f"kdflow.labels.{strong.label}")
+    weight = method.kl if strong.weight is None else strong.weight
+    pool = 1 if strong.pick is None else strong.pick.pool
+    needed = strong.pick is not None or (label.NEEDS_STRONG and weight > 0)
+    draws = [draw_name(strong, k) for k in range(pool)] if needed else []
+    return ((X,) if x or label.NEEDS_X else ()) + tuple(draws)
+
+
+def draw_name(strong: StrongView, k: int) -> str:
+    """The name of draw k of a strong view's pool."""
+    return f"{strong.mix}/{k}"
+
+
 @dataclass(frozen=True)
 class Done:
     """What a step reports, still on the device: its loss, and r of the paper's Eq. 4 where it picked."""
@@ -86,13 +105,12 @@ class StrongPart:
         self.label: Any = importlib.import_module(f"kdflow.labels.{settings.label}")
         self.criterion: Any = settings.pick and importlib.import_module(f"kdflow.picks.{settings.pick.by}")
         self.weight = run.method.kl if settings.weight is None else settings.weight
-        self.needs_taught = settings.pick is not None or (self.label.NEEDS_STRONG and self.weight > 0)
         if self.view.HAS_PARTNERS and run.training.batch_size == 1:
             raise UserError(f"batch_size: {settings.mix} mixes the images of a batch, which has only 1; take 2 or more")
 
     def views(self, batch: Batch) -> dict[str, Strong]:
         """x' of every draw of the pool, by name."""
-        return {f"{self.settings.mix}/{k}": self.view.apply(batch.x, draw) for k, draw in enumerate(batch.row.strong)}
+        return {draw_name(self.settings, k): self.view.apply(batch.x, draw) for k, draw in enumerate(batch.row.strong)}
 
     def pick(self, pool: Strong, noise: Float[Tensor, " n"]) -> tuple[Strong, Float[Tensor, ""] | None]:
         """The share of the pool that is hardest, with what the teacher said of it, and r.
@@ -144,8 +162,7 @@ class Step:
         self.ask_student = asking(own, self.student, with_features=self.loss is not None)
         self.strong = StrongPart(run, method.strong, self.student) if method.strong else None
         self.sees_x = method.strong is None or not method.strong.instead
-        self.needs_taught = (method.kl > 0 and self.sees_x) or self.loss is not None
-        self.needs_taught |= self.strong is not None and self.strong.label.NEEDS_X
+        self.asks = asks_about(method)
 
     def __call__(self, batch: Batch, lr: float) -> Done:
         """Update the student at learning rate `lr`."""
@@ -162,13 +179,11 @@ class Step:
 
     def teach(self, batch: Batch, draws: dict[str, Strong]) -> tuple[Outputs | None, dict[str, Strong]]:
         """What the teacher says of x, and every draw with what it says of that, where they are needed."""
-        views = {X: batch.x} if self.needs_taught else {}
-        if self.strong is not None and self.strong.needs_taught:
-            views |= {name: draw.images for name, draw in draws.items()}
-        if not views:
+        if not self.asks:
             return None, draws
         assert self.teacher is not None
-        said = self.teacher(batch.row, views)
+        images = {X: batch.x} | {name: draw.images for name, draw in draws.items()}
+        said = self.teacher(batch.row, {name: images[name] for name in self.asks})
         taught = {name: replace(draw, taught=said[name].logits) for name, draw in draws.items() if name in said}
         return said.get(X), draws | taught
 

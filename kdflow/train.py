@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import nn
 
-from kdflow import checkpoint, record
+from kdflow import checkpoint, files, logits, record
 from kdflow.checkpoint import Progress
 from kdflow.config import RunSettings
 from kdflow.data import Loaded, load
@@ -25,7 +22,9 @@ from kdflow.evaluate import accuracy
 from kdflow.features import asking
 from kdflow.feed import InMemory
 from kdflow.job import Job
-from kdflow.logits import Online, Source
+from kdflow.logits import Counts, Online, Source
+from kdflow.logits.replay import Replay, Shelf
+from kdflow.logits.views import StoredViews, read_views
 from kdflow.models import create_model, load_weights, save_weights
 from kdflow.progress import Emit, Finished, Note, Update
 from kdflow.step import Done, Learner, Step, new_learner
@@ -38,16 +37,19 @@ def run_job(job: Job, emit: Emit) -> None:
     device = pick_device(job.compute.device)
     torch.set_num_threads(job.compute.threads)
     run = job.run
+
+    def note(text: str) -> None:
+        emit(Note(job.name, text))
+
     data = load(job.dataset, run.train_images, device)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
-        assert run.teacher is not None
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
-        teacher = Online(asking(run.teacher, model, with_features=run.method.loss is not None))
+        teacher = _source(job, model, teacher_sha256, data, note)
     code = record.code()
     identity = f"{run.sha256}/{data.sha256}/{teacher_sha256}/{code.sha256}/{device}/{job.compute.threads}"
     key = hashlib.sha256(identity.encode()).hexdigest()
-    with _only_one(job.scratch / key[:16], lambda text: emit(Note(job.name, text))) as folder:
+    with files.held(job.scratch / "runs" / key[:16], "this run", note) as folder:
         learner = new_learner(run, data.train.labels)
         progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
     weights_sha256 = save_weights(learner.student, job.weights)
@@ -68,6 +70,8 @@ def run_job(job: Job, emit: Emit) -> None:
             seconds=progress.seconds,
             images_per_second=images / progress.seconds,
             resumed=progress.resumed,
+            asked=progress.asked,
+            read=progress.read,
         ),
     )
     record.write(job.log, log)
@@ -126,6 +130,10 @@ def fit(
         point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_pick_ratio(steps))
         seconds = progress.seconds + time.perf_counter() - started
         progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
+        if teacher is not None:
+            counts, teacher.counts = teacher.counts, Counts()
+            asked, read = progress.asked + counts.asked, progress.read + counts.read
+            progress = progress.model_copy(update={"asked": asked, "read": read})
         checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
@@ -146,6 +154,24 @@ def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[Done]) ->
 def _pick_ratio(steps: list[Done]) -> float | None:
     picked = [done.pick_ratio for done in steps if done.pick_ratio is not None]
     return torch.stack(picked).mean().item() if picked else None
+
+
+def _source(job: Job, model: nn.Module, teacher_sha256: str, data: Loaded, note: Callable[[str], None]) -> Source:
+    """Where the run takes the teacher's outputs from."""
+    run = job.run
+    assert run.teacher is not None
+    ask = asking(run.teacher, model, with_features=run.method.loss is not None)
+    kind, dtype = run.store
+    if kind == "views":
+        assert job.store is not None
+        about = logits.about(run, teacher_sha256, data.sha256)
+        return StoredViews(ask, read_views(job.store, run, dtype, about), run.views)
+    if kind == "replay":
+        device = _device_name(data.train.labels.device)
+        about = logits.about(run, teacher_sha256, data.sha256) | logits.about_plan(run, device)
+        shelf = Shelf(job.scratch / "replay", about, int(job.compute.replay_gb * 1e9))
+        return Replay(ask, shelf, about, run.classes, dtype, note)
+    return Online(ask)
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:
@@ -190,25 +216,6 @@ def _resume(
             emit(Note(name, f"going on after epoch {len(progress.curve)}"))
             return progress
     return Progress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-@contextmanager
-def _only_one(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
-    """Hold a run's scratch folder: a second process that trains the same run waits, then goes on from there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        if not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            tell("another process trains this run: waiting for it")
-            _locked(lock, fcntl.LOCK_EX)
-        yield folder
-
-
-def _locked(lock: TextIO, how: int) -> bool:
-    try:
-        fcntl.flock(lock, how)  # let go when the process ends, however it ends
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Pace:

@@ -1,4 +1,4 @@
-"""Say where the students' teacher logits come from; a store of them is written here when one is asked for."""
+"""Say where the students' teacher logits come from; where all views are asked ahead, ask the teacher."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ from kdflow.errors import run_stage
 
 
 def main() -> None:
-    """Write data/logits/source.json."""
-    pipeline.logits(config.load(), Path("data/logits"))
+    """Read the dataset and data/teacher/, write data/logits/."""
+    experiment = config.load()
+    dataset = Path(f"data/{experiment.params.dataset}.h5")
+    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), Path(".kdflow"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(folder, at_most, names):
         run = run.model_copy(update={{"train_images": 20, "training": training}})
         dataset = folder / ("gone.h5" if name.startswith("gone") else "digits.h5")
         budget = record.budget(run, experiment.dataset)
-        jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None, compute=compute,
+        jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None, store=None, compute=compute,
                         weights=folder / f"{{name}}.safetensors", log=folder / f"{{name}}.json",
                         scratch=folder / name))
     run_all("ce", jobs, at_most)
@@ -110,7 +110,7 @@ def training(process, scratch):
     def found():
         assert process.poll() is None, process.communicate()
         runs = [pid for child in children(process.pid) for pid in children(child)]
-        return runs if len(runs) == 1 and any(scratch.glob("*/checkpoint.safetensors")) else None
+        return runs if len(runs) == 1 and any(scratch.glob("runs/*/checkpoint.safetensors")) else None
 
     return wait_for(found)
 
@@ -134,7 +134,7 @@ def test_the_ends_of_runs(start, tmp_path):
     for name in ("seed 0", "seed 1", "seed 2"):
         assert any(line.startswith(f"ce {name}  100 %") for line in out.splitlines())
     assert (tmp_path / "seed 2.json").is_file(), "it finished although its fellows failed"
-    assert any((tmp_path / "long 3").glob("*/checkpoint.safetensors")), "what was trained is kept"
+    assert any((tmp_path / "long 3/runs").glob("*/checkpoint.safetensors")), "what was trained is kept"
 
 
 def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):

@@ -174,10 +174,11 @@ def _job(inputs: Path, folder: Path, scratch: Path, method: str = "kd_tlcutmix_p
         budget=Budget(epochs=2, full_epochs=3, train_images=20, full_train_images=40, demo=True),
         dataset=inputs / "digits.h5",
         teacher=inputs / "teacher.safetensors" if run.teacher else None,
+        store=None,
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
         scratch=scratch,
-        compute=Compute(device="cpu", threads=1, side_by_side=None),
+        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0),
     )
 
 
@@ -200,7 +201,7 @@ def test_a_job_run_twice_gives_the_same_log_apart_from_timing(inputs, tmp_path, 
     assert all(math.isfinite(point.loss) for point in logs[0].curve)
     finished = [event.scratch for event in events if isinstance(event, Finished)]
     assert len(finished) == 3
-    assert finished[0].parent == tmp_path / "s1"
+    assert finished[0].parent == tmp_path / "s1/runs"
 
 
 @pytest.mark.parametrize("name", ["cuda:7", "cuda:99", "mps"])
@@ -224,7 +225,7 @@ def test_devices_that_are_there():
 def test_what_a_loss_has_of_its_own_is_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
     job = _job(inputs, tmp_path, tmp_path / "scratch", "crd_kd_tlcutmix_pick")
     train.run_job(job, lambda event: None)
-    (checkpoint,) = (tmp_path / "scratch").glob("*/checkpoint.safetensors")
+    (checkpoint,) = (tmp_path / "scratch/runs").glob("*/checkpoint.safetensors")
     with safetensors.safe_open(checkpoint, "pt") as file:
         kept = set(file.keys())
     assert any(key.startswith("model.loss.") for key in kept)

@@ -1,6 +1,6 @@
 """What the teacher says of the views, asked in the step or read from where it was kept.
 
-A step asks for some views of its batch by name: `x`, and `<view>/<k>` for each draw of the strong view's pool.
+A step asks about some views of its batch by name: `x`, and `<view>/<k>` for each draw of the strong view's pool.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kdflow import record
+from kdflow.config import RunSettings
 from kdflow.epoch_plan import EpochPlan, Row
 from kdflow.features import FeatureExtractor, Outputs
 
@@ -22,7 +26,7 @@ Views = Mapping[str, Float[Tensor, "_b 3 _h _w"]]
 
 @dataclass
 class Counts:
-    """Of how many views the teacher was asked, and of how many it was read what it said."""
+    """About how many views the teacher was asked, and about how many it was read what it said."""
 
     asked: int = 0
     read: int = 0
@@ -44,12 +48,14 @@ class Source(ABC):
     def end(self) -> None:  # noqa: B027
         """Every row of the epoch was asked for."""
 
+    def is_stored(self, name: str) -> bool:
+        """Whether a store can serve what is asked about this view: it has logits and no features."""
+        return name != X or not self.ask.gives_features
 
-class Online(Source):
-    """Asks the teacher in every step: one pass over all of a batch's views."""
-
-    def __call__(self, row: Row, views: Views) -> dict[str, Outputs]:  # noqa: ARG002
-        """One forward pass."""
+    def online(self, views: Views) -> dict[str, Outputs]:
+        """Ask the teacher, in one pass over all of the views."""
+        if not views:
+            return {}
         with torch.no_grad():
             said = self.ask(torch.cat(list(views.values())))
         self.counts.asked += len(said.logits)
@@ -58,3 +64,42 @@ class Online(Source):
             found[name] = said.rows(start, start + len(images))
             start += len(images)
         return found
+
+    def stored(self, logits: npt.NDArray[Any], device: torch.device) -> Outputs:
+        """Logits as they were read, as if asked just now."""
+        self.counts.read += len(logits)
+        read = torch.from_numpy(logits.copy())  # torch wants memory that may be written to
+        if device.type == "cuda":
+            read = read.pin_memory()  # so that the host need not wait for the copy
+        return Outputs(read.to(device, torch.float32, non_blocking=True), (), None)
+
+
+class Online(Source):
+    """Asks the teacher in every step."""
+
+    def __call__(self, row: Row, views: Views) -> dict[str, Outputs]:  # noqa: ARG002
+        """One forward pass."""
+        return self.online(views)
+
+
+def about(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dict[str, str]:
+    """What decides what a teacher says of a view of a training image."""
+    assert run.teacher is not None
+    return {
+        "teacher": run.teacher.model_dump_json(),
+        "teacher_sha256": teacher_sha256,
+        "dataset_sha256": dataset_sha256,
+        "train_images": str(run.train_images),
+        "base_view": run.views.model_dump_json(),
+    }
+
+
+def about_plan(run: RunSettings, device: str) -> dict[str, str]:
+    """What else decides what is in a plan, and every digit of what the teacher says of it."""
+    return {
+        "seed": str(run.seed),
+        "batch_size": str(run.training.batch_size),
+        "code_sha256": record.code_sha256("models", "views"),
+        "device": device,
+        "torch": str(torch.__version__),  # of a type of its own
+    }
