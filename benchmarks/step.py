@@ -30,11 +30,11 @@ from kdflow import config
 from kdflow.config import Experiment, RunSettings
 from kdflow.data import ImageSet
 from kdflow.epoch_plan import Row, draw_plan
-from kdflow.features import asking
 from kdflow.feed import InMemory
 from kdflow.logits import Online
 from kdflow.models import create_model
 from kdflow.step import Step, new_learner
+from kdflow.train import extractor
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 2048
@@ -138,7 +138,7 @@ def compare(experiment: Experiment, pair: str, method: str, rounds: int, per_rou
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
     source = None
     if run.teacher is not None:
-        source = Online(asking(run.teacher, teacher.to(memory_format=torch.channels_last), with_features=False))
+        source = Online(extractor(run, teacher.to(memory_format=torch.channels_last)))
     step, feed = Step(run, learner, source, optimizer), InMemory(images, run.views)
     reference = Reference(run, student.train(), teacher_of(experiment, experiment.pairs[pair].teacher))
     batches = iter(DataLoader(Usual(images, run, rows), run.training.batch_size))

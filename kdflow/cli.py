@@ -121,6 +121,43 @@ def disagreement(
     pipeline.disagreement(config.load(root), mix, root / "data", out)
 
 
+logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_args_is_help=True)
+app.add_typer(logits_app, name="logits")
+
+
+@logits_app.command()
+def estimate(
+    float32: Annotated[bool, typer.Option("--float32", help="Keep every digit.")] = False, root: Root = Path()
+) -> None:
+    """Print what each store of logits would cost and save in the experiment of params.yaml; nothing is filled."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdflow import config
+    from kdflow.logits import estimate
+    from kdflow.train import pick_device
+
+    experiment = config.load(root)
+    params = experiment.params
+    found = estimate.estimate(experiment, "float32" if float32 else "float16", pick_device(params.compute.device))
+    epochs = experiment.student_run(params.methods[0], 0).training.epochs
+    title = (
+        f"{params.teacher} teaches {len(params.methods)} methods x {len(params.seeds)} seeds x {epochs} epochs of "
+        f"{experiment.train_images:,} images ({params.dataset}), about {found.speed:,.0f} views/s on {found.device}"
+    )
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(("logits", "GB on disk", "Teacher hours ahead", "during training", "in all")):
+        shown.add_column(column, justify="right" if i else "left")
+    for cost in found.costs:
+        hours = [f"{found.hours(views):.2f}" for views in (cost.ahead, cost.during, cost.ahead + cost.during)]
+        shown.add_row(cost.source, f"{cost.size / 1e9:.3f}", *hours)
+    Console().print(shown)
+    typer.echo(
+        f"views pays from {found.pays_from} epochs on, over all methods and seeds of a teacher: here are {found.has}.\n"
+        "replay pays from the second method or student of a teacher and seed on, and costs disk alone."
+    )
+
+
 def main() -> None:
     """Run the command line."""
     with one_line_errors():

@@ -240,6 +240,16 @@ class TeacherWeights(Frozen):
         return self
 
 
+class Precision(Frozen):
+    """What is faster and costs last digits, or more: part of a run's settings, so of its record."""
+
+    fold_teacher: bool = False
+    teacher: Literal["float32", "bfloat16"] = "float32"
+    student: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+
+
 Logits = Literal["online", "views", "views-float32", "replay", "replay-float32"]
 
 
@@ -273,6 +283,7 @@ class Params(Frozen):
     epochs: Positive | None
     batch_size: Positive | None
     lr: Annotated[float, Field(gt=0)] | None
+    precision: Precision
     compute: Compute
 
 
@@ -302,6 +313,7 @@ class RunSettings(Frozen):
     training: Training
     seed: int
     logits: Logits
+    precision: Precision = Precision()
 
     @property
     def store(self) -> tuple[str, str]:
@@ -387,9 +399,11 @@ class Experiment(Frozen):
         if role == "student" and self.params.base_view is not None:
             crop = views.crop if self.params.base_view == "flip+crop" else 0
             views = views.model_copy(update={"crop": crop, "flip": self.params.base_view != "none"})
-        teacher = None
+        teacher, precision = None, self.params.precision
         if method.needs_teacher:
             teacher = Architecture(name=self.params.teacher, model=self.models[self.params.teacher])
+        else:
+            precision = precision.model_copy(update={"fold_teacher": False, "teacher": "float32"})
         return RunSettings(
             dataset=self.params.dataset,
             train_images=self.train_images,
@@ -404,6 +418,7 @@ class Experiment(Frozen):
             training=training,
             seed=seed,
             logits=self.params.logits if teacher else "online",
+            precision=precision,
         )
 
 

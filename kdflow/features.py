@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdflow.config import Architecture, Model
 from kdflow.errors import UserError, one_line
 from kdflow.models import create_model
+from kdflow.precision import Forward
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Outputs:
 
 
 class FeatureExtractor:
-    """Asks `model` for its `Outputs`; the layers are those that its recipe names.
+    """Asks `model` for its `Outputs`; the layers are those that its recipe names, `forward` is how its logits are got.
 
     Raises:
         UserError: the model has no layer of that name.
     """
 
-    def __init__(self, name: str, model: nn.Module, recipe: Model) -> None:
-        self.model, self.recipe = model, recipe
+    def __init__(self, name: str, model: nn.Module, recipe: Model, forward: Forward | None = None) -> None:
+        self.model, self.recipe, self.forward = model, recipe, forward or model
         self.gives_features = bool(recipe.features) or recipe.head is not None
         self.seen: dict[str, Tensor] | None = None  # only while asked: other passes keep nothing
         layers = dict(model.named_modules())
@@ -54,9 +55,9 @@ class FeatureExtractor:
         """One forward pass."""
         self.seen = {}
         try:
-            logits = self.model(x)
-            pooled = None if self.recipe.head is None else self.seen[_HEAD]
-            return Outputs(logits, tuple(self.seen[layer] for layer in self.recipe.features), pooled)
+            logits = self.forward(x)
+            pooled = None if self.recipe.head is None else self.seen[_HEAD].float()
+            return Outputs(logits, tuple(self.seen[layer].float() for layer in self.recipe.features), pooled)
         finally:
             self.seen = None
 
@@ -72,14 +73,9 @@ class FeatureExtractor:
             self.seen[_HEAD] = inputs[0]
 
 
-def asking(architecture: Architecture, model: nn.Module, with_features: bool) -> FeatureExtractor:
-    """How `model` is asked; without features no layer is kept.
-
-    Raises:
-        UserError: the model has no layer of that name.
-    """
-    bare = architecture.model.model_copy(update={"features": (), "head": None})
-    return FeatureExtractor(architecture.name, model, architecture.model if with_features else bare)
+def bare(model: Model) -> Model:
+    """A recipe without layers, for who asks for no features."""
+    return model.model_copy(update={"features": (), "head": None})
 
 
 _HEAD = "input of the head"  # no layer is called so

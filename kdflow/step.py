@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from kdflow.config import Architecture, Method, RunSettings, StrongView
 from kdflow.errors import UserError, one_line
-from kdflow.features import Outputs, asking, probe
+from kdflow.features import FeatureExtractor, Outputs, bare, probe
 from kdflow.feed import Batch
 from kdflow.labels import mixed
 from kdflow.logits import Source, X
 from kdflow.losses import distillation_loss
 from kdflow.models import create_model
 from kdflow.picks import Pool, hardest, ratio
+from kdflow.precision import Forward, forward_of
 from kdflow.views import Strong, pool_of
 
 
@@ -99,8 +100,8 @@ class StrongPart:
         UserError: a batch is too small for the view.
     """
 
-    def __init__(self, run: RunSettings, settings: StrongView, student: nn.Module) -> None:
-        self.method, self.settings, self.student = run.method, settings, student
+    def __init__(self, run: RunSettings, settings: StrongView, student: nn.Module, forward: Forward) -> None:
+        self.method, self.settings, self.student, self.forward = run.method, settings, student, forward
         self.view: Any = importlib.import_module(f"kdflow.views.{settings.mix}")
         self.label: Any = importlib.import_module(f"kdflow.labels.{settings.label}")
         self.criterion: Any = settings.pick and importlib.import_module(f"kdflow.picks.{settings.pick.by}")
@@ -124,7 +125,7 @@ class StrongPart:
 
         def ask_student() -> Tensor:
             self.student.train(pick.scoring == "train")
-            logits: Tensor = self.student(pool.images)
+            logits = self.forward(pool.images)
             self.student.train()
             return logits
 
@@ -135,7 +136,7 @@ class StrongPart:
 
     def loss(self, kept: Strong, labels: Int64[Tensor, " b"], taught: Outputs | None) -> Float[Tensor, ""]:
         """What x' adds: its label's loss; in x's place, cross-entropy with the mixed label as well."""
-        logits = self.student(kept.images)
+        logits = self.forward(kept.images)
         loss: Tensor = logits.new_zeros(())
         if self.weight > 0:
             taught_x = None if taught is None else taught.logits
@@ -158,9 +159,10 @@ class Step:
         method = run.method
         self.method, self.teacher, self.optimizer = method, teacher, optimizer
         self.student, self.loss = learner.student, learner.loss
-        own = Architecture(name=run.architecture, model=run.model)
-        self.ask_student = asking(own, self.student, with_features=self.loss is not None)
-        self.strong = StrongPart(run, method.strong, self.student) if method.strong else None
+        forward = forward_of(self.student, run.precision.student, run.precision.compile)
+        recipe = run.model if self.loss is not None else bare(run.model)
+        self.ask_student = FeatureExtractor(run.architecture, self.student, recipe, forward)
+        self.strong = StrongPart(run, method.strong, self.student, forward) if method.strong else None
         self.sees_x = method.strong is None or not method.strong.instead
         self.asks = asks_about(method)
 

@@ -19,13 +19,14 @@ from kdflow.data import Loaded, load
 from kdflow.epoch_plan import draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
-from kdflow.features import asking
+from kdflow.features import FeatureExtractor, bare
 from kdflow.feed import InMemory
 from kdflow.job import Job
 from kdflow.logits import Counts, Online, Source
 from kdflow.logits.replay import Replay, Shelf
 from kdflow.logits.views import StoredViews, read_views
 from kdflow.models import create_model, load_weights, save_weights
+from kdflow.precision import check, folded, forward_of, use_tf32
 from kdflow.progress import Emit, Finished, Note, Update
 from kdflow.step import Done, Learner, Step, new_learner
 
@@ -37,6 +38,8 @@ def run_job(job: Job, emit: Emit) -> None:
     device = pick_device(job.compute.device)
     torch.set_num_threads(job.compute.threads)
     run = job.run
+    check(run.precision, with_features=run.method.loss is not None)
+    use_tf32(run.precision.tf32)
 
     def note(text: str) -> None:
         emit(Note(job.name, text))
@@ -160,7 +163,7 @@ def _source(job: Job, model: nn.Module, teacher_sha256: str, data: Loaded, note:
     """Where the run takes the teacher's outputs from."""
     run = job.run
     assert run.teacher is not None
-    ask = asking(run.teacher, model, with_features=run.method.loss is not None)
+    ask = extractor(run, model)
     kind, dtype = run.store
     if kind == "views":
         assert job.store is not None
@@ -172,6 +175,20 @@ def _source(job: Job, model: nn.Module, teacher_sha256: str, data: Loaded, note:
         shelf = Shelf(job.scratch / "replay", about, int(job.compute.replay_gb * 1e9))
         return Replay(ask, shelf, about, run.classes, dtype, note)
     return Online(ask)
+
+
+def extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
+    """How the run asks its teacher.
+
+    Raises:
+        UserError: the teacher has no such layer, or cannot be asked with this precision.
+    """
+    assert run.teacher is not None
+    (name, recipe), precision = (run.teacher.name, run.teacher.model), run.precision
+    if precision.fold_teacher:
+        teacher = folded(name, teacher)
+    forward = forward_of(teacher, precision.teacher, precision.compile)
+    return FeatureExtractor(name, teacher, recipe if run.method.loss is not None else bare(recipe), forward)
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:

@@ -8,11 +8,11 @@ from kdflow import config
 from kdflow.config import Architecture, Method, Model, RunSettings, Training, Views
 from kdflow.data import ImageSet, Loaded
 from kdflow.epoch_plan import Row, draw_plan
-from kdflow.features import asking
 from kdflow.feed import Batch, InMemory
 from kdflow.logits import Online
 from kdflow.models import create_model
 from kdflow.step import Learner, Step
+from kdflow.train import extractor
 
 CPU = torch.device("cpu")
 LAYERS = {"features": ("conv1", "layer1", "layer2", "layer3"), "head": "fc"}
@@ -97,7 +97,7 @@ def batches_of(run: RunSettings, epoch: int = 0, train: ImageSet = DATA.train) -
 def asked(run: RunSettings, teacher: nn.Module | None) -> Online | None:
     if run.teacher is None or teacher is None:
         return None
-    return Online(asking(run.teacher, teacher, with_features=run.method.loss is not None))
+    return Online(extractor(run, teacher))
 
 
 def step_of(run: RunSettings, learner: Learner, teacher: nn.Module | None) -> Step:

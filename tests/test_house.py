@@ -21,7 +21,7 @@ LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
     {"record", "progress"},
-    {"job", "data", "models", "views"},
+    {"job", "data", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},

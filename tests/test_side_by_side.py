@@ -122,7 +122,7 @@ def test_the_ends_of_runs(start, tmp_path):
     for name in ("seed 0", "seed 1"):
         assert (tmp_path / f"{name}.json").is_file()
         assert (tmp_path / f"{name}.safetensors").is_file()
-        assert list((tmp_path / name).iterdir()) == [], "scratch of a group without failures is removed"
+        assert list((tmp_path / name / "runs").iterdir()) == [], "scratch of a group without failures is removed"
     kill(run)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1

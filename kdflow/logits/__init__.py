@@ -91,6 +91,7 @@ def about(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dict[st
         "dataset_sha256": dataset_sha256,
         "train_images": str(run.train_images),
         "base_view": run.views.model_dump_json(),
+        "precision": run.precision.model_dump_json(exclude={"student"}),
     }
 
 

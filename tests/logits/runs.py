@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kdflow import logits, train
 from kdflow.config import RunSettings
-from kdflow.features import FeatureExtractor, asking
 from kdflow.logits import Online, Source
 from kdflow.logits.replay import Replay, Shelf
 from kdflow.logits.store import About
@@ -18,10 +17,6 @@ from kdflow.step import Learner, new_learner
 
 GIGABYTE = 10**9
 Result = tuple[tuple[Epoch, ...], dict[str, Tensor]]
-
-
-def extractor(run: RunSettings) -> FeatureExtractor:
-    return asking(run.teacher, teacher_for(run.method), with_features=run.method.loss is not None)
 
 
 def about_of(run: RunSettings) -> About:
@@ -43,7 +38,7 @@ def trained(run: RunSettings, source: Source, file: Path, learner: Learner | Non
 
 def online(method: str, folder: Path) -> Result:
     run = run_of(METHODS[method])
-    return trained(run, Online(extractor(run)), folder / f"online-{method}")
+    return trained(run, Online(train.extractor(run, teacher_for(run.method))), folder / f"online-{method}")
 
 
 def replay(
@@ -52,7 +47,9 @@ def replay(
     """A run, and a source that replays from `folder`/replay."""
     run = run_of(METHODS[method]).model_copy(update={"seed": seed})
     about = {**about_of(run), **logits.about_plan(run, str(CPU))}
-    return run, Replay(extractor(run), Shelf(folder / "replay", about, limit), about, 4, dtype, note)
+    return run, Replay(
+        train.extractor(run, teacher_for(run.method)), Shelf(folder / "replay", about, limit), about, 4, dtype, note
+    )
 
 
 def replayed(method: str, folder: Path, dtype: str = "float32", **options: int) -> Result:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import about_of, extractor, online, trained
+from runs import about_of, online, trained
 from small import DATA, METHODS, VIEWS, batches_of, run_of, teacher_for
 
 from kdflow.errors import UserError
-from kdflow.features import asking
 from kdflow.logits import store, views
 from kdflow.logits.views import StoredViews, fill, per_image, read_views, rows, shape_of
+from kdflow.train import extractor
 
 RUN = run_of(METHODS["kd"])
 TEACHER = teacher_for(METHODS["kd"])
@@ -90,8 +90,7 @@ def test_it_is_gone_on_with_where_it_stopped(whole, tmp_path, monkeypatch):
 
 def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
     run = run_of(METHODS[method])
-    ask = asking(run.teacher, teacher_for(run.method), with_features=run.method.loss is not None)
-    return run, StoredViews(ask, opened(path, dtype), run.views)
+    return run, StoredViews(extractor(run, teacher_for(run.method)), opened(path, dtype), run.views)
 
 
 @pytest.mark.parametrize(("method", "asked"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
@@ -128,5 +127,5 @@ def test_a_store_of_another_teacher_or_view_is_refused(whole):
 
 def test_the_extractor_and_the_model_say_the_same(whole):
     x = batches_of(RUN)[0].x
-    assert torch.equal(extractor(RUN)(x).logits, TEACHER(x))
+    assert torch.equal(extractor(RUN, TEACHER)(x).logits, TEACHER(x))
     assert store.read(whole, shape_of(RUN), "float32", about_of(RUN)).flags.writeable is False

@@ -1,0 +1,89 @@
+"""What is faster at the cost of digits: how many digits, and where it is refused."""
+
+import pytest
+import torch
+from small import DATA, METHODS, batches_of, run_of, step_of, teacher_for
+from torch import nn
+
+from kdflow.config import Precision
+from kdflow.errors import UserError
+from kdflow.models import create_model
+from kdflow.precision import check, folded, forward_of, use_tf32
+from kdflow.step import new_learner
+from kdflow.train import extractor
+
+
+def _losses(method: str = "kd_tlcutmix_pick", **precision: object) -> list[float]:
+    run = run_of(METHODS[method]).model_copy(update={"precision": Precision(**precision)})
+    step = step_of(run, new_learner(run, DATA.train.labels), teacher_for(run.method))
+    return [step(batch, 0.001).loss.item() for batch in batches_of(run)]
+
+
+def test_a_folded_teacher_says_the_same_to_rounding():
+    teacher = teacher_for(METHODS["kd"])
+    x = batches_of(run_of(METHODS["kd"]))[0].x
+    fused = folded("larger", teacher)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(x), teacher(x), rtol=1e-4, atol=1e-4)
+    assert _losses(fold_teacher=True) == pytest.approx(_losses(), rel=1e-5)
+
+
+def test_bfloat16_is_close_and_gives_float32():
+    plain = _losses()
+    for field in ("teacher", "student"):
+        rounded = _losses(**{field: "bfloat16"})
+        assert rounded == pytest.approx(plain, rel=0.05)
+        assert rounded != pytest.approx(plain, rel=1e-5)
+    x = batches_of(run_of(METHODS["kd"]))[0].x
+    assert forward_of(teacher_for(METHODS["kd"]), "bfloat16", "none")(x).dtype == torch.float32
+    run = run_of(METHODS["at_kd"]).model_copy(update={"precision": Precision(teacher="bfloat16")})
+    said = extractor(run, teacher_for(run.method))(x)
+    assert {said.logits.dtype, said.pooled.dtype, *(feature.dtype for feature in said.maps)} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_to_rounding():
+    for method in ("ce", "kd_tlcutmix_pick"):
+        assert _losses(method, compile="default") == pytest.approx(_losses(method), rel=1e-4)
+
+
+def test_features_are_not_to_be_had_from_a_folded_or_compiled_model():
+    check(Precision(fold_teacher=True, compile="default"), with_features=False)
+    check(Precision(teacher="bfloat16", student="bfloat16", tf32=True), with_features=True)
+    for field, value in (("fold_teacher", True), ("compile", "default")):
+        with pytest.raises(UserError, match=f"params.yaml: precision.{field}: not for a loss on features"):
+            check(Precision(**{field: value}), with_features=True)
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_model_that_cannot_be_traced_is_refused():
+    with pytest.raises(UserError) as caught:
+        folded("mine", Branching().eval())
+    assert str(caught.value).startswith("params.yaml: precision.fold_teacher: mine cannot be folded: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_tf32_is_said_and_never_left_to_a_default():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            use_tf32(allowed)
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("name", ["wrn_16_2", "vgg8", "resnet8x4"])
+def test_other_families_fold(name):
+    from factories import ROOT
+
+    from kdflow import config
+
+    torch.manual_seed(0)
+    model = create_model(name, config.load(ROOT).models[name], 4, 32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(folded(name, model)(x), model(x), rtol=1e-4, atol=1e-4)
