@@ -39,7 +39,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, name: str, model: nn.Module, recipe: Model, forward: Forward | None = None) -> None:
-        self.model, self.recipe, self.forward = model, recipe, forward or model
+        self.model, self.recipe, self.forward = model, recipe, model if forward is None else forward
         self.gives_features = bool(recipe.features) or recipe.head is not None
         self.seen: dict[str, Tensor] | None = None  # only while asked: other passes keep nothing
         layers = dict(model.named_modules())

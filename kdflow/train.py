@@ -186,7 +186,7 @@ def extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
     assert run.teacher is not None
     (name, recipe), precision = (run.teacher.name, run.teacher.model), run.precision
     if precision.fold_teacher:
-        teacher = folded(name, teacher)
+        teacher = folded(name, teacher, run.image_size)
     forward = forward_of(teacher, precision.teacher, precision.compile)
     return FeatureExtractor(name, teacher, recipe if run.method.loss is not None else bare(recipe), forward)
 
