@@ -39,6 +39,7 @@ def run_job(job: Job, emit: Emit) -> None:
     torch.set_num_threads(job.compute.threads)
     run = job.run
     data = load(job.dataset, run.train_images, device)
+    _check_data(job.dataset, data, run)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
         assert run.teacher is not None
@@ -146,6 +147,18 @@ def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[Done]) ->
 def _pick_ratio(steps: list[Done]) -> float | None:
     picked = [done.pick_ratio for done in steps if done.pick_ratio is not None]
     return torch.stack(picked).mean().item() if picked else None
+
+
+def _check_data(file: Path, data: Loaded, run: RunSettings) -> None:
+    """Refuse a file that is whole but of another dataset: its labels might be no classes of the model."""
+
+    def told(images: int, classes: int, size: int) -> str:
+        return f"{images} training images of {classes} classes at {size} px"
+
+    found = told(len(data.train), len(data.class_names), data.train.images.shape[-1])
+    expected = told(run.train_images, run.classes, run.image_size)
+    if found != expected:
+        raise UserError(f"{file}: {found}, expected {expected}; `dvc repro -f prepare` makes it anew")
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:
