@@ -76,7 +76,7 @@ def measure(experiment: Experiment, method: str, rounds: int) -> dict[str, list[
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(experiment, folder)
-        run_all("warm up:", jobs(experiment, folder, method, 1)[:1], 1)
+        seconds(jobs(experiment, folder, method, 1)[:1], 1)  # starts the server
         for i in range(rounds):
             for k in range(len(WAYS)):
                 way = list(WAYS)[(i + k) % len(WAYS)]
