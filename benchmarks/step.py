@@ -11,8 +11,6 @@ that a busy machine slows both. Images are noise: speed does not depend on what 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import keep, told
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -176,15 +175,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     experiment = config.load(ROOT)
-    machine = f"{platform.node()} {platform.machine()}"
-    print(f"{asked.pair}, batch 64 at 32 px, 1 thread, {machine}, torch {torch.__version__}")
+    print(f"{asked.pair}, batch 64 at 32 px, 1 thread; {told()}")
     found: dict[str, dict[str, float]] = {}
     for method in asked.methods:
         found[method] = compare(experiment, asked.pair, method, asked.rounds, asked.steps)
         figures = "  ".join(f"{name} {value:.2f}" for name, value in found[method].items())
         print(f"{method:20} {figures}", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps({"pair": asked.pair, "machine": platform.node(), "steps": found}, indent=1))
+    keep(asked.json, pair=asked.pair, steps=found)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _digest(progress: str, state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(progress.encode())
     for key in sorted(state):
         digest.update(f"{key} {state[key].dtype} {list(state[key].shape)}".encode())
-        digest.update(state[key].numpy().tobytes())
+        digest.update(state[key].numpy().data)
     return digest.hexdigest()
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PART = ".part"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is fsynced and renamed over `path`.
 
-    When the block fails, `path` stays as it was and nothing is left beside it.
+    When the block fails, `path` stays as it was and nothing is left beside it. What a killed process leaves, the
+    next one that writes `path` removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    beside = Path(name)
+    handle, beside = _beside(path)
     try:
         yield beside
         with beside.open("rb") as file:
@@ -38,6 +40,21 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _beside(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked while its writer lives; those of writers that were killed are removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with suppress(OSError), left.open() as file:  # locked, or renamed meanwhile: its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else another writer came between and took it for one of the dead
+            return handle, Path(name)
+        os.close(handle)
 
 
 @contextmanager

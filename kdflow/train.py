@@ -45,6 +45,7 @@ def run_job(job: Job, emit: Emit) -> None:
         emit(Note(job.name, text))
 
     data = load(job.dataset, run.train_images, device)
+    _check_data(job.dataset, data, run)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
@@ -189,6 +190,18 @@ def extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
         teacher = folded(name, teacher, run.image_size)
     forward = forward_of(teacher, precision.teacher, precision.compile)
     return FeatureExtractor(name, teacher, recipe if run.method.loss is not None else bare(recipe), forward)
+
+
+def _check_data(file: Path, data: Loaded, run: RunSettings) -> None:
+    """Refuse a file that is whole but of another dataset: its labels might be no classes of the model."""
+
+    def told(images: int, classes: int, size: int) -> str:
+        return f"{images} training images of {classes} classes at {size} px"
+
+    found = told(len(data.train), len(data.class_names), data.train.images.shape[-1])
+    expected = told(run.train_images, run.classes, run.image_size)
+    if found != expected:
+        raise UserError(f"{file}: {found}, expected {expected}; `dvc repro -f prepare` makes it anew")
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:

@@ -357,6 +357,12 @@ def test_a_damaged_dataset(project):
     refused(project, "distill", "kd", says="data/digits.h5: content differs from its hash")
 
 
+def test_a_dataset_cut_short(project):
+    file = project.folder / "data/digits.h5"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(project, "evaluate", "ce", says="data/digits.h5: damaged, or no dataset file of kdflow")
+
+
 def test_students_that_are_not_those_of_their_log(project):
     file = project.folder / "data/students/ce/seed0.safetensors"
     content = bytearray(file.read_bytes())

@@ -1,7 +1,9 @@
 """The real thing at a small budget: real DVC, a git repository of its own, real interruptions."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -202,7 +204,11 @@ def test_the_same_seed_twice_gives_the_same_record(project):
 
 
 def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    """Nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes to kill in Linux's /proc")
@@ -241,6 +247,64 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
     assert "going on after epoch" in output, output
     assert project.records("kd_tlcutmix_pick") == undisturbed and len(undisturbed) == 2
     assert not list(checkpoints.glob("*/checkpoint.safetensors"))  # nothing is kept of finished runs
+
+
+KILLS = int(os.environ.get("KDFLOW_KILLS", "0"))
+VICTIMS = ("everyone", "the runs", "dvc")
+STUDENTS = ("evaluate@kd_tlcutmix_pick", "evaluate@crd_kd")
+
+
+def killed(project: Project, after: float, victim: str) -> bool:
+    """Start `dvc repro` and kill a part of it `after` seconds; whether it was still running then."""
+    process = project.start("dvc", "repro", *STUDENTS)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        output, _ = process.communicate(timeout=after)
+        assert process.returncode == 0, output
+        return False
+    stages = [pid for pid in descendants(process.pid) if "stages/" in command_of(pid)]
+    runs = [run for stage in stages for server in children(stage) for run in children(server)]
+    everyone = [process.pid, *descendants(process.pid)]
+    chosen = {"everyone": everyone, "the runs": runs or stages or everyone, "dvc": [process.pid]}[victim]
+    for pid in chosen:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(60)  # for dvc alone: what it started may still be about to end when it is started again
+    return process.returncode != 0
+
+
+@pytest.mark.skipif(not KILLS, reason="KDFLOW_KILLS=20 asks for it; above, each kind of process is killed once")
+def test_a_graph_that_is_killed_at_any_moment_ends_with_the_same_digits(tmp_path):
+    methods = ["kd_tlcutmix_pick", "crd_kd"]
+    (tmp_path / "bare").mkdir()
+    bare = Project(tmp_path / "bare")
+    bare.settings(methods=methods, seeds=[0, 1], epochs=8, teacher_epochs=4)
+    recipes = bare.folder / "recipes/methods.yaml"
+    few = "crd_kd: {ce: 1.0, kl: 1.0, tau: 4.0, loss: {name: crd, weight: 0.8, options: {negatives: 200}}}"
+    recipes.write_text(re.sub("^crd_kd: .*$", few, recipes.read_text(), flags=re.MULTILINE))
+    bare.run("git", "commit", "-qam", "small")
+    bare.dvc("repro", "logits")
+    alone = copy_of(bare, tmp_path / "alone")
+    began = time.monotonic()
+    alone.dvc("repro", *STUDENTS)
+    seconds = time.monotonic() - began
+    # Half of it: what the kills before left goes on from there, so that they reach the end all the same.
+    moments, kills, lives, resumed = random.Random(0), 0, 0, 0
+    while kills < KILLS:
+        lives += 1
+        project = copy_of(bare, tmp_path / f"life {lives}")
+        while kills < KILLS and killed(project, moments.uniform(0, seconds / 2), VICTIMS[kills % len(VICTIMS)]):
+            kills += 1
+            print(f"life {lives}, kill {kills}", flush=True)
+        project.dvc("repro", *STUDENTS)
+        for method in methods:
+            assert project.records(method) == alone.records(method) and len(alone.records(method)) == 2
+        for file in (project.folder / "data/students").rglob("*.json"):
+            resumed += json.loads(file.read_text())["timing"]["resumed"]
+        kept, expected = ({f.relative_to(p.folder) for f in p.folder.glob("data/**/*")} for p in (project, alone))
+        assert kept == expected
+        assert not list(project.folder.glob(".kdflow/runs/*/*"))
+    print(f"{kills} kills in {lives} lives, {resumed} times a run went on from a checkpoint")
+    assert resumed > 0
 
 
 def test_bad_input_stops_dvc_with_one_line_and_leaves_the_outputs(project):

@@ -89,6 +89,34 @@ def test_the_hash_of_a_file_larger_than_a_buffer(tmp_path):
     assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kdflow import files
+with files.replacing(Path(sys.argv[1])) as beside:
+    beside.write_text("half of the ne")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_leaves_goes_with_the_next_and_a_living_one_s_stays(tmp_path):
+    path, other = tmp_path / "a[1]", tmp_path / "b"
+    for file in (path, other):
+        subprocess.run([sys.executable, "-c", KILLED, file], check=False)
+    mine = tmp_path / ".a[1].swp"  # a user's own
+    mine.write_text("mine")
+    assert len(names(tmp_path)) == 3
+    with files.replacing(path) as living:
+        living.write_text("first")
+        files.write_text(path, "second")
+        assert path.read_text() == "second"
+        (left,) = tmp_path.glob(".b.*")
+        assert sorted(tmp_path.iterdir()) == sorted([left, living, mine, path])
+    assert path.read_text() == "first"
+    files.write_text(other, "third")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, path, other])
+
+
 FULL_DISK = """
 import errno, resource, sys
 from pathlib import Path

@@ -32,7 +32,7 @@ def main(folder, at_most, names):
         run = experiment.student_run("ce", seed)
         epochs = 10**6 if name.startswith("long") else 1
         training = run.training.model_copy(update={{"epochs": epochs, "test_every": 100000}})
-        run = run.model_copy(update={{"train_images": 20, "training": training}})
+        run = run.model_copy(update={{"train_images": 20, "image_size": 8, "training": training}})
         dataset = folder / ("gone.h5" if name.startswith("gone") else "digits.h5")
         budget = record.budget(run, experiment.dataset)
         jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None, store=None, compute=compute,

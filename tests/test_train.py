@@ -204,6 +204,47 @@ def test_a_job_run_twice_gives_the_same_log_apart_from_timing(inputs, tmp_path, 
     assert finished[0].parent == tmp_path / "s1/runs"
 
 
+def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path):
+    """Even where it lies in the place of the run's own."""
+    alone = _job(inputs, tmp_path / "alone", tmp_path / "alone/scratch")
+    train.run_job(alone, lambda event: None)
+    torch.manual_seed(2)
+    save_weights(create_model("larger", TEACHER, 10, 8), tmp_path / "other.safetensors")
+    job = _job(inputs, tmp_path, tmp_path / "scratch")
+    train.run_job(job.model_copy(update={"teacher": tmp_path / "other.safetensors"}), lambda event: None)
+    (own,), (foreign,) = alone.scratch.iterdir(), job.scratch.iterdir()
+    assert own.name != foreign.name
+    foreign.rename(foreign.with_name(own.name))
+    events = []
+    train.run_job(job, events.append)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    files = [job.scratch / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
+    assert notes == [f"{file}: checkpoint of another run; it is left out" for file in files]
+    assert read(job.log, RunLog).curve == read(alone.log, RunLog).curve
+    assert job.weights.read_bytes() == alone.weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"classes": 100}, "40 training images of 10 classes at 8 px, expected 40 training images of 100 classes"),
+        ({"image_size": 16}, "10 classes at 8 px, expected 40 training images of 10 classes at 16 px"),
+        ({"train_images": 50}, "40 training images of 10 classes at 8 px, expected 50 training images"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_whole_file_of_another_dataset_is_refused_and_nothing_is_overwritten(inputs, tmp_path, changed, says):
+    job = _job(inputs, tmp_path, tmp_path / "scratch")
+    train.run_job(job, lambda event: None)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    other = job.run.model_copy(update={"train_images": 40, **changed})
+    with pytest.raises(UserError) as caught:
+        train.run_job(job.model_copy(update={"run": other}), lambda event: None)
+    assert str(caught.value).startswith(f"{inputs / 'digits.h5'}: ") and says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 @pytest.mark.parametrize("name", ["cuda:7", "cuda:99", "mps"])
 def test_a_device_that_is_not_there_is_refused(name):
     kind = name.split(":", maxsplit=1)[0]
