@@ -23,7 +23,7 @@ from kdflow.epoch_plan import draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
 from kdflow.features import asking
-from kdflow.feed import InMemory
+from kdflow.feed import feed_of
 from kdflow.job import Job
 from kdflow.logits import Online, Source
 from kdflow.models import create_model, load_weights, save_weights
@@ -38,7 +38,7 @@ def run_job(job: Job, emit: Emit) -> None:
     device = pick_device(job.compute.device)
     torch.set_num_threads(job.compute.threads)
     run = job.run
-    data = load(job.dataset, run.train_images, device)
+    data = load(job.dataset, run.train_images, device, job.compute.readers)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
         assert run.teacher is not None
@@ -62,7 +62,7 @@ def run_job(job: Job, emit: Emit) -> None:
         weights_sha256=weights_sha256,
         curve=progress.curve,
         code=code,
-        machine=record.machine(_device_name(device), job.compute.threads),
+        machine=record.machine(_device_name(device), job.compute.threads, data.train.workers),
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
@@ -93,7 +93,7 @@ def fit(
     optimizer = torch.optim.SGD(
         learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    step, feed = Step(run, learner, teacher, optimizer), InMemory(data.train, run.views)
+    step, feed = Step(run, learner, teacher, optimizer), feed_of(data.train, run.views)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
