@@ -1,5 +1,7 @@
 """Images from files: the pixels of a slow loop, whatever reads them; and runs on them, to the same digits."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +21,7 @@ from kdflow.job import Job
 from kdflow.models import create_model, save_weights
 from kdflow.progress import Finished, Note, Update
 from kdflow.record import Budget, RunLog, read
+from kdflow.side_by_side import run_all
 from kdflow.step import new_learner
 
 CPU = torch.device("cpu")
@@ -140,7 +143,7 @@ class StopError(Exception):
 
 
 def _fit(prepared, file, workers, stop_after=None):
-    run, events = settings("kd_tlcutmix_pick"), []
+    run, events = settings("kd"), []
     torch.manual_seed(1)
     teacher = create_model("larger", TEACHER, 2, 32).eval().requires_grad_(False)
     data = load(prepared, 12, CPU, workers)
@@ -165,26 +168,41 @@ def test_a_resumed_run_ends_with_the_same_digits_with_any_number_of_workers(prep
     assert same(state, expected_state)
 
 
-def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
+def _job(prepared, folder):
     torch.manual_seed(1)
-    save_weights(create_model("larger", TEACHER, 2, 32), tmp_path / "teacher.safetensors")
-    log, events = tmp_path / "log.json", []
-    job = Job(
+    save_weights(create_model("larger", TEACHER, 2, 32), folder / "teacher.safetensors")
+    return Job(
         name="seed 3",
         run=settings("kd_tlcutmix_pick"),
         budget=Budget(epochs=2, full_epochs=2, train_images=12, full_train_images=12, demo=False),
         dataset=prepared,
-        teacher=tmp_path / "teacher.safetensors",
-        weights=tmp_path / "weights.safetensors",
-        log=log,
-        scratch=tmp_path / "scratch",
+        teacher=folder / "teacher.safetensors",
+        weights=folder / "weights.safetensors",
+        log=folder / "log.json",
+        scratch=folder / "scratch",
         compute=Compute(device="cpu", threads=1, side_by_side=None, workers=2),
     )
+
+
+def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
+    job, events = _job(prepared, tmp_path), []
     train.run_job(job, events.append)
-    found = read(log, RunLog)
+    found = read(job.log, RunLog)
     assert found.machine.workers == 2
     assert found.settings == job.run
     assert found.settings.views.resize == RESIZE
     assert [point.epoch for point in found.curve] == [1, 2]
     assert found.curve[-1].top1 is not None
     assert isinstance(events[-1], Finished)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_process_of_its_own_may_have_workers(prepared, tmp_path):
+    job = _job(prepared, tmp_path)
+    train.run_job(job, print)
+    expected = read(job.log, RunLog)
+    job.log.unlink()
+    shutil.rmtree(job.scratch)
+    run_all("tree", [job], 1)
+    assert read(job.log, RunLog).curve == expected.curve
+    assert not job.scratch.exists() or not list(job.scratch.iterdir())
