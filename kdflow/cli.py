@@ -152,10 +152,9 @@ def estimate(
         hours = [f"{found.hours(views):.2f}" for views in (cost.ahead, cost.during, cost.ahead + cost.during)]
         shown.add_row(cost.source, f"{cost.size / 1e9:.3f}", *hours)
     Console().print(shown)
-    typer.echo(
-        f"views pays from {found.pays_from} epochs on, over all methods and seeds of a teacher: here are {found.has}.\n"
-        "replay pays from the second method or student of a teacher and seed on, and costs disk alone."
-    )
+    typer.echo("replay pays from the second method or student of a teacher and seed on, and costs disk alone.")
+    if found.pays_from is not None:
+        typer.echo(f"views pays from {found.pays_from} epochs on, over all methods and seeds: here are {found.has}.")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
@@ -56,9 +57,13 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Not strict as a container only: YAML's lists become tuples, their items are still checked strictly.
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+BaseViewName = Literal["none", "flip", "flip+crop"]
 
 
 class Frozen(BaseModel):
@@ -85,13 +90,49 @@ class Data(Frozen):
     md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
 
 
+class Resize(Frozen):
+    """How images of any size come to `image_size`.
+
+    In training a window at random, of a share of the image within `area`, is resized (torchvision's RandomResizedCrop);
+    without `area`, and in testing, the image is resized until its shorter side is `side`, and its centre is taken.
+    """
+
+    side: Positive
+    area: Annotated[tuple[Part, Part], Field(strict=False)] | None
+
+    @model_validator(mode="after")
+    def _is_a_span(self) -> Resize:
+        if self.area is not None and self.area[0] > self.area[1]:
+            raise ValueError(f"area: the smaller share comes first, got {list(self.area)}")
+        return self
+
+
 class Views(Frozen):
-    """The base view of an image: zero-pad by `crop` pixels, crop at random, flip at random, normalise."""
+    """The base view of an image: zero-pad by `crop` pixels, crop at random, flip at random, normalise.
+
+    Images that stay in their files, of any size, have `resize` instead of a padded crop.
+    """
 
     crop: Annotated[int, Field(ge=0)]
     flip: bool
+    resize: Resize | None = Field(None, exclude_if=lambda value: value is None)  # settings without it keep their hash
     mean: Triple
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=3, max_length=3)]
+
+    @model_validator(mode="after")
+    def _is_cropped_once(self) -> Views:
+        if self.resize is not None and self.crop:
+            raise ValueError(f"crop: must be 0 beside resize, got {self.crop}: one of the two crops")
+        return self
+
+    def reduced_to(self, base_view: BaseViewName | None) -> Views:
+        """With no more random crop and flip than `base_view` says; None leaves all as it is."""
+        if base_view is None:
+            return self
+        own: dict[str, Any] = {"flip": base_view != "none"}
+        if base_view != "flip+crop":
+            own |= {"crop": 0, "resize": self.resize and self.resize.model_copy(update={"area": None})}
+        return self.model_copy(update=own)
 
 
 class Training(Frozen):
@@ -123,6 +164,9 @@ class Dataset(Frozen):
         missing = [key for key in ("views", "training") if getattr(self, key) is None]
         if self.data.reader is not None and missing:
             raise ValueError(f"data.reader is given, {' and '.join(missing)} not")
+        resize, size = self.views.resize if self.views else None, self.data.image_size
+        if resize is not None and resize.side < size:
+            raise ValueError(f"views.resize.side: {resize.side} is less than data.image_size, {size}")
         return self
 
 
@@ -260,6 +304,12 @@ class Compute(Frozen):
     threads: Positive
     side_by_side: Positive | None
     replay_gb: Annotated[float, Field(gt=0)]
+    workers: Annotated[int, Field(ge=0)] | None
+
+    @property
+    def readers(self) -> int:
+        """How many processes read the image files of one run; 0: the run itself does."""
+        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
 
 class Params(Frozen):
@@ -268,7 +318,7 @@ class Params(Frozen):
     dataset: str
     data_folder: str | None
     train_images: Positive | None
-    base_view: Literal["none", "flip", "flip+crop"] | None
+    base_view: BaseViewName | None
     teacher: str
     teacher_epochs: Positive | None
     teacher_weights: TeacherWeights
@@ -396,9 +446,8 @@ class Experiment(Frozen):
     ) -> RunSettings:
         data, views = self.dataset.data, self.dataset.views
         assert views is not None
-        if role == "student" and self.params.base_view is not None:
-            crop = views.crop if self.params.base_view == "flip+crop" else 0
-            views = views.model_copy(update={"crop": crop, "flip": self.params.base_view != "none"})
+        if role == "student":
+            views = views.reduced_to(self.params.base_view)
         teacher, precision = None, self.params.precision
         if method.needs_teacher:
             teacher = Architecture(name=self.params.teacher, model=self.models[self.params.teacher])

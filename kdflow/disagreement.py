@@ -16,7 +16,7 @@ from kdflow import files
 from kdflow.config import Frozen, RunSettings, StrongView
 from kdflow.data import Loaded
 from kdflow.epoch_plan import draw_plan
-from kdflow.feed import InMemory
+from kdflow.feed import feed_of
 from kdflow.views import Strong, channel_statistics
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def measure(
     views = differ = 0
     shown: list[Sample] = []
     pictures: list[Tensor] = []
-    mean, std = channel_statistics(run.views, data.train.images.device)
+    mean, std = channel_statistics(run.views, data.train.labels.device)
     per_batch = math.ceil(samples / math.ceil(len(data.train) / run.training.batch_size))
     with torch.inference_mode():
         for labels, strong in _strong_views(data, run, mix):
@@ -82,9 +82,9 @@ def measure(
 def _strong_views(data: Loaded, run: RunSettings, mix: str) -> Iterator[tuple[Int64[Tensor, " b"], Strong]]:
     view: Any = importlib.import_module(f"kdflow.views.{mix}")
     images, batch_size = data.train, run.training.batch_size
-    device = images.images.device
+    device = images.labels.device
     plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, StrongView(mix=mix), device)
-    for batch in InMemory(images, run.views)(plan):
+    for batch in feed_of(images, run.views)(plan):
         yield batch.labels, view.apply(batch.x, batch.row.strong[0])
 
 

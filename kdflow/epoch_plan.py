@@ -42,7 +42,10 @@ class Row:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The rows of one epoch; the last batch may be short and is kept."""
+    """The rows of one epoch; the last batch may be short and is kept.
+
+    `image_seeds`, in plan order and on the CPU, are for views that a worker process makes of a file.
+    """
 
     order: Int64[Tensor, " n"]
     shift: Int64[Tensor, "n 2"]
@@ -50,6 +53,7 @@ class EpochPlan:
     strong: list[Draws]
     noise: Float[Tensor, "steps pool"]
     seeds: list[int]
+    image_seeds: Int64[Tensor, " n"]
     batch_size: int
 
     def __iter__(self) -> Iterator[Row]:
@@ -89,4 +93,5 @@ def draw_plan(
             pool.append({key: value.to(device) for key, value in draws.items()})
     noise = torch.rand(len(sizes), len(pool) * batch_size, generator=generator("noise")).to(device)
     seeds = torch.randint(2**31, (len(sizes),), generator=generator("seed")).tolist()
-    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, noise, seeds, batch_size)
+    image_seeds = torch.randint(2**32, (images,), generator=generator("image"))
+    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, noise, seeds, image_seeds, batch_size)

@@ -7,33 +7,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdflow.config import Views
-from kdflow.data import ImageSet
+from kdflow.data import Images
 from kdflow.record import Accuracy
 from kdflow.views import channel_statistics, normalise
 
 BATCH = 128  # small enough for its activations to stay in the cache of a CPU
 
 
-def predict(model: nn.Module, images: ImageSet, views: Views) -> Float[Tensor, "n classes"]:
-    """Logits of all images, the model in eval mode, images normalised and otherwise as they are.
+def predict(model: nn.Module, images: Images, views: Views) -> Float[Tensor, "n classes"]:
+    """Logits of all images, the model in eval mode, images normalised and otherwise as `for_testing` gives them.
 
     The model is left in the mode that it was in.
     """
     was_training = model.training
     model.eval()
-    mean, std = channel_statistics(views, images.images.device)
+    mean, std = channel_statistics(views, images.labels.device)
     with torch.inference_mode():
-        logits = [model(normalise(batch, mean, std)) for batch in torch.split(images.images, BATCH)]
+        logits = [model(normalise(batch, mean, std)) for batch in images.for_testing(BATCH, views)]
     model.train(was_training)
     return torch.cat(logits)
 
 
-def accuracy(model: nn.Module, images: ImageSet, views: Views) -> Accuracy:
+def accuracy(model: nn.Module, images: Images, views: Views) -> Accuracy:
     """Top-1 and top-5 accuracy of `predict` in percent."""
     return score(predict(model, images, views), images)
 
 
-def score(logits: Float[Tensor, "n classes"], images: ImageSet) -> Accuracy:
+def score(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:
     """Top-1 and top-5 accuracy in percent."""
     hits = logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
     top1, top5 = hits[:, 0].sum().item(), hits.sum().item()

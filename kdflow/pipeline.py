@@ -66,7 +66,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     source = weights if given.file is None else Path(given.file).expanduser()
     load_weights(model, source, given.sha256)
     device = pick_device(experiment.params.compute.device)
-    images = load(dataset, run.train_images, device).test
+    images = load(dataset, run.train_images, device, experiment.params.compute.readers).test
     measured = accuracy(model.to(device), images, run.views)
     if given.top1 is not None and measured.top1 < given.top1 - TOLERANCE:
         raise UserError(
@@ -151,7 +151,7 @@ def evaluate(
     from kdflow.train import pick_device
 
     device = pick_device(experiment.params.compute.device)
-    test = load(dataset, experiment.train_images, device).test
+    test = load(dataset, experiment.train_images, device, experiment.params.compute.readers).test
 
     def answers(run: RunSettings, weights: Path, sha256: str | None = None) -> Tensor:
         model = create_model(run.architecture, run.model, run.classes, run.image_size)
@@ -187,7 +187,7 @@ def disagreement(experiment: Experiment, mix: str, data: Path, out: Path) -> Non
     params = experiment.params
     device = pick_device(params.compute.device)
     run = experiment.student_run("kd", params.seeds[0])
-    loaded = load(data / f"{params.dataset}.h5", run.train_images, device)
+    loaded = load(data / f"{params.dataset}.h5", run.train_images, device, params.compute.readers)
     teacher, _ = load_teacher(data / "teacher/model.safetensors", run, device)
     result, pictures = disagreement.measure(teacher, loaded, run, mix)
     disagreement.write(result, pictures, out)

@@ -64,12 +64,13 @@ class Code(Frozen):
 
 
 class Machine(Frozen):
-    """Where it ran. Another processor may differ in the last digits."""
+    """Where it ran. Another processor may differ in the last digits. `workers`: processes that read image files."""
 
     platform: str
     device: str
     cpus: int
     threads: int
+    workers: int
     python: str
     versions: dict[str, str]
 
@@ -206,13 +207,14 @@ def code_sha256(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def machine(device: str, threads: int) -> Machine:
+def machine(device: str, threads: int, workers: int) -> Machine:
     """This machine; `device` as torch names it."""
     return Machine(
         platform=platform.platform(),
         device=device,
         cpus=os.cpu_count() or 1,
         threads=threads,
+        workers=workers,
         python=platform.python_version(),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
     )

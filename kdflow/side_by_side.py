@@ -83,7 +83,8 @@ def _start(job: Job) -> tuple[Connection, BaseProcess]:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["kdflow.train", "torch._dynamo"])  # the latter by the first optimizer, in 2 s
     receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(target=_child, args=(job.model_dump_json(), sender), daemon=True, name=job.name)
+    # No daemon: those may have no children, and a run may have workers that read its images.
+    process = server.Process(target=_child, args=(job.model_dump_json(), sender), name=job.name)
     process.start()
     sender.close()  # so that the receiver sees the end when the child ends
     return receiver, process

@@ -20,7 +20,7 @@ from kdflow.epoch_plan import draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
 from kdflow.features import FeatureExtractor, bare
-from kdflow.feed import InMemory
+from kdflow.feed import feed_of
 from kdflow.job import Job
 from kdflow.logits import Counts, Online, Source
 from kdflow.logits.replay import Replay, Shelf
@@ -44,7 +44,7 @@ def run_job(job: Job, emit: Emit) -> None:
     def note(text: str) -> None:
         emit(Note(job.name, text))
 
-    data = load(job.dataset, run.train_images, device)
+    data = load(job.dataset, run.train_images, device, job.compute.readers)
     _check_data(job.dataset, data, run)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
@@ -68,7 +68,7 @@ def run_job(job: Job, emit: Emit) -> None:
         weights_sha256=weights_sha256,
         curve=progress.curve,
         code=code,
-        machine=record.machine(_device_name(device), job.compute.threads),
+        machine=record.machine(_device_name(device), job.compute.threads, data.train.workers),
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
@@ -101,7 +101,7 @@ def fit(
     optimizer = torch.optim.SGD(
         learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    step, feed = Step(run, learner, teacher, optimizer), InMemory(data.train, run.views)
+    step, feed = Step(run, learner, teacher, optimizer), feed_of(data.train, run.views)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
@@ -198,7 +198,7 @@ def _check_data(file: Path, data: Loaded, run: RunSettings) -> None:
     def told(images: int, classes: int, size: int) -> str:
         return f"{images} training images of {classes} classes at {size} px"
 
-    found = told(len(data.train), len(data.class_names), data.train.images.shape[-1])
+    found = told(len(data.train), len(data.class_names), data.train.image_size)
     expected = told(run.train_images, run.classes, run.image_size)
     if found != expected:
         raise UserError(f"{file}: {found}, expected {expected}; `dvc repro -f prepare` makes it anew")

@@ -26,7 +26,9 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
         weights_sha256="2" * 64,
         curve=points,
         code=record.Code(version="0.1.0", sha256="3" * 64, commit=None, modified=None),
-        machine=record.Machine(platform="p", device="cpu", cpus=2, threads=1, python="3.11", versions={"torch": "2"}),
+        machine=record.Machine(
+            platform="p", device="cpu", cpus=2, threads=1, workers=0, python="3", versions={"torch": "2"}
+        ),
         timing=record.Timing(
             started="2025-01-01T00:00:00", seconds=1.0, images_per_second=2.0, resumed=0, asked=0, read=0
         ),

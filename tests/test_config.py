@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 import tempfile
 import warnings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from kdflow import config
-from kdflow.config import FeatureLoss, Frozen, Method, Pick, StrongView
+from kdflow.config import FeatureLoss, Frozen, Method, Pick, Resize, StrongView
 from kdflow.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -156,8 +157,39 @@ def test_the_base_view_is_that_of_the_students(root, view, crop, flip):
     assert (experiment.teacher_run().views.crop, experiment.teacher_run().views.flip) == (4, True)
 
 
+@pytest.mark.parametrize(
+    ("view", "area", "flip"),
+    [(None, (0.08, 1.0), True), ("none", None, False), ("flip", None, True), ("flip+crop", (0.08, 1.0), True)],
+)
+def test_the_base_view_of_resized_images(root, view, area, flip):
+    experiment = with_params(root, dataset="imagenet", base_view=view)
+    run, full = experiment.student_run("kd", 0), experiment.teacher_run()
+    assert (run.views.crop, run.views.flip, run.views.resize) == (0, flip, Resize(side=256, area=area))
+    assert (full.views.flip, full.views.resize) == (True, Resize(side=256, area=(0.08, 1.0)))
+    assert config.RunSettings.model_validate_json(run.model_dump_json()) == run
+
+
+def test_settings_without_resize_keep_the_hash_that_they_had_before_there_was_one(root):
+    """The hash of the version before, so that records made then are still those of these settings."""
+    run = with_params(root, dataset="cifar100").student_run("kd", 0)
+    assert run.sha256.startswith("37c208a63b34c6cc")
+
+
+def test_imagenet_is_the_field_s_recipe():
+    dataset = config.load(ROOT).datasets["imagenet"]
+    data, training = dataset.data, dataset.training
+    assert (data.classes, data.train_images, data.test_images, data.image_size) == (1000, 1_281_167, 50_000, 224)
+    assert (training.epochs, training.batch_size, training.lr, training.weight_decay) == (100, 256, 0.1, 1e-4)
+    assert [share * training.epochs for share in training.decay_at] == [30, 60, 90]
+
+
+def test_processes_that_read_are_as_many_as_asked_or_as_there_are_cores(root):
+    for asked, found in ((0, 0), (3, 3), (None, min(8, os.cpu_count()))):
+        assert with_params(root, **{"compute/workers": asked}).params.compute.readers == found
+
+
 def test_choices_are_the_modules_of_a_package():
-    assert config.choices("data") == ["cifar100", "digits"]
+    assert config.choices("data") == ["cifar100", "digits", "image_folder"]
     assert "cutmix" in config.choices("views")
     assert "__init__" not in config.choices("models")
 
@@ -342,7 +374,7 @@ def test_an_integer_and_the_same_float_have_one_hash(root):
 
 
 def test_where_it_is_computed_does_not_change_the_hash(root):
-    compute = {"device": "cuda:1", "threads": 7, "side_by_side": 3, "replay_gb": 1.5}
+    compute = {"device": "cuda:1", "threads": 7, "side_by_side": 3, "replay_gb": 1.5, "workers": 5}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
 
@@ -378,7 +410,7 @@ BAD = {
     "train_images zero": ("params.yaml", {"train_images": 0}, "train_images", "greater than 0"),
     "train_images too many": ("params.yaml", {"train_images": 301}, "train_images", "digits has 300"),
     "dataset unknown": ("params.yaml", {"dataset": "digit"}, "dataset", "did you mean 'digits'?"),
-    "dataset without a reader": ("params.yaml", {"dataset": "imagenet"}, "dataset", "has no data.reader"),
+    "dataset without a reader": ("params.yaml", {"dataset": "tiny_imagenet"}, "dataset", "has no data.reader"),
     "dataset null": ("params.yaml", {"dataset": None}, "dataset", "None"),
     "teacher unknown": ("params.yaml", {"teacher": "resnt20"}, "teacher", "did you mean 'resnet20'?"),
     "student unknown": ("params.yaml", {"student": "resnet8x"}, "student", "did you mean 'resnet8x4'?"),
@@ -418,6 +450,12 @@ BAD = {
     "two means": (DATASETS, {"digits/views/mean": [0.5, 0.5]}, "digits.views.mean", ""),
     "mean no number": (DATASETS, {"digits/views/mean": [0.5, 0.5, math.nan]}, "digits.views.mean", "nan"),
     "std zero": (DATASETS, {"digits/views/std": [0.5, 0.0, 0.5]}, "digits.views.std.1", "greater than 0"),
+    "two crops": (DATASETS, {"imagenet/views/crop": 4}, "imagenet.views", "crop: must be 0 beside resize, got 4"),
+    "area reversed": (DATASETS, {"imagenet/views/resize/area": [1, 0.08]}, "imagenet.views.resize", "smaller share"),
+    "area of nothing": (DATASETS, {"imagenet/views/resize/area": [0, 1]}, "imagenet.views.resize.area.0", "than 0"),
+    "resized to less": (DATASETS, {"imagenet/views/resize/side": 200}, "imagenet", "200 is less than data.image_size"),
+    "unknown key of resize": (DATASETS, {"imagenet/views/resize/sise": 1}, "imagenet.views.resize.sise", "'side'?"),
+    "workers below zero": ("params.yaml", {"compute/workers": -1}, "compute.workers", "greater than or equal to 0"),
     "decay after the end": (DATASETS, {"digits/training/decay_at": [1.5]}, "digits.training.decay_at.0", "1.5"),
     "decay at 1": (DATASETS, {"digits/training/decay_at": [0.5, 1.0]}, "digits.training.decay_at.1", "1.0"),
     "decay at 0": (DATASETS, {"digits/training/decay_at": [0.0]}, "digits.training.decay_at.0", "0.0"),

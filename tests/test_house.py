@@ -20,7 +20,7 @@ TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
-    {"record", "progress"},
+    {"record", "progress", "stream"},
     {"job", "data", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},

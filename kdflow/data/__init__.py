@@ -1,4 +1,4 @@
-"""Datasets as one HDF5 file each: uint8 images and labels, checked when written and when read.
+"""Datasets as one HDF5 file each, checked when written and when read: uint8 images and labels, or a list of files.
 
 Every other module of this package reads one source: `read(spec, folder, downloads) -> Splits`.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -20,8 +22,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from kdflow import files
-from kdflow.config import Data
+from kdflow.config import Data, Views
 from kdflow.errors import UserError, one_line
+from kdflow.stream import ImageFiles, Listing
 
 SPLITS = ("train", "test")
 
@@ -33,14 +36,24 @@ class Split:
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
+    def take(self, kept: npt.NDArray[np.intp]) -> Split:
+        """Some of the images."""
+        return Split(self.images[kept], self.labels[kept])
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Add every image and label."""
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+
 
 @dataclass(frozen=True)
 class Splits:
-    """What a reader returns."""
+    """What a reader returns: images, or files of `folder`."""
 
-    train: Split
-    test: Split
+    train: Split | Listing
+    test: Split | Listing
     class_names: list[str]
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,17 +62,31 @@ class ImageSet:
 
     images: UInt8[Tensor, "n 3 size size"]
     labels: Int64[Tensor, " n"]
+    workers: ClassVar[int] = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.images.shape[-1]
+
+    def for_testing(self, batch_size: int, views: Views) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:  # noqa: ARG002
+        """All images in order, as they are."""
+        return torch.split(self.images, batch_size)
+
+
+Images = ImageSet | ImageFiles
+"""One split, in memory or in files: both have labels, a length, a size, and batches to be tested on."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """Both splits on the device, the names of the classes, and the SHA-256 of all of it."""
 
-    train: ImageSet
-    test: ImageSet
+    train: Images
+    test: Images
     class_names: list[str]
     sha256: str
 
@@ -71,7 +98,7 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
         folder: take the source from here; None downloads it to `downloads` if its reader can.
 
     Returns:
-        The SHA-256 of images and labels, in hex.
+        The SHA-256 of images and labels, or of the list of files, in hex.
 
     Raises:
         UserError: the source is missing, damaged, or not what `spec` says.
@@ -85,27 +112,33 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
         file.attrs["name"] = name
         file.attrs["classes"] = splits.class_names
         file.attrs["sha256"] = digest
+        if splits.folder is not None:
+            file.attrs["folder"] = os.fsencode(splits.folder)
+            file.attrs["image_size"] = spec.image_size
         for key in SPLITS:
-            split: Split = getattr(splits, key)
-            file.create_dataset(f"{key}/images", data=split.images)
-            file.create_dataset(f"{key}/labels", data=split.labels)
+            for part, values in vars(getattr(splits, key)).items():
+                file.create_dataset(f"{key}/{part}", data=values)
     files.write_bytes(out, content.getbuffer())
     return digest
 
 
-def load(path: Path, train_images: int, device: torch.device) -> Loaded:
-    """Read a dataset written by `prepare` onto the device, verifying its hash.
+def load(path: Path, train_images: int, device: torch.device, workers: int = 0) -> Loaded:
+    """Read a dataset written by `prepare` onto the device, verifying its hash; of files, that they are there.
 
     Args:
         train_images: how many training images to take: the first of `balanced_order`, in file order.
+        workers: how many processes are to read images that are files.
 
     Raises:
-        UserError: the file is missing, not HDF5, or its content is not what was written.
+        UserError: the file is missing, not HDF5, or its content is not what was written; or an image's file is missing
+            or has another size.
     """
     try:
         with h5py.File(path, "r") as file:
-            train, test = (Split(file[f"{key}/images"][:], file[f"{key}/labels"][:]) for key in SPLITS)
+            kind = Listing if "folder" in file.attrs else Split
+            train, test = (kind(*(file[key][f.name][:] for f in fields(kind))) for key in SPLITS)
             splits = Splits(train, test, list(file.attrs["classes"]))
+            place = _place(file.attrs) if kind is Listing else None
             expected = str(file.attrs["sha256"])
         found = _digest(splits)
     except FileNotFoundError:
@@ -115,9 +148,13 @@ def load(path: Path, train_images: int, device: torch.device) -> Loaded:
     if found != expected:
         raise UserError(f"{path}: content differs from its hash {expected[:12]}...; `dvc repro -f prepare` mends it")
     if train_images < len(train.labels):
-        kept = np.sort(balanced_order(train.labels)[:train_images])
-        train = Split(train.images[kept], train.labels[kept])
-    return Loaded(_to_device(train, device), _to_device(test, device), splits.class_names, expected)
+        train = train.take(np.sort(balanced_order(train.labels)[:train_images]))
+    on_device = [_to_device(split, place, device, workers) for split in (train, test)]
+    return Loaded(on_device[0], on_device[1], splits.class_names, expected)
+
+
+def _place(attributes: Any) -> tuple[Path, int]:
+    return Path(os.fsdecode(attributes["folder"])), int(attributes["image_size"])
 
 
 def balanced_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
@@ -133,19 +170,24 @@ def balanced_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
     return shuffled[np.argsort(rank[shuffled], kind="stable")]
 
 
-def _to_device(split: Split, device: torch.device) -> ImageSet:
-    # Stored as [n, h, w, 3]: seen as [n, 3, h, w] this is the channels-last layout, without a copy.
-    images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2)
-    return ImageSet(images, torch.from_numpy(split.labels).to(device))
+def _to_device(split: Split | Listing, place: tuple[Path, int] | None, device: torch.device, workers: int) -> Images:
+    labels = torch.from_numpy(split.labels).to(device)
+    if isinstance(split, Split):
+        # Stored as [n, h, w, 3]: seen as [n, 3, h, w] this is the channels-last layout, without a copy.
+        return ImageSet(torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2), labels)
+    assert place is not None
+    folder, image_size = place
+    split.check(folder)
+    return ImageFiles(folder, split.paths, labels, image_size, workers)
 
 
 def _check(spec: Data, splits: Splits) -> None:
     if len(splits.class_names) != spec.classes:
         raise UserError(f"{spec.reader}: {len(splits.class_names)} class names found, expected {spec.classes}")
     for key, count in (("train", spec.train_images), ("test", spec.test_images)):
-        split: Split = getattr(splits, key)
+        split: Split | Listing = getattr(splits, key)
         shape = (count, spec.image_size, spec.image_size, 3)
-        if split.images.shape != shape or split.images.dtype != np.uint8:
+        if isinstance(split, Split) and (split.images.shape != shape or split.images.dtype != np.uint8):
             found = f"{split.images.dtype} {list(split.images.shape)}"
             raise UserError(f"{spec.reader}: {key} images: expected uint8 {list(shape)}, found {found}")
         if split.labels.shape != (count,):
@@ -160,9 +202,7 @@ def _check(spec: Data, splits: Splits) -> None:
 
 def _digest(splits: Splits) -> str:
     digest = hashlib.sha256()
-    for key in SPLITS:
-        split: Split = getattr(splits, key)
-        digest.update(np.ascontiguousarray(split.images).data)
-        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+    for split in (splits.train, splits.test):
+        split.update(digest)
     digest.update("\n".join(splits.class_names).encode())
     return digest.hexdigest()

@@ -28,12 +28,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The sources side by side. The teacher answers about `speed` views a second on `device`."""
+    """The sources side by side. The teacher answers about `speed` views a second on `device`.
 
-    costs: tuple[Cost, Cost, Cost]
+    views pays from `pays_from` epochs on, over all methods and seeds, of which the experiment `has` so many.
+    """
+
+    costs: list[Cost]
     speed: float
     device: str
-    pays_from: int
+    pays_from: int | None
     has: int
 
     def hours(self, views: int) -> float:
@@ -41,22 +44,24 @@ class Estimate:
         return views / self.speed / 3600
 
 
-def costs(experiment: Experiment, dtype: str) -> tuple[Cost, Cost, Cost]:
-    """Of asking online, of all views ahead, and of replay, for the experiment's methods, seeds and epochs."""
+def costs(experiment: Experiment, dtype: str) -> list[Cost]:
+    """Of asking online, of replay, and where views can be counted of all ahead, for the methods, seeds and epochs."""
     params = experiment.params
     methods = [experiment.methods[name] for name in params.methods]
     run = experiment.student_run(params.methods[0], 0)
-    row, rows = run.classes * getattr(torch, dtype).itemsize, run.train_images * per_image(run.views)
+    row = run.classes * getattr(torch, dtype).itemsize
     times = len(params.seeds) * run.training.epochs * run.train_images
     asked = sum(len(asks_about(method)) for method in methods)
     once = {name for method in methods for name in _readable(method)}
-    of_x = epochs_of_x(experiment) * run.train_images
     with_features = sum(method.loss is not None for method in methods)
-    return (
+    found = [
         Cost("online", 0, 0, asked * times),
-        Cost("views", rows * row, rows, asked * times - of_x),
         Cost("replay", len(once) * times * row, 0, (len(once) + with_features) * times),
-    )
+    ]
+    if run.views.resize is None:
+        rows = run.train_images * per_image(run.views)
+        found.append(Cost("views", rows * row, rows, asked * times - epochs_of_x(experiment) * run.train_images))
+    return found
 
 
 def _readable(method: Method) -> list[str]:
@@ -79,7 +84,7 @@ def estimate(experiment: Experiment, dtype: str, device: torch.device) -> Estima
         costs=costs(experiment, dtype),
         speed=_speed(experiment, run, device),
         device=str(device),
-        pays_from=per_image(run.views),
+        pays_from=per_image(run.views) if run.views.resize is None else None,
         has=epochs_of_x(experiment),
     )
 

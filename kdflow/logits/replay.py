@@ -134,7 +134,7 @@ class Replay(Source):
         """What the epoch's file must say of itself, down to a hash of all that the plan drew for this view."""
         assert self.plan is not None
         plan = self.plan
-        drawn = [plan.order, plan.shift, plan.flip]
+        drawn = [plan.order, plan.shift, plan.flip, plan.image_seeds]
         if name != X:
             drawn += [value for _, value in sorted(plan.strong[int(name.split("/")[1])].items())]
         digest = hashlib.sha256()

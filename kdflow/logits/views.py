@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdflow import config, files
 from kdflow.config import RunSettings
-from kdflow.data import ImageSet
+from kdflow.data import Images, ImageSet
 from kdflow.epoch_plan import EpochPlan, Row
 from kdflow.errors import UserError
 from kdflow.features import FeatureExtractor, Outputs
@@ -31,7 +31,13 @@ BLOCK = 16  # images between two looks at how far it is
 
 
 def per_image(views: config.Views) -> int:
-    """How many views an image has."""
+    """How many views an image has.
+
+    Raises:
+        UserError: they cannot be counted.
+    """
+    if views.resize is not None:
+        raise UserError("params.yaml: logits: images from files have no end of views to ask about ahead; take replay")
     return (2 * views.crop + 1) ** 2 * (2 if views.flip else 1)
 
 
@@ -65,7 +71,7 @@ def read_views(path: Path, run: RunSettings, dtype: str, about: About) -> npt.ND
 def fill(
     path: Path,
     ask: Callable[[Tensor], Tensor],
-    images: ImageSet,
+    images: Images,
     run: RunSettings,
     dtype: str,
     about: About,
@@ -76,7 +82,8 @@ def fill(
     Args:
         tell: called with the number of images done.
     """
-    views, kinds, device = run.views, per_image(run.views), images.images.device
+    views, kinds, device = run.views, per_image(run.views), images.labels.device
+    assert isinstance(images, ImageSet)
     base, width = BaseView(views, device), run.classes * np.dtype(dtype).itemsize
     shift, flip = _all_views(views, device)
     done_file = path.with_suffix(".done")

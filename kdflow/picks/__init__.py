@@ -28,5 +28,6 @@ def hardest(scores: Float[Tensor, " n"], keep: float) -> Int64[Tensor, " k"]:
 
 
 def ratio(scores: Float[Tensor, " n"], kept: Int64[Tensor, " k"]) -> Float[Tensor, ""]:
-    """r: the mean score of what was kept over the mean score of the pool (the paper's Eq. 4)."""
-    return scores[kept].mean() / scores.mean()
+    """r: the mean score of what was kept over the mean score of the pool (the paper's Eq. 4); 1 if all scores are 0."""
+    mean = scores.mean()
+    return (scores[kept].mean() / mean).where(mean != 0, 1.0)

@@ -60,6 +60,11 @@ def test_r_is_the_ratio_of_means_and_at_least_one(scores, keep):
     assert found >= 1 - 1e-5
 
 
+def test_r_of_a_pool_that_is_all_equally_easy_is_one():
+    """Where the student says what a teacher with one class for everything says, every divergence is 0."""
+    assert ratio(torch.zeros(4), torch.tensor([0, 3])).item() == 1.0
+
+
 def _pool(tau: float = 4.0) -> tuple[Pool, list[str]]:
     generator = torch.Generator().manual_seed(0)
     taught, student = (3 * torch.randn(12, 7, generator=generator) for _ in range(2))

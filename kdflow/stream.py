@@ -1,0 +1,149 @@
+"""Images that stay in their files, of any size: listed once, then read by worker processes as they are wanted.
+
+A worker decodes a file, seeds torch with what the epoch plan drew for this image, and applies torchvision's transforms.
+So a view depends on neither the number of workers nor what was read before. Pixels travel as uint8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import v2
+
+from kdflow.config import Views
+from kdflow.errors import UserError, one_line
+
+Wanted = list[list[int]]
+"""Images of one batch, each by its place among the files and the seed of its view."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of one split: paths [n] as bytes, relative to one folder; sizes [n] in bytes and labels [n], both int64."""
+
+    paths: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    def take(self, kept: npt.NDArray[np.intp]) -> Listing:
+        """Some of the files."""
+        return Listing(self.paths[kept], self.sizes[kept], self.labels[kept])
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Add path, size and label of every file."""
+        rows = zip(self.paths.tolist(), self.sizes.tolist(), self.labels.tolist(), strict=True)
+        digest.update(b"".join(b"%b\0%d\0%d\n" % row for row in rows))
+
+    def check(self, folder: Path) -> None:
+        """Look whether the files are in `folder` with their sizes; nothing is read.
+
+        Raises:
+            UserError: the first one that is not.
+        """
+        for path, size in zip(self.paths.tolist(), self.sizes.tolist(), strict=True):
+            file = os.path.join(folder, os.fsdecode(path))  # noqa: PTH118 (a million times: pathlib takes half a minute)
+            try:
+                found = os.stat(file).st_size  # noqa: PTH116
+            except OSError as error:
+                raise UserError(f"{file}: {error.strerror}, but it was listed; {AGAIN}") from None
+            if found != size:
+                raise UserError(f"{file}: has {found} bytes, {size} when it was listed; {AGAIN}")
+
+
+AGAIN = "`dvc repro -f prepare` lists the folder that data_folder names anew"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """One split as files, with its labels on the device; `workers` processes read them, 0: this one does."""
+
+    folder: Path
+    paths: npt.NDArray[Any]
+    labels: Int64[Tensor, " n"]
+    image_size: int
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def for_training(self, batches: Iterable[Wanted], views: Views) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
+        """The views of each batch, cropped and flipped at random by each image's seed."""
+        return self._read(batches, transforms(views, self.image_size, training=True))
+
+    def for_testing(self, batch_size: int, views: Views) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
+        """All images in order, resized, their centres."""
+        places = [[place, 0] for place in range(len(self))]
+        batches = (places[start : start + batch_size] for start in range(0, len(self), batch_size))
+        return self._read(batches, transforms(views, self.image_size, training=False))
+
+    def _read(self, batches: Iterable[Wanted], transform: nn.Module) -> Iterator[Tensor]:
+        device = self.labels.device
+        loader = DataLoader(
+            _Decoded(self.folder, self.paths, transform),
+            sampler=batches,  # a batch is one item: a worker makes all of it
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # of its own: else it draws from the global one
+            # Forked, a worker ends with the run; from Python's fork server it would outlive a run that was killed.
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+        )
+        for pixels in loader:
+            if isinstance(pixels, UserError):
+                raise pixels
+            yield pixels.to(device, non_blocking=True)
+
+
+class _Decoded(Dataset[Tensor | UserError]):
+    """What a worker does: batches of views [b, 3, size, size] uint8 on the CPU."""
+
+    def __init__(self, folder: Path, paths: npt.NDArray[Any], transform: nn.Module) -> None:
+        self.folder, self.paths, self.transform = folder, paths, transform
+
+    def __getitem__(self, wanted: Wanted) -> Tensor | UserError:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return torch.stack([self._view(place, seed) for place, seed in wanted])
+        except UserError as error:
+            return error  # raised here, a worker's traceback would become part of its text
+
+    def _view(self, place: int, seed: int) -> Tensor:
+        file = self.folder / os.fsdecode(self.paths[place])
+        try:
+            image = pil_loader(file)  # grey, palette and CMYK become RGB
+        except Exception as error:  # a damaged file fails in any way it likes
+            raise UserError(f"{file}: cannot be read as an image: {one_line(error)}") from None
+        torch.default_generator.manual_seed(seed)
+        view: Tensor = self.transform(image)
+        return view
+
+
+def transforms(views: Views, size: int, *, training: bool) -> nn.Module:
+    """From an image of any size to a view [3, size, size] uint8.
+
+    Raises:
+        UserError: the settings do not say how.
+    """
+    resize = views.resize
+    if resize is None:
+        raise UserError("recipes/datasets.yaml: views.resize is needed: these images are files of any size")
+    steps: list[nn.Module] = [v2.Resize(resize.side), v2.CenterCrop(size)]
+    if training and resize.area is not None:
+        steps = [v2.RandomResizedCrop(size, scale=resize.area)]
+    if training and views.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    transform: nn.Module = v2.Compose([*steps, v2.PILToTensor()])
+    return transform
