@@ -125,16 +125,15 @@ logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_a
 app.add_typer(logits_app, name="logits")
 
 
-@logits_app.command()
-def estimate(
+@logits_app.command("estimate")
+def estimate_logits(
     float32: Annotated[bool, typer.Option("--float32", help="Keep every digit.")] = False, root: Root = Path()
 ) -> None:
     """Print what each store of logits would cost and save in the experiment of params.yaml; nothing is filled."""
     from rich.console import Console
     from rich.table import Table
 
-    from kdflow import config
-    from kdflow.logits import estimate
+    from kdflow import config, estimate
     from kdflow.train import pick_device
 
     experiment = config.load(root)

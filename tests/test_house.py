@@ -28,7 +28,7 @@ LAYERS = (
     {"feed", "logits"},
     {"disagreement"},
     {"step"},
-    {"train"},
+    {"train", "estimate"},
     {"side_by_side"},
     {"pipeline"},
     {"cli", "stages"},

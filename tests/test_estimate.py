@@ -9,8 +9,8 @@ from small import CPU, DATA
 
 from kdflow import config
 from kdflow.errors import UserError
+from kdflow.estimate import costs, epochs_of_x, estimate
 from kdflow.logits import Source
-from kdflow.logits.estimate import costs, epochs_of_x, estimate
 from kdflow.logits.views import per_image
 
 
