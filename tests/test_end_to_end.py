@@ -164,6 +164,42 @@ def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished
     assert all(point["pick_ratio"] is None for r in finished.records("kd").values() for point in r["curve"])
 
 
+def test_stored_logits_give_the_same_records(project):
+    online = project.records("kd_tlcutmix_pick")["seed0.json"]
+    project.settings(methods=["kd_tlcutmix_pick"], seeds=[0], logits="replay-float32")
+    said = []
+    for target in ((), ("-f", "-s", "distill@kd_tlcutmix_pick")):  # it asks; it is read
+        project.dvc("repro", *target)
+        project.dvc("repro")
+        timing = json.loads((project.folder / "data/records/kd_tlcutmix_pick/seed0.json").read_text())["timing"]
+        said.append((timing["asked"], timing["read"]))
+        record = project.records("kd_tlcutmix_pick")["seed0.json"]
+        assert record["settings"].pop("logits") == "replay-float32"
+        for key in set(online) - {"settings", "settings_sha256"}:
+            assert record[key] == online[key], key
+    views = 3 * 300 * 2  # x and two draws, images, epochs
+    assert said == [(views, 0), (0, views)]
+
+
+def test_all_views_are_asked_ahead(project):
+    project.settings(methods=["kd"], seeds=[0], logits="views")
+    ran, output = project.dvc("repro")
+    assert ran == ["logits", "distill@kd", "evaluate@kd", "report"]
+    assert "data/logits/views.h5: 7,500 views, float16" in output
+    assert not list((project.folder / ".kdflow/views").iterdir())
+    timing = json.loads((project.folder / "data/records/kd/seed0.json").read_text())["timing"]
+    assert (timing["asked"], timing["read"]) == (0, 600)
+    store = project.folder / "data/logits/views.h5"
+    content = bytearray(store.read_bytes())
+    content[-1] ^= 1
+    store.unlink()  # DVC may have linked it to its cache
+    store.write_bytes(content)
+    before = (project.folder / "data/students/kd/seed0.json").read_bytes()
+    output = project.run(sys.executable, "stages/distill.py", "kd", fails=True).stdout
+    assert "error: kd seed 0: data/logits/views.h5: damaged store of logits" in output and "Traceback" not in output
+    assert (project.folder / "data/students/kd/seed0.json").read_bytes() == before
+
+
 def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     before = (project.folder / "params.yaml").read_text()
     ran, _ = project.dvc("exp", "run", "-S", "epochs=3")
