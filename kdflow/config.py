@@ -246,6 +246,7 @@ class Compute(Frozen):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     threads: Positive
     side_by_side: Positive | None
+    processes: Positive
 
 
 class Params(Frozen):

@@ -11,7 +11,7 @@ from kdflow.record import Budget
 class Job(Frozen):
     """One run: what to train, from what, and where to write weights and log. `scratch` holds its checkpoint.
 
-    `teacher` is the file of the weights that `run.teacher` has.
+    `teacher` is the file of the weights that `run.teacher` has; `place` its number among the runs side by side.
     """
 
     name: str
@@ -23,3 +23,4 @@ class Job(Frozen):
     log: Path
     scratch: Path
     compute: Compute
+    place: int = 0

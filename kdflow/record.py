@@ -72,6 +72,7 @@ class Machine(Frozen):
     threads: int
     python: str
     versions: dict[str, str]
+    processes: int = 1
 
 
 class Timing(Frozen):
@@ -201,8 +202,8 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def machine(device: str, threads: int) -> Machine:
-    """This machine; `device` as torch names it."""
+def machine(device: str, threads: int, processes: int) -> Machine:
+    """This machine; `device` as torch names it, `processes` are those that train one run together."""
     return Machine(
         platform=platform.platform(),
         device=device,
@@ -210,6 +211,7 @@ def machine(device: str, threads: int) -> Machine:
         threads=threads,
         python=platform.python_version(),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        processes=processes,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 from torch import nn
 
-from kdflow import checkpoint, record
+from kdflow import checkpoint, distributed, record
 from kdflow.checkpoint import Progress
 from kdflow.config import RunSettings
 from kdflow.data import Loaded, load
@@ -35,7 +35,7 @@ REPORT_EVERY = 0.5  # seconds between two progress updates
 
 def run_job(job: Job, emit: Emit) -> None:
     """Train one model from its seed, going on from its checkpoint if there is one; write weights and log."""
-    device = pick_device(job.compute.device)
+    device = pick_device(job.compute.device, distributed.place(alone=job.place))
     torch.set_num_threads(job.compute.threads)
     run = job.run
     data = load(job.dataset, run.train_images, device)
@@ -45,11 +45,15 @@ def run_job(job: Job, emit: Emit) -> None:
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
         teacher = Online(asking(run.teacher, model, with_features=run.method.loss is not None))
     code = record.code()
-    identity = f"{run.sha256}/{data.sha256}/{teacher_sha256}/{code.sha256}/{device}/{job.compute.threads}"
-    key = hashlib.sha256(identity.encode()).hexdigest()
+    where = record.machine(_device_name(device), job.compute.threads, distributed.processes())
+    # What digits depend on. A run goes on with as many processes as it had, on any card of the same kind.
+    identity = (run.sha256, data.sha256, teacher_sha256, code.sha256, where.device, where.threads, where.processes)
+    key = hashlib.sha256("/".join(map(str, identity)).encode()).hexdigest()
     with _only_one(job.scratch / key[:16], lambda text: emit(Note(job.name, text))) as folder:
         learner = new_learner(run, data.train.labels)
         progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
+    if distributed.rank() > 0:
+        return
     weights_sha256 = save_weights(learner.student, job.weights)
     images = run.train_images * run.training.epochs
     log = record.RunLog(
@@ -62,7 +66,7 @@ def run_job(job: Job, emit: Emit) -> None:
         weights_sha256=weights_sha256,
         curve=progress.curve,
         code=code,
-        machine=record.machine(_device_name(device), job.compute.threads),
+        machine=where,
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
@@ -126,7 +130,8 @@ def fit(
         point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_pick_ratio(steps))
         seconds = progress.seconds + time.perf_counter() - started
         progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
-        checkpoint.save(checkpoint_file, learner, optimizer, progress)
+        if distributed.rank() == 0:
+            checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
 
@@ -157,19 +162,24 @@ def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple
     return model.eval().requires_grad_(False), sha256
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto takes a GPU where there is one.
+def pick_device(name: str, place: int = 0) -> torch.device:
+    """The device called `name`; auto takes a GPU where there is one, and deals several out by `place`.
 
     Raises:
         UserError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return card(place, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"params.yaml: compute.device: {name}: {str(error).splitlines()[0]}") from None
     return torch.device(name)
+
+
+def card(place: int, cards: int) -> torch.device:
+    """The card of the run in `place` (0, 1, ...) of those side by side: in turn, several to a card if need be."""
+    return torch.device(f"cuda:{place % cards}" if cards else "cpu")
 
 
 def _device_name(device: torch.device) -> str:
@@ -197,9 +207,10 @@ def _only_one(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     """Hold a run's scratch folder: a second process that trains the same run waits, then goes on from there."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        if not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if distributed.rank() == 0 and not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
             tell("another process trains this run: waiting for it")
             _locked(lock, fcntl.LOCK_EX)
+        distributed.wait_for_all()
         yield folder
 
 

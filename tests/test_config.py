@@ -342,7 +342,7 @@ def test_an_integer_and_the_same_float_have_one_hash(root):
 
 
 def test_where_it_is_computed_does_not_change_the_hash(root):
-    compute = {"device": "cuda:1", "threads": 7, "side_by_side": 3}
+    compute = {"device": "cuda:1", "threads": 7, "side_by_side": 3, "processes": 2}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
 

@@ -177,7 +177,7 @@ def _job(inputs: Path, folder: Path, scratch: Path, method: str = "kd_tlcutmix_p
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
         scratch=scratch,
-        compute=Compute(device="cpu", threads=1, side_by_side=None),
+        compute=Compute(device="cpu", threads=1, side_by_side=None, processes=1),
     )
 
 

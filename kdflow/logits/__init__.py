@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kdflow.distributed import of_all, share
 from kdflow.epoch_plan import EpochPlan, Row
 from kdflow.features import FeatureExtractor, Outputs
 
@@ -49,9 +50,11 @@ class Online(Source):
     """Asks the teacher in every step: one pass over all of a batch's views."""
 
     def __call__(self, row: Row, views: Views) -> dict[str, Outputs]:  # noqa: ARG002
-        """One forward pass."""
+        """One forward pass, which several processes share; each has all logits then."""
+        images = torch.cat(list(views.values()))
         with torch.no_grad():
-            said = self.ask(torch.cat(list(views.values())))
+            said = self.ask(images[share(len(images))])
+        said = replace(said, logits=of_all(said.logits, len(images)))
         self.counts.asked += len(said.logits)
         found, start = {}, 0
         for name, images in views.items():
