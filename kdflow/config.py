@@ -303,6 +303,7 @@ class Compute(Frozen):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     threads: Positive
     side_by_side: Positive | None
+    processes: Positive
     replay_gb: Annotated[float, Field(gt=0)]
     workers: Annotated[int, Field(ge=0)] | None
 

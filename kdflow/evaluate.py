@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdflow.config import Views
 from kdflow.data import Images
+from kdflow.distributed import of_all, share
 from kdflow.record import Accuracy
 from kdflow.views import channel_statistics, normalise
 
@@ -22,10 +23,11 @@ def predict(model: nn.Module, images: Images, views: Views) -> Float[Tensor, "n 
     was_training = model.training
     model.eval()
     mean, std = channel_statistics(views, images.labels.device)
+    mine = images.for_testing(BATCH, views, share(len(images)))
     with torch.inference_mode():
-        logits = [model(normalise(batch, mean, std)) for batch in images.for_testing(BATCH, views)]
+        logits = [model(normalise(batch, mean, std)) for batch in mine]
     model.train(was_training)
-    return torch.cat(logits)
+    return of_all(torch.cat(logits), len(images))
 
 
 def accuracy(model: nn.Module, images: Images, views: Views) -> Accuracy:

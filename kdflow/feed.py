@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdflow.config import Views
 from kdflow.data import Images, ImageSet
+from kdflow.distributed import of_all, share
 from kdflow.epoch_plan import EpochPlan, Row
 from kdflow.errors import UserError
 from kdflow.stream import ImageFiles
@@ -58,9 +59,10 @@ class Streamed:
     def __call__(self, plan: EpochPlan) -> Iterator[Batch]:
         """The batches of an epoch, some of them made ahead."""
         wanted = torch.split(torch.stack([plan.order.cpu(), plan.image_seeds], 1), plan.batch_size)
-        views = self.images.for_training((batch.tolist() for batch in wanted), self.views)
-        for row, pixels in zip(plan, views, strict=True):
-            yield Batch(row, normalise(pixels, self.mean, self.std), self.images.labels[row.index])
+        mine = (batch[share(len(batch))].tolist() for batch in wanted)  # several processes read each image once
+        for row, pixels in zip(plan, self.images.for_training(mine, self.views), strict=True):
+            x = normalise(of_all(pixels, len(row.index)), self.mean, self.std)
+            yield Batch(row, x, self.images.labels[row.index])
 
 
 def feed_of(images: Images, views: Views) -> InMemory | Streamed:

@@ -11,8 +11,9 @@ from kdflow.record import Budget
 class Job(Frozen):
     """One run: what to train, from what, and where to write weights and log.
 
-    `teacher` is the file of the weights that `run.teacher` has, `store` that of its logits of all views. `scratch`
-    holds what may be lost: runs/ the checkpoints, replay/ what teachers said.
+    `teacher` is the file of the weights that `run.teacher` has, `store` that of its logits of all views; `place` is the
+    run's number among those side by side. `scratch` holds what may be lost: runs/ the checkpoints, replay/ what
+    teachers said.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Job(Frozen):
     log: Path
     scratch: Path
     compute: Compute
+    place: int = 0

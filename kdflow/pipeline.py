@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdflow import files, record
-from kdflow.config import Experiment, Frozen, RunSettings, choices, unknown
+from kdflow import files, record, side_by_side, together
+from kdflow.config import Compute, Experiment, Frozen, RunSettings, choices, unknown
 from kdflow.errors import UserError
 from kdflow.job import Job
 from kdflow.progress import Display, Filling
 from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
-from kdflow.side_by_side import run_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +60,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
             scratch=scratch,
             compute=experiment.params.compute,
         )
-        run_all(f"teacher {run.architecture}", [job], experiment.params.compute.side_by_side)
+        _train(f"teacher {run.architecture}", [job], experiment.params.compute)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
     source = weights if given.file is None else Path(given.file).expanduser()
     load_weights(model, source, given.sha256)
@@ -115,10 +114,10 @@ def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out:
 def distill(
     experiment: Experiment, method: str, dataset: Path, teacher: Path, logits: Path, out: Path, scratch: Path
 ) -> None:
-    """Distil the student by `method` from every seed, side by side; write weights and log of each to `out`."""
+    """Distil the student by `method` from every seed; write weights and log of each to `out`."""
     params = experiment.params
     jobs = []
-    for seed in params.seeds:
+    for place, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
         jobs.append(
             Job(
@@ -132,9 +131,18 @@ def distill(
                 log=out / f"seed{seed}.json",
                 scratch=scratch,
                 compute=params.compute,
+                place=place,
             )
         )
-    run_all(method, jobs, params.compute.side_by_side)
+    _train(method, jobs, params.compute)
+
+
+def _train(title: str, jobs: list[Job], compute: Compute) -> None:
+    """Train all, side by side or each by several processes."""
+    if compute.processes > 1 or together.started_by_torchrun():
+        together.run_all(title, jobs, compute.processes)
+    else:
+        side_by_side.run_all(title, jobs, compute.side_by_side)
 
 
 def evaluate(

@@ -73,6 +73,7 @@ class Machine(Frozen):
     workers: int
     python: str
     versions: dict[str, str]
+    processes: int = 1
 
 
 class Timing(Frozen):
@@ -207,8 +208,8 @@ def code_sha256(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def machine(device: str, threads: int, workers: int) -> Machine:
-    """This machine; `device` as torch names it."""
+def machine(device: str, threads: int, workers: int, processes: int) -> Machine:
+    """This machine; `device` as torch names it, `processes` are those that train one run together."""
     return Machine(
         platform=platform.platform(),
         device=device,
@@ -217,6 +218,7 @@ def machine(device: str, threads: int, workers: int) -> Machine:
         workers=workers,
         python=platform.python_version(),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        processes=processes,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdflow.config import Architecture, Method, RunSettings, StrongView
+from kdflow.distributed import average, of_all, parallel, part_of_mean, share
 from kdflow.errors import UserError, one_line
 from kdflow.features import FeatureExtractor, Outputs, bare, probe
 from kdflow.feed import Batch
@@ -125,9 +126,9 @@ class StrongPart:
 
         def ask_student() -> Tensor:
             self.student.train(pick.scoring == "train")
-            logits = self.forward(pool.images)
+            logits = self.forward(pool.images[share(len(pool.images))])
             self.student.train()
-            return logits
+            return of_all(logits, len(pool.images))
 
         with torch.no_grad():
             scores = self.criterion.score(Pool(taught, ask_student, self.method.tau, noise))
@@ -136,6 +137,8 @@ class StrongPart:
 
     def loss(self, kept: Strong, labels: Int64[Tensor, " b"], taught: Outputs | None) -> Float[Tensor, ""]:
         """What x' adds: its label's loss; in x's place, cross-entropy with the mixed label as well."""
+        views = len(kept.images)
+        kept = kept.take(share(views))
         logits = self.forward(kept.images)
         loss: Tensor = logits.new_zeros(())
         if self.weight > 0:
@@ -143,7 +146,7 @@ class StrongPart:
             loss = loss + self.weight * self.label.loss(logits, kept, labels, taught_x, self.method.tau)
         if self.settings.instead:
             loss = loss + self.method.ce * mixed.loss(logits, kept, labels)
-        return loss
+        return part_of_mean(loss, views)
 
 
 class Step:
@@ -158,7 +161,7 @@ class Step:
     ) -> None:
         method = run.method
         self.method, self.teacher, self.optimizer = method, teacher, optimizer
-        self.student, self.loss = learner.student, learner.loss
+        self.student, self.loss = parallel(learner.student), learner.loss
         forward = forward_of(self.student, run.precision.student, run.precision.compile)
         recipe = run.model if self.loss is not None else bare(run.model)
         self.ask_student = FeatureExtractor(run.architecture, self.student, recipe, forward)
@@ -177,7 +180,7 @@ class Step:
             kept, pick_ratio = self.strong.pick(pool_of(list(draws.values())), batch.row.noise)
             loss = loss + self.strong.loss(kept, batch.labels, taught)
         self.update(loss, lr)
-        return Done(loss.detach(), pick_ratio)
+        return Done(average(loss.detach()), pick_ratio)
 
     def teach(self, batch: Batch, draws: dict[str, Strong]) -> tuple[Outputs | None, dict[str, Strong]]:
         """What the teacher says of x, and every draw with what it says of that, where they are needed."""
@@ -191,15 +194,15 @@ class Step:
 
     def loss_of_x(self, batch: Batch, taught: Outputs | None) -> Float[Tensor, ""]:
         """ce CE(x, y) + kl KL(x) + weight L(x)."""
-        method, row = self.method, batch.row
-        said = self.ask_student(batch.x)
-        loss = method.ce * F.cross_entropy(said.logits, batch.labels)
+        method, row, mine = self.method, batch.row, share(len(batch.x))
+        said = self.ask_student(batch.x[mine])
+        loss = method.ce * F.cross_entropy(said.logits, batch.labels[mine])
         if taught is not None and method.kl > 0:
-            loss = loss + method.kl * distillation_loss(taught.logits, said.logits, method.tau)
+            loss = loss + method.kl * distillation_loss(taught.logits[mine], said.logits, method.tau)
         if self.loss is not None and method.loss is not None:
             generator = torch.Generator().manual_seed(row.seed)
             loss = loss + method.loss.weight * self.loss(said, taught, row.index, generator)
-        return loss
+        return part_of_mean(loss, len(batch.x))
 
     def update(self, loss: Float[Tensor, ""], lr: float) -> None:
         """One step of the optimiser."""

@@ -6,13 +6,14 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from kdflow import checkpoint, files, logits, record
+from kdflow import checkpoint, distributed, files, logits, record
 from kdflow.checkpoint import Progress
 from kdflow.config import RunSettings
 from kdflow.data import Loaded, load
@@ -35,7 +36,7 @@ REPORT_EVERY = 0.5  # seconds between two progress updates
 
 def run_job(job: Job, emit: Emit) -> None:
     """Train one model from its seed, going on from its checkpoint if there is one; write weights and log."""
-    device = pick_device(job.compute.device)
+    device = pick_device(job.compute.device, distributed.place(alone=job.place))
     torch.set_num_threads(job.compute.threads)
     run = job.run
     check(run.precision, with_features=run.method.loss is not None)
@@ -51,11 +52,17 @@ def run_job(job: Job, emit: Emit) -> None:
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
         teacher = _source(job, model, teacher_sha256, data, note)
     code = record.code()
-    identity = f"{run.sha256}/{data.sha256}/{teacher_sha256}/{code.sha256}/{device}/{job.compute.threads}"
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    with files.held(job.scratch / "runs" / key[:16], "this run", note) as folder:
+    where = record.machine(_device_name(device), job.compute.threads, data.train.workers, distributed.processes())
+    # What digits depend on. A run goes on with as many processes as it had, on any card of the same kind.
+    identity = (run.sha256, data.sha256, teacher_sha256, code.sha256, where.device, where.threads, where.processes)
+    key = hashlib.sha256("/".join(map(str, identity)).encode()).hexdigest()
+    folder = job.scratch / "runs" / key[:16]
+    with files.held(folder, "this run", note) if distributed.rank() == 0 else nullcontext():
+        distributed.wait_for_all()
         learner = new_learner(run, data.train.labels)
         progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
+    if distributed.rank() > 0:
+        return
     weights_sha256 = save_weights(learner.student, job.weights)
     images = run.train_images * run.training.epochs
     log = record.RunLog(
@@ -68,7 +75,7 @@ def run_job(job: Job, emit: Emit) -> None:
         weights_sha256=weights_sha256,
         curve=progress.curve,
         code=code,
-        machine=record.machine(_device_name(device), job.compute.threads, data.train.workers),
+        machine=where,
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
@@ -138,7 +145,8 @@ def fit(
             counts, teacher.counts = teacher.counts, Counts()
             asked, read = progress.asked + counts.asked, progress.read + counts.read
             progress = progress.model_copy(update={"asked": asked, "read": read})
-        checkpoint.save(checkpoint_file, learner, optimizer, progress)
+        if distributed.rank() == 0:
+            checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
 
@@ -213,19 +221,24 @@ def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple
     return model.eval().requires_grad_(False), sha256
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto takes a GPU where there is one.
+def pick_device(name: str, place: int = 0) -> torch.device:
+    """The device called `name`; auto takes a GPU where there is one, and deals several out by `place`.
 
     Raises:
         UserError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return card(place, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"params.yaml: compute.device: {name}: {str(error).splitlines()[0]}") from None
     return torch.device(name)
+
+
+def card(place: int, cards: int) -> torch.device:
+    """The card of the run in `place` (0, 1, ...) of those side by side: in turn, several to a card if need be."""
+    return torch.device(f"cuda:{place % cards}" if cards else "cpu")
 
 
 def _device_name(device: torch.device) -> str:

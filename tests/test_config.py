@@ -376,7 +376,8 @@ def test_an_integer_and_the_same_float_have_one_hash(root):
 
 
 def test_where_it_is_computed_does_not_change_the_hash(root):
-    compute = {"device": "cuda:1", "threads": 7, "side_by_side": 3, "replay_gb": 1.5, "workers": 5}
+    where = {"device": "cuda:1", "threads": 7, "side_by_side": 3}
+    compute = {**where, "replay_gb": 1.5, "workers": 5, "processes": 2}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
 

@@ -228,7 +228,8 @@ def test_edited_code_makes_stale_what_uses_it(project):
 
 
 def test_where_it_is_computed_is_no_reason_to_compute_again(project):
-    project.settings(compute={"device": "cpu", "threads": 2, "side_by_side": 1, "workers": 1})
+    where = {"device": "cpu", "threads": 2, "side_by_side": 1}
+    project.settings(compute={**where, "replay_gb": 1.5, "workers": 1, "processes": 2})
     assert project.dvc("repro")[0] == []
 
 

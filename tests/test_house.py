@@ -20,7 +20,7 @@ TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
-    {"record", "progress", "stream"},
+    {"record", "progress", "stream", "distributed"},
     {"job", "data", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},
@@ -30,10 +30,23 @@ LAYERS = (
     {"step"},
     {"train", "estimate"},
     {"side_by_side"},
+    {"together"},
     {"pipeline"},
     {"cli", "stages"},
 )
-LIGHT = ("config", "record", "report", "cli", "pipeline", "side_by_side", "progress", "job", "errors", "files")
+LIGHT = (
+    "config",
+    "record",
+    "report",
+    "cli",
+    "pipeline",
+    "side_by_side",
+    "together",
+    "progress",
+    "job",
+    "errors",
+    "files",
+)
 
 
 def module(file):

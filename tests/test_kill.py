@@ -59,7 +59,7 @@ def _job(inputs: Path, folder: Path, method: str) -> Job:
         log=folder / "out/log.json",
         store=None,
         scratch=folder / "scratch",
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0),
+        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0, processes=1),
     )
 
 

@@ -136,7 +136,7 @@ def test_the_code_that_runs_is_known():
 
 
 def test_the_machine_is_known():
-    machine = record.machine("cpu", 3, 2)
-    assert (machine.device, machine.threads) == ("cpu", 3)
+    machine = record.machine("cpu", 3, 4, 2)
+    assert (machine.device, machine.threads, machine.processes) == ("cpu", 3, 2)
     assert machine.versions["numpy"] == np.__version__
     assert set(machine.versions) == set(record.LIBRARIES)

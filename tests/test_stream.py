@@ -181,7 +181,7 @@ def _job(prepared, folder):
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
         scratch=folder / "scratch",
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=2),
+        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=2, processes=1),
     )
 
 

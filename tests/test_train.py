@@ -178,7 +178,7 @@ def _job(inputs: Path, folder: Path, scratch: Path, method: str = "kd_tlcutmix_p
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
         scratch=scratch,
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0),
+        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0, processes=1),
     )
 
 

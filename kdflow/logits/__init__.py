@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdflow import record
 from kdflow.config import RunSettings
+from kdflow.distributed import of_all, share
 from kdflow.epoch_plan import EpochPlan, Row
 from kdflow.features import FeatureExtractor, Outputs
 
@@ -53,11 +54,13 @@ class Source(ABC):
         return name != X or not self.ask.gives_features
 
     def online(self, views: Views) -> dict[str, Outputs]:
-        """Ask the teacher, in one pass over all of the views."""
+        """Ask the teacher, in one pass over all of the views; several processes share it, and each has all logits."""
         if not views:
             return {}
+        images = torch.cat(list(views.values()))
         with torch.no_grad():
-            said = self.ask(torch.cat(list(views.values())))
+            said = self.ask(images[share(len(images))])
+        said = replace(said, logits=of_all(said.logits, len(images)))
         self.counts.asked += len(said.logits)
         found, start = {}, 0
         for name, images in views.items():

@@ -32,7 +32,7 @@ class Strong:
     own: Float[Tensor, " n"]
     taught: Float[Tensor, "n classes"] | None = None
 
-    def take(self, rows: Int64[Tensor, " k"]) -> Strong:
+    def take(self, rows: Int64[Tensor, " k"] | slice) -> Strong:
         """Some of the views."""
         taught = None if self.taught is None else self.taught[rows]
         return Strong(self.images[rows], self.image[rows], self.partner[rows], self.own[rows], taught)

@@ -1,0 +1,104 @@
+"""What two processes compute together, for test_distributed.py: torchrun ... ranks.py FOLDER."""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from small import CPU, DATA, METHODS, asked, run_of, state_of, teacher_for
+from torch import distributed as dist
+from torch import nn
+
+from kdflow import distributed, train
+from kdflow.config import RunSettings
+from kdflow.evaluate import predict
+from kdflow.progress import Event, Update
+from kdflow.step import new_learner
+
+TOGETHER = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick", "kd_tlcutmix_pick_eval")
+
+
+def run_by(name: str) -> RunSettings:
+    """Batches of 17 and 3 images; a rate at which rounding stays small."""
+    return run_of(METHODS[name], batch_size=17, lr=0.002)
+
+
+class StopError(Exception):
+    """Raised from emit, as an interruption would be."""
+
+
+def fit(name: str, file: Path, stop: int | None = None) -> dict:
+    run = run_by(name)
+    learner = new_learner(run, DATA.train.labels)
+
+    def emit(event: Event) -> None:
+        if stop is not None and isinstance(event, Update) and event.epoch == stop:
+            raise StopError
+
+    progress = train.fit("run", run, DATA, learner, asked(run, teacher_for(run.method)), file, "k" * 64, emit)
+    curve = [(point.loss, point.pick_ratio, point.top1) for point in progress.curve]
+    state = state_of(learner)
+    return {"curve": curve, "state": state, "logits": predict(learner.student, DATA.test, run.views).clone()}
+
+
+def check_shares() -> None:
+    for n in range(9):
+        rows = torch.arange(3.0 * n).reshape(n, 3)
+        mine = rows[distributed.share(n)]
+        assert n // 2 <= len(mine) <= (n + 1) // 2
+        assert torch.equal(distributed.of_all(mine, n), rows)
+
+
+def check_batch_norm() -> None:
+    """Against torch's on the whole batch, in float64: any split, even one that leaves a process nothing."""
+    draw = random.Random(0)
+    torch.manual_seed(0)
+    for case in range(30):
+        n, shape = draw.randint(2, 7), (3, *draw.choice([(1, 2), (2, 2), (3, 1)]))
+        whole = nn.BatchNorm2d(3, momentum=draw.choice([0.1, None]), affine=case % 3 > 0).double()
+        for value in (*whole.parameters(), whole.running_mean):
+            value.data.normal_()
+        ours = distributed.SharedBatchNorm.like(whole)
+        reference = nn.BatchNorm2d(3, momentum=whole.momentum, affine=whole.affine).double()
+        reference.load_state_dict(whole.state_dict())
+        for _ in range(2):
+            x, weight = torch.randn(n, *shape).double() * 3 + 5, torch.randn(n, *shape).double()
+            cut = draw.randint(0, n)
+            mine = slice(0, cut) if distributed.rank() == 0 else slice(cut, n)
+            whole_x, own_x = x.clone().requires_grad_(), x[mine].clone().requires_grad_()
+            expected, found = reference(whole_x), ours(own_x)
+            torch.testing.assert_close(found, expected[mine])
+            (expected.sin() * weight).sum().backward()
+            (found.sin() * weight[mine]).sum().backward()
+            torch.testing.assert_close(own_x.grad, whole_x.grad[mine])
+        for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+            dist.all_reduce(a.grad)
+            torch.testing.assert_close(a.grad, b.grad)
+        assert list(ours.state_dict()) == list(reference.state_dict())
+        for key, value in reference.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value)
+        torch.testing.assert_close(ours.eval()(x), reference.eval()(x))
+
+
+def check_resume(folder: Path, undisturbed: dict) -> None:
+    file = folder / "resumed"
+    try:
+        fit("kd_tlcutmix_pick", file, stop=2)
+    except StopError:
+        dist.barrier()
+    assert file.exists()
+    resumed = fit("kd_tlcutmix_pick", file)
+    assert resumed["curve"] == undisturbed["curve"]
+    assert all(torch.equal(value, undisturbed["state"][key]) for key, value in resumed["state"].items())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with distributed.joined(CPU):
+        check_shares()
+        check_batch_norm()
+        found = {name: fit(name, folder / name) for name in TOGETHER}
+        torch.save(found, folder / f"rank{distributed.rank()}.pt")
+        check_resume(folder, found["kd_tlcutmix_pick"])
+    print("checked")
