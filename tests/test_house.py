@@ -34,7 +34,19 @@ LAYERS = (
     {"pipeline"},
     {"cli", "stages"},
 )
-LIGHT = ("config", "record", "report", "cli", "pipeline", "side_by_side", "together", "progress", "job", "errors", "files")
+LIGHT = (
+    "config",
+    "record",
+    "report",
+    "cli",
+    "pipeline",
+    "side_by_side",
+    "together",
+    "progress",
+    "job",
+    "errors",
+    "files",
+)
 
 
 def module(file):
