@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ def run_all(title: str, jobs: Sequence[Job], processes: int) -> None:
         _check(title, job, processes)
     threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     if started_by_torchrun():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
         _train(title, jobs)
     else:
         _be_torchrun(title, jobs, processes)

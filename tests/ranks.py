@@ -1,44 +1,57 @@
-"""What two processes compute together, for test_distributed.py: torchrun ... ranks.py FOLDER."""
+"""What two processes compute together, for test_distributed.py."""
 
+import os
 import random
-import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
-from small import CPU, DATA, METHODS, asked, run_of, state_of, teacher_for
+from PIL import Image
+from small import CPU, DATA, METHODS, VIEWS, asked, run_of, state_of, teacher_for
 from torch import distributed as dist
 from torch import nn
 
 from kdflow import distributed, train
-from kdflow.config import RunSettings
+from kdflow.config import Resize, RunSettings
+from kdflow.data import ImageSet, Loaded
+from kdflow.epoch_plan import draw_plan
+from kdflow.errors import UserError
 from kdflow.evaluate import predict
+from kdflow.feed import feed_of
 from kdflow.progress import Event, Update
 from kdflow.step import new_learner
+from kdflow.stream import ImageFiles
+from kdflow.views import channel_statistics, normalise
 
-TOGETHER = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick", "kd_tlcutmix_pick_eval")
+TOGETHER = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick")
 
 
 def run_by(name: str) -> RunSettings:
     """Batches of 17 and 3 images; a rate at which rounding stays small."""
-    return run_of(METHODS[name], batch_size=17, lr=0.002)
+    return run_of(METHODS[name], epochs=2, batch_size=17, lr=0.002)
 
 
 class StopError(Exception):
     """Raised from emit, as an interruption would be."""
 
 
-def fit(name: str, file: Path, stop: int | None = None) -> dict:
+def fit(name: str, file: Path, stop: int | None = None, device: torch.device = CPU) -> dict:
     run = run_by(name)
-    learner = new_learner(run, DATA.train.labels)
+    train_set, test_set = (ImageSet(s.images.to(device), s.labels.to(device)) for s in (DATA.train, DATA.test))
+    images = Loaded(train_set, test_set, DATA.class_names, DATA.sha256)
+    teacher = teacher_for(run.method)
+    teacher = teacher and asked(run, teacher.to(device))
+    learner = new_learner(run, train_set.labels)
 
     def emit(event: Event) -> None:
         if stop is not None and isinstance(event, Update) and event.epoch == stop:
             raise StopError
 
-    progress = train.fit("run", run, DATA, learner, asked(run, teacher_for(run.method)), file, "k" * 64, emit)
+    progress = train.fit("run", run, images, learner, teacher, file, "k" * 64, emit)
     curve = [(point.loss, point.pick_ratio, point.top1) for point in progress.curve]
-    state = state_of(learner)
-    return {"curve": curve, "state": state, "logits": predict(learner.student, DATA.test, run.views).clone()}
+    state = {key: value.cpu() for key, value in state_of(learner).items()}
+    return {"curve": curve, "state": state, "logits": predict(learner.student, images.test, run.views).cpu().clone()}
 
 
 def check_shares() -> None:
@@ -53,7 +66,7 @@ def check_batch_norm() -> None:
     """Against torch's on the whole batch, in float64: any split, even one that leaves a process nothing."""
     draw = random.Random(0)
     torch.manual_seed(0)
-    for case in range(30):
+    for case in range(12):
         n, shape = draw.randint(2, 7), (3, *draw.choice([(1, 2), (2, 2), (3, 1)]))
         whole = nn.BatchNorm2d(3, momentum=draw.choice([0.1, None]), affine=case % 3 > 0).double()
         for value in (*whole.parameters(), whole.running_mean):
@@ -80,10 +93,43 @@ def check_batch_norm() -> None:
         torch.testing.assert_close(ours.eval()(x), reference.eval()(x))
 
 
+class Fused(nn.BatchNorm2d):
+    """Does more than its parent, as timm's does."""
+
+
+def check_refusal() -> None:
+    with pytest.raises(UserError) as caught:
+        distributed.parallel(nn.Sequential(nn.Conv2d(3, 8, 1), Fused(8)))
+    assert str(caught.value).startswith("params.yaml: compute.processes: the model's 1 is a Fused, ")
+
+
+def check_files(folder: Path) -> None:
+    """Each process reads its share of the files, and both have the whole batch."""
+    paths = [f"{i}.png" for i in range(7)]
+    if distributed.rank() == 0:
+        for i, path in enumerate(paths):
+            Image.new("RGB", (20 + i, 15), (30 * i, 200 - 20 * i, 9 * i)).save(folder / path)
+    dist.barrier()
+    files = ImageFiles(folder, np.array(paths, "S"), torch.arange(7), 8, workers=0)
+    views = VIEWS.model_copy(update={"crop": 0, "resize": Resize(side=9, area=(0.2, 1.0))})
+    plan = draw_plan(0, 0, 7, 4, 8, views, None, CPU)
+    for batch, places in zip(feed_of(files, views)(plan), plan.order.split(4), strict=True):
+        seeds = plan.image_seeds[batch.row.start : batch.row.start + len(places)]
+        wanted = [list(pair) for pair in zip(places.tolist(), seeds.tolist(), strict=True)]
+        (pixels,) = files.for_training([wanted], views)
+        assert torch.equal(batch.x, normalise(pixels, *channel_statistics(views, CPU)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
+    for value in model.parameters():
+        value.data.fill_(0.01)
+    every = torch.cat([model(normalise(x, *channel_statistics(views, CPU)))
+                       for x in files.for_testing(9, views, slice(0, 7))])  # fmt: skip
+    torch.testing.assert_close(predict(model, files, views), every)
+
+
 def check_resume(folder: Path, undisturbed: dict) -> None:
     file = folder / "resumed"
     try:
-        fit("kd_tlcutmix_pick", file, stop=2)
+        fit("kd_tlcutmix_pick", file, stop=1)
     except StopError:
         dist.barrier()
     assert file.exists()
@@ -92,13 +138,25 @@ def check_resume(folder: Path, undisturbed: dict) -> None:
     assert all(torch.equal(value, undisturbed["state"][key]) for key, value in resumed["state"].items())
 
 
-if __name__ == "__main__":
+def main(rank: int, port: int, folder: Path, device: str) -> None:
+    """What torchrun would have started: the real one is in test_together.py, and takes seconds to load."""
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    with distributed.joined(CPU):
-        check_shares()
-        check_batch_norm()
-        found = {name: fit(name, folder / name) for name in TOGETHER}
-        torch.save(found, folder / f"rank{distributed.rank()}.pt")
-        check_resume(folder, found["kd_tlcutmix_pick"])
-    print("checked")
+    own = torch.device(device) if device == "cpu" else torch.device(device, rank)
+    with distributed.joined(own):
+        found = {name: fit(name, folder / name, device=own) for name in TOGETHER}
+        torch.save(found, folder / f"{rank}.pt")
+        if device == "cpu":
+            check_shares()
+            check_batch_norm()
+            check_refusal()
+            check_files(folder)
+            check_resume(folder, found["kd_tlcutmix_pick"])

@@ -436,6 +436,7 @@ BAD = {
     "top1 above 100": ("params.yaml", {"teacher_weights": {**FULL, "top1": 101.0}}, "teacher_weights.top1", "100"),
     "device": ("params.yaml", {"compute/device": "gpu"}, "compute.device", "'gpu'"),
     "threads zero": ("params.yaml", {"compute/threads": 0}, "compute.threads", "greater than 0"),
+    "processes none": ("params.yaml", {"compute/processes": None}, "compute.processes", "valid integer"),
     "compute a word": ("params.yaml", {"compute": "cpu"}, "compute", "'cpu'"),
     "family unknown": (MODELS, {"resnet8/family": "resnets"}, "resnet8.family", "did you mean 'resnet'?"),
     "model without family": (MODELS, {"resnet8/family": GONE}, "resnet8.family", "required"),

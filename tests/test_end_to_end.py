@@ -240,6 +240,20 @@ def test_the_same_seed_twice_gives_the_same_record(project):
     assert project.records("kd_tlcutmix_pick") == before and len(before) == 2
 
 
+def test_two_processes_train_as_one_does(project):
+    before = project.records("kd_tlcutmix_pick")
+    project.settings(seeds=[0], compute={"device": "cpu", "threads": 1, "side_by_side": None, "processes": 2})
+    stages = ("distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick")
+    assert project.dvc("repro", "-f", "-s", *stages)[0] == [*stages]
+    after = project.records("kd_tlcutmix_pick")
+    for file, record in after.items():
+        assert (record["machine"]["processes"], before[file]["machine"]["processes"]) == (2, 1)
+        # At such rates rounding grows fast, whoever rounds: test_distributed.py compares at a lower one.
+        assert record["curve"][0]["loss"] == pytest.approx(before[file]["curve"][0]["loss"], rel=0.02)
+        assert record["settings_sha256"] == before[file]["settings_sha256"]
+    assert list(after) == ["seed0.json"] and not list(project.folder.glob(".kdflow/runs/*/checkpoint.safetensors"))
+
+
 def command_of(pid: int) -> str:
     """Nothing if it is gone."""
     try:

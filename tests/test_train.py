@@ -263,6 +263,12 @@ def test_devices_that_are_there():
     assert train.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_runs_side_by_side_take_cards_in_turn():
+    assert [train.card(place, 0).type for place in range(3)] == ["cpu"] * 3
+    assert [str(train.card(place, 1)) for place in range(3)] == ["cuda:0"] * 3
+    assert [str(train.card(place, 3)) for place in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+
+
 def test_what_a_loss_has_of_its_own_is_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
     job = _job(inputs, tmp_path, tmp_path / "scratch", "crd_kd_tlcutmix_pick")
     train.run_job(job, lambda event: None)
