@@ -95,16 +95,18 @@ def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out:
     """Ask the teacher about all views, in the scratch folder, where an interrupted attempt is gone on with."""
     from kdflow.data import load
     from kdflow.logits import about, views
-    from kdflow.train import load_teacher, pick_device
+    from kdflow.precision import use_tf32
+    from kdflow.train import extractor, load_teacher, pick_device
 
     device = pick_device(device_name)
+    use_tf32(run.precision.tf32)
     data = load(dataset, run.train_images, device)
     model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
     what, dtype = about(run, teacher_sha256, data.sha256), run.store[1]
     key = hashlib.sha256(json.dumps([what, dtype]).encode()).hexdigest()
     with Display("logits") as display, files.held(scratch / "views" / key[:16], "this store", print) as folder:
         pace = Filling(len(data.train), display)
-        views.fill(folder / STORE, model, data.train, run, dtype, what, pace.done)
+        views.fill(folder / STORE, extractor(run, model).forward, data.train, run, dtype, what, pace.done)
         with files.replacing(out) as beside:
             shutil.move(folder / STORE, beside)
         shutil.rmtree(folder)
