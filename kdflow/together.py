@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -47,7 +48,7 @@ def run_all(title: str, jobs: Sequence[Job], processes: int) -> None:
         _check(title, job, processes)
     threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     if started_by_torchrun():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # by Ctrl-C it ends at once: the agent says so
         _train(title, jobs)
     else:
         _be_torchrun(title, jobs, processes)
@@ -89,8 +90,11 @@ def _be_torchrun(title: str, jobs: Sequence[Job], processes: int) -> NoReturn:
     os.environ.update({"OMP_NUM_THREADS": str(jobs[0].compute.threads)} | ALLOCATOR | os.environ)
     logging.disable(logging.CRITICAL)  # it tells of each process's end, in many lines; one is told below
     try:
-        arguments = torchrun.parse_args(["--standalone", f"--nproc-per-node={processes}", *sys.argv])  # type: ignore[no-untyped-call]
-        torchrun.run(arguments)  # type: ignore[no-untyped-call]
+        with (
+            tempfile.TemporaryDirectory() as ends
+        ):  # what processes say of theirs: torchrun itself would leave it there
+            options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={ends}"]
+            torchrun.run(torchrun.parse_args([*options, *sys.argv]))  # type: ignore[no-untyped-call]
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
