@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SMALL = {"methods": ["kd", "kd_tlcutmix_pick"], "seeds": [0, 1], "epochs": 2, "teacher_epochs": 2}
 
+COMPUTE = {"device": "cpu", "threads": 1, "side_by_side": 1, "replay_gb": 1.5, "workers": 1, "processes": 1}
+
 
 class Project:
     """A copy of the project, committed to a git repository of its own."""
@@ -228,8 +230,7 @@ def test_edited_code_makes_stale_what_uses_it(project):
 
 
 def test_where_it_is_computed_is_no_reason_to_compute_again(project):
-    where = {"device": "cpu", "threads": 2, "side_by_side": 1}
-    project.settings(compute={**where, "replay_gb": 1.5, "workers": 1, "processes": 2})
+    project.settings(compute={**COMPUTE, "threads": 2, "processes": 2})
     assert project.dvc("repro")[0] == []
 
 
@@ -242,7 +243,7 @@ def test_the_same_seed_twice_gives_the_same_record(project):
 
 def test_two_processes_train_as_one_does(project):
     before = project.records("kd_tlcutmix_pick")
-    project.settings(seeds=[0], compute={"device": "cpu", "threads": 1, "side_by_side": None, "processes": 2})
+    project.settings(seeds=[0], compute={**COMPUTE, "threads": 1, "processes": 2})
     stages = ("distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick")
     assert project.dvc("repro", "-f", "-s", *stages)[0] == [*stages]
     after = project.records("kd_tlcutmix_pick")
