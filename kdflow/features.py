@@ -56,8 +56,8 @@ class FeatureExtractor:
         self.seen = {}
         try:
             logits = self.forward(x)
-            pooled = None if self.recipe.head is None else self.seen[_HEAD].float()
-            return Outputs(logits, tuple(self.seen[layer].float() for layer in self.recipe.features), pooled)
+            pooled = None if self.recipe.head is None else _full(self.seen[_HEAD])
+            return Outputs(logits, tuple(_full(self.seen[layer]) for layer in self.recipe.features), pooled)
         finally:
             self.seen = None
 
@@ -76,6 +76,11 @@ class FeatureExtractor:
 def bare(model: Model) -> Model:
     """A recipe without layers, for who asks for no features."""
     return model.model_copy(update={"features": (), "head": None})
+
+
+def _full(feature: Tensor) -> Tensor:
+    """Losses compute in float32, whatever the model did."""
+    return feature.float() if feature.dtype == torch.bfloat16 else feature
 
 
 _HEAD = "input of the head"  # no layer is called so

@@ -212,13 +212,13 @@ def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path
     save_weights(create_model("larger", TEACHER, 10, 8), tmp_path / "other.safetensors")
     job = _job(inputs, tmp_path, tmp_path / "scratch")
     train.run_job(job.model_copy(update={"teacher": tmp_path / "other.safetensors"}), lambda event: None)
-    (own,), (foreign,) = alone.scratch.iterdir(), job.scratch.iterdir()
+    (own,), (foreign,) = ((each.scratch / "runs").iterdir() for each in (alone, job))
     assert own.name != foreign.name
     foreign.rename(foreign.with_name(own.name))
     events = []
     train.run_job(job, events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    files = [job.scratch / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
+    files = [job.scratch / "runs" / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
     assert notes == [f"{file}: checkpoint of another run; it is left out" for file in files]
     assert read(job.log, RunLog).curve == read(alone.log, RunLog).curve
     assert job.weights.read_bytes() == alone.weights.read_bytes()
