@@ -43,7 +43,7 @@ class Shelf:
         (self.folder / "lock").touch()  # when it was last used
 
     def file(self, epoch: int, name: str) -> Path:
-        """Where an epoch's view of that name lies."""
+        """Where what was said of an epoch's view lies, by the name of both view and dtype."""
         return self.folder / f"epoch{epoch:04}-{name.replace('/', '-')}.h5"
 
     def has_room(self, size: int) -> bool:
@@ -76,6 +76,7 @@ class Replay(Source):
         super().__init__(ask)
         self.shelf, self.about, self.classes, self.note = shelf, about, classes, note
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype_name = dtype
         self.epoch = 0
         self.plan: EpochPlan | None = None
         self.read: dict[str, npt.NDArray[Any] | None] = {}  # None: not there
@@ -111,16 +112,19 @@ class Replay(Source):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # the copies to the host may still be under way
             try:
-                store.write(self.shelf.file(self.epoch, name), kept.numpy(), self._about(name))
+                store.write(self._file(name), kept.numpy(), self._about(name))
             except OSError as error:
                 self.note(f"replay: {describe(error)}; the run goes on without")
+
+    def _file(self, name: str) -> Path:
+        # Each dtype its own: else whoever came second with another one would ask the teacher again and again.
+        return self.shelf.file(self.epoch, f"{name}-{self.dtype_name}")
 
     def _open(self, name: str, device: torch.device) -> npt.NDArray[Any] | None:
         assert self.plan is not None
         shape = (len(self.plan.order), self.classes)
-        dtype = str(self.dtype).removeprefix("torch.")
         try:
-            return store.read(self.shelf.file(self.epoch, name), shape, dtype, self._about(name))
+            return store.read(self._file(name), shape, self.dtype_name, self._about(name))
         except FileNotFoundError:
             if self.shelf.has_room(math.prod(shape) * self.dtype.itemsize + store.HEADER):
                 self.kept[name] = torch.empty(shape, dtype=self.dtype, pin_memory=device.type == "cuda")

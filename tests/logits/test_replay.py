@@ -56,17 +56,27 @@ def test_the_teacher_is_asked_once(tmp_path, monkeypatch):
     assert shares == {"kd": 1, "kd_tlcutmix": 1, "kd_tlcutmix_pick": 1, "kd_tlcutmix_pick_eval": 0}
 
 
+def test_another_dtype_has_files_of_its_own(tmp_path):
+    for _ in range(2):
+        for dtype in ("float16", "float32"):
+            replayed("kd", tmp_path, dtype)
+    kept = files(tmp_path)
+    assert sorted(kept) == sorted(
+        f"epoch{epoch:04}-x-{dtype}.h5" for epoch in range(EPOCHS) for dtype in ("float16", "float32")
+    )
+
+
 def test_a_file_for_each_epoch_and_view(tmp_path):
     replayed("kd_tlcutmix_pick", tmp_path)
     assert sorted(files(tmp_path)) == sorted(
-        f"epoch{epoch:04}-{view}.h5" for epoch in range(EPOCHS) for view in ("x", "cutmix-0", "cutmix-1")
+        f"epoch{epoch:04}-{view}-float32.h5" for epoch in range(EPOCHS) for view in ("x", "cutmix-0", "cutmix-1")
     )
     assert asks_about(METHODS["kd_tlcutmix_pick"]) == ("x", "cutmix/0", "cutmix/1")
 
 
 def test_features_are_asked_online(tmp_path):
     replayed("crd_kd_tlcutmix_pick", tmp_path)
-    assert {name.split("-", 1)[1] for name in files(tmp_path)} == {"cutmix-0.h5", "cutmix-1.h5"}
+    assert {name.split("-", 1)[1] for name in files(tmp_path)} == {"cutmix-0-float32.h5", "cutmix-1-float32.h5"}
 
 
 def _gone(path: Path) -> None:
@@ -94,7 +104,7 @@ def _of_another_epoch(path: Path) -> None:
 @pytest.mark.parametrize("damage", [_gone, _flipped, _short, _empty, _of_another_epoch])
 def test_what_is_missing_or_damaged_is_asked_with_the_same_digits(tmp_path, damage):
     expected = replayed("kd_tlcutmix_pick", tmp_path, "float16")
-    (file,) = (tmp_path / "replay").glob("*/epoch0001-cutmix-1.h5")
+    (file,) = (tmp_path / "replay").glob("*/epoch0001-cutmix-1-float16.h5")
     before = file.read_bytes()
     damage(file)
     damaged = file.read_bytes() if file.exists() else None
@@ -116,10 +126,10 @@ def test_another_seed_lies_on_another_shelf(tmp_path):
 
 def test_beyond_the_limit_nothing_is_kept(tmp_path):
     replayed("kd", tmp_path / "other")
-    size, notes = len(files(tmp_path / "other")["epoch0000-x.h5"]), []
+    size, notes = len(files(tmp_path / "other")["epoch0000-x-float32.h5"]), []
     run, source = replay("kd", tmp_path, notes.append, limit=size + N * 4 * 4 + HEADER)
     assert equal(trained(run, source, tmp_path / "run"), online("kd", tmp_path))
-    assert sorted(files(tmp_path)) == ["epoch0000-x.h5", "epoch0001-x.h5"]
+    assert sorted(files(tmp_path)) == ["epoch0000-x-float32.h5", "epoch0001-x-float32.h5"]
     assert notes == [f"replay: epoch 3 is not kept: {tmp_path / 'replay'} is full"]
 
 
