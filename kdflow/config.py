@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -49,7 +49,8 @@ def _allowed(name: str, names: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
 
 
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse what stands twice."""
     if len(set(values)) != len(values):
         raise ValueError(f"each entry may stand there once, got {list(values)}")
     return values
@@ -58,6 +59,9 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False, min_length=1), AfterValidator(distinct)
+]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Not strict as a container only: YAML's lists become tuples, their items are still checked strictly.
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
@@ -146,7 +150,7 @@ class Training(Frozen):
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
-    decay_at: Annotated[tuple[Share, ...], Field(strict=False), AfterValidator(_distinct)]
+    decay_at: Annotated[tuple[Share, ...], Field(strict=False), AfterValidator(distinct)]
     decay_by: Share
     test_every: Positive = 1
 
@@ -182,7 +186,7 @@ class Model(Frozen):
 
     family: Annotated[str, _one_of("models")]
     options: dict[str, Any] = {}
-    features: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    features: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(distinct)] = ()
     head: str | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
 
@@ -251,19 +255,24 @@ class Method(Frozen):
         return self.kl > 0 or self.loss is not None or asked
 
 
-class Quoted(Frozen):
-    """What the paper quotes for a pair on a dataset, top-1 in percent: the teacher, the student without one."""
+Percent = Annotated[float, Field(ge=0, le=100)]
 
-    teacher_top1: Annotated[float, Field(ge=0, le=100)]
-    student_top1: Annotated[float, Field(ge=0, le=100)]
+
+class Quoted(Frozen):
+    """What the paper quotes for a pair on a dataset, in percent: the teacher, the student without one."""
+
+    teacher_top1: Percent
+    student_top1: Percent
+    teacher_top5: Percent | None = None
+    student_top5: Percent | None = None
 
 
 class Pair(Frozen):
-    """One entry of recipes/pairs.yaml: a teacher, a student, and the datasets on which the paper has them."""
+    """One entry of recipes/pairs.yaml: a teacher, a student, their datasets; null: the paper quotes nothing there."""
 
     teacher: str
     student: str
-    datasets: Annotated[dict[str, Quoted], Field(min_length=1)]
+    datasets: Annotated[dict[str, Quoted | None], Field(min_length=1)]
 
 
 # --- params.yaml -------------------------------------------------------------------------------------------
@@ -274,7 +283,7 @@ class TeacherWeights(Frozen):
 
     file: str | None
     sha256: Sha256 | None
-    top1: Annotated[float, Field(ge=0, le=100)] | None
+    top1: Percent | None
 
     @model_validator(mode="after")
     def _all_or_none(self) -> TeacherWeights:
@@ -325,12 +334,8 @@ class Params(Frozen):
     teacher_weights: TeacherWeights
     logits: Logits
     student: str
-    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...],
-        Field(strict=False, min_length=1),
-        AfterValidator(_distinct),
-    ]
+    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(distinct)]
+    seeds: Seeds
     epochs: Positive | None
     batch_size: Positive | None
     lr: Annotated[float, Field(gt=0)] | None
@@ -388,14 +393,19 @@ class RunSettings(Frozen):
         return self.training.lr * self.training.decay_by ** sum(done >= at for at in self.training.decay_at)
 
 
-class Experiment(Frozen):
-    """params.yaml together with the recipes that it names."""
+class Recipes(Frozen):
+    """All of recipes/."""
 
-    params: Params
     datasets: dict[str, Dataset]
     models: dict[str, Model]
     methods: dict[str, Method]
     pairs: dict[str, Pair]
+
+
+class Experiment(Recipes):
+    """The experiment in hand together with the recipes that it names."""
+
+    params: Params
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -481,53 +491,113 @@ def load(root: Path = Path()) -> Experiment:
     Raises:
         UserError: one line per mistake, each naming file and field.
     """
-    recipes, file = root / "recipes", root / "params.yaml"
+    file = root / "params.yaml"
     if not file.exists():
         raise UserError(f"{file}: no such file; run from the project's folder")
     mistakes: list[str] = []
-    models = _entries(recipes / "models.yaml", Model, mistakes)
-    datasets = _entries(recipes / "datasets.yaml", Dataset, mistakes)
-    methods = _entries(recipes / "methods.yaml", Method, mistakes)
-    pairs = _entries(recipes / "pairs.yaml", Pair, mistakes)
-    params = _validate(file, Params, _read_yaml(file, mistakes), "", mistakes)
+    recipes = _recipes(root / "recipes", mistakes)
+    params = validated(file, Params, mistakes)
     if mistakes or params is None:
         raise UserError("\n".join(mistakes))
-    named = [(file, "dataset", params.dataset, set(datasets)), (file, "teacher", params.teacher, set(models))]
-    named += [(file, "student", params.student, set(models))]
-    named += [(file, f"methods.{i}", name, set(methods)) for i, name in enumerate(params.methods)]
-    for key, pair in pairs.items():
-        of_pair = [("teacher", pair.teacher, set(models)), ("student", pair.student, set(models))]
-        of_pair += [("datasets", name, set(datasets)) for name in pair.datasets]
-        named += [(recipes / "pairs.yaml", f"{key}.{field}", name, known) for field, name, known in of_pair]
+    named: Names = [(file, "dataset", params.dataset, recipes.datasets)]
+    named += [(file, "teacher", params.teacher, recipes.models), (file, "student", params.student, recipes.models)]
+    named += [(file, f"methods.{i}", name, recipes.methods) for i, name in enumerate(params.methods)]
+    check_names(named + _named_by_pairs(root / "recipes", recipes))
+    check_readable(file, params.dataset, recipes)
+    available = recipes.datasets[params.dataset].data.train_images
+    if params.train_images is not None and params.train_images > available:
+        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset} has {available}")
+    return Experiment(params=params, **dict(recipes))
+
+
+def load_recipes(root: Path = Path()) -> Recipes:
+    """Read and check recipes/ under `root`.
+
+    Raises:
+        UserError: one line per mistake, each naming file and field.
+    """
+    mistakes: list[str] = []
+    recipes = _recipes(root / "recipes", mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    check_names(_named_by_pairs(root / "recipes", recipes))
+    return recipes
+
+
+def check_readable(where: Path, dataset: str, recipes: Recipes) -> None:
+    """Refuse a dataset that models can only be counted on.
+
+    Raises:
+        UserError: it has no reader.
+    """
+    if recipes.datasets[dataset].data.reader is None:
+        raise UserError(
+            f"{where}: dataset: {dataset} cannot be prepared yet, recipes/datasets.yaml has no data.reader for it; "
+            f"`kdflow cost --dataset {dataset}` counts models on it"
+        )
+
+
+Names = list[tuple[Path, str, str, Collection[str]]]
+
+
+def check_names(named: Names) -> None:
+    """Refuse every name that is not among those known: file, field, name, known names.
+
+    Raises:
+        UserError: one line per name, with a close match or all that are known.
+    """
     wrong = [
-        f"{where}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
-        for where, field, name, known in named
+        f"{file}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
+        for file, field, name, known in named
         if name not in known
     ]
     if wrong:
         raise UserError("\n".join(wrong))
-    if datasets[params.dataset].data.reader is None:
-        raise UserError(
-            f"{file}: dataset: {params.dataset} cannot be prepared yet, {recipes / 'datasets.yaml'} has no data.reader "
-            f"for it; `kdflow cost --dataset {params.dataset}` counts models on it"
-        )
-    available = datasets[params.dataset].data.train_images
-    if params.train_images is not None and params.train_images > available:
-        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset} has {available}")
-    return Experiment(params=params, datasets=datasets, models=models, methods=methods, pairs=pairs)
 
 
-def _entries(file: Path, kind: type[T], mistakes: list[str]) -> dict[str, T]:
-    entries = {}
+def _recipes(folder: Path, mistakes: list[str]) -> Recipes:
+    return Recipes(
+        models=entries(folder / "models.yaml", Model, mistakes),
+        datasets=entries(folder / "datasets.yaml", Dataset, mistakes),
+        methods=entries(folder / "methods.yaml", Method, mistakes),
+        pairs=entries(folder / "pairs.yaml", Pair, mistakes),
+    )
+
+
+def _named_by_pairs(folder: Path, recipes: Recipes) -> Names:
+    file, named = folder / "pairs.yaml", Names()
+    for key, pair in recipes.pairs.items():
+        named += [(file, f"{key}.teacher", pair.teacher, recipes.models)]
+        named += [(file, f"{key}.student", pair.student, recipes.models)]
+        named += [(file, f"{key}.datasets", name, recipes.datasets) for name in pair.datasets]
+    return named
+
+
+def entries(file: Path, kind: type[T] | Mapping[str, type[T]], mistakes: list[str]) -> dict[str, T]:
+    """Read a file of named entries, of one kind or each of what its key `kind` says.
+
+    What is wrong is added to `mistakes`, a line each.
+    """
+    found = {}
     for name, value in (_read_yaml(file, mistakes) or {}).items():
         # DVC builds targets and file names from these: no dot, no slash, no blank.
         if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
             mistakes.append(f"{file}: {name!r} is no name: lower-case letters, digits and _ only")
             continue
-        entry = _validate(file, kind, value, f"{name}.", mistakes)
+        said = value.get("kind") if isinstance(value, dict) else None
+        if isinstance(kind, Mapping) and said not in kind:
+            mistakes.append(f"{file}: {name}.kind: unknown name {said!r}{_allowed(str(said), sorted(kind))}")
+            continue
+        one = kind[said] if isinstance(kind, Mapping) and said is not None else kind
+        entry = _validate(file, cast("type[T]", one), value, f"{name}.", mistakes)
         if entry is not None:
-            entries[name] = entry
-    return entries
+            found[name] = entry
+    return found
+
+
+def validated(file: Path, kind: type[T], mistakes: list[str]) -> T | None:
+    """Read a file that is one entry as a whole; what is wrong is added to `mistakes`, a line each."""
+    return _validate(file, kind, _read_yaml(file, mistakes), "", mistakes)
 
 
 @lru_cache(maxsize=32)
@@ -576,9 +646,15 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
 
 
 def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the model found by following `path` from `kind` through nested models."""
+    """The keys of the model found by following `path` from `kind` through nested models, lists and dicts."""
     for part in path:
-        annotation = kind.model_fields[str(part)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        kind = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if part in kind.model_fields:  # else an index of a list or a key of a dict: of the model that it holds
+            kind = next(_models(kind.model_fields[str(part)].annotation))
     return sorted(kind.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
