@@ -38,17 +38,21 @@ class Sample(Frozen):
 
 
 class Disagreement(Frozen):
-    """Over one epoch of strong views: the percentage of which teacher and mixed label see another class first."""
+    """Over one epoch of strong views: the percentage of which teacher and mixed label see another class first.
+
+    `stamp` says at which budget data and teacher were made where that is not a full one.
+    """
 
     mix: str
     seed: int
     views: int
     percent: float
+    stamp: str
     samples: list[Sample]
 
 
 def measure(
-    teacher: nn.Module, data: Loaded, run: RunSettings, mix: str, samples: int = 8
+    teacher: nn.Module, data: Loaded, run: RunSettings, mix: str, stamp: str, samples: int = 8
 ) -> tuple[Disagreement, Tensor]:
     """Label the first epoch of strong views that `run` would see, by the teacher and by their mixed label.
 
@@ -75,7 +79,7 @@ def measure(
                 pictures.append((strong.images[i] * std[0] + mean[0]).clamp(0, 1).mul(255).round().byte())
     size = run.image_size
     stacked = torch.stack(pictures).permute(0, 2, 3, 1).cpu() if pictures else torch.zeros(0, size, size, 3).byte()
-    result = Disagreement(mix=mix, seed=run.seed, views=views, percent=100 * differ / views, samples=shown)
+    result = Disagreement(mix=mix, seed=run.seed, views=views, percent=100 * differ / views, stamp=stamp, samples=shown)
     return result, stacked
 
 
@@ -123,7 +127,7 @@ def _draw(result: Disagreement, pictures: Tensor) -> Figure:
     rows = max(1, math.ceil(len(pictures) / columns))
     figure = Figure(figsize=(2.4 * columns, 3.4 * rows), layout="constrained")
     share = f"on {result.percent:.1f} % of {result.views:,} views teacher and {result.mix}'s label disagree"
-    figure.suptitle(share, fontsize=10)
+    figure.suptitle(share + (f"\nnot a full run: {result.stamp}" if result.stamp else ""), fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -22,8 +22,8 @@ STORE = "views.h5"
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
 
-def prepare(experiment: Experiment, out: Path, downloads: Path) -> None:
-    """Write the dataset in hand to `out`."""
+def prepare(experiment: Experiment, out: Path, downloads: Path) -> str:
+    """Write the dataset in hand to `out`; returns its SHA-256."""
     from kdflow import data
 
     folder = experiment.params.data_folder
@@ -31,6 +31,7 @@ def prepare(experiment: Experiment, out: Path, downloads: Path) -> None:
     where = None if folder is None else Path(folder).expanduser()
     sha256 = data.prepare(experiment.params.dataset, spec, where, downloads, out)
     print(f"{out}: {spec.train_images:,} training and {spec.test_images:,} test images, sha256 {sha256[:12]}...")
+    return sha256
 
 
 def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> None:
@@ -114,9 +115,18 @@ def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out:
 
 
 def distill(
-    experiment: Experiment, method: str, dataset: Path, teacher: Path, logits: Path, out: Path, scratch: Path
+    experiment: Experiment,
+    method: str,
+    dataset: Path,
+    teacher: Path | None,
+    logits: Path | None,
+    out: Path,
+    scratch: Path,
 ) -> None:
-    """Distil the student by `method` from every seed; write weights and log of each to `out`."""
+    """Distil the student by `method` from every seed; write weights and log of each to `out`.
+
+    `teacher` and `logits` are the outputs of their stages; None for methods and settings that need none.
+    """
     params = experiment.params
     jobs = []
     for place, seed in enumerate(params.seeds):
@@ -127,8 +137,8 @@ def distill(
                 run=run,
                 budget=record.budget(run, experiment.dataset),
                 dataset=dataset,
-                teacher=teacher / "model.safetensors" if run.teacher is not None else None,
-                store=logits / STORE if run.store[0] == "views" else None,
+                teacher=teacher / "model.safetensors" if teacher and run.teacher is not None else None,
+                store=logits / STORE if logits and run.store[0] == "views" else None,
                 weights=out / f"seed{seed}.safetensors",
                 log=out / f"seed{seed}.json",
                 scratch=scratch,
@@ -148,9 +158,11 @@ def _train(title: str, jobs: list[Job], compute: Compute) -> None:
 
 
 def evaluate(
-    experiment: Experiment, method: str, dataset: Path, teacher: Path, students: Path, out: Path, metrics: Path
-) -> None:
+    experiment: Experiment, method: str, dataset: Path, teacher: Path | None, students: Path, out: Path, metrics: Path
+) -> list[RunRecord]:
     """Measure the exported students of `method`, write their records to `out` and mean and spread to `metrics`.
+
+    Returns the records. Without a teacher, agreement is not measured.
 
     Raises:
         UserError: a student's weights are not those that its log speaks of.
@@ -168,21 +180,22 @@ def evaluate(
         load_weights(model, weights, sha256)
         return predict(model.to(device), test, run.views)
 
-    taught = answers(experiment.teacher_run(), teacher / "model.safetensors")
+    taught = None if teacher is None else answers(experiment.teacher_run(), teacher / "model.safetensors")
     records = []
     for seed in experiment.params.seeds:
         log = record.read(students / f"seed{seed}.json", RunLog)
         logits = answers(log.settings, students / f"seed{seed}.safetensors", log.weights_sha256)
-        same = agreement(logits, taught)
+        same = None if taught is None else agreement(logits, taught)
         result = RunRecord(**dict(log), last=score(logits, test), best=record.best(log), agreement=same)
         record.write(out / f"seed{seed}.json", result)
         records.append(result)
     summary = summarise(records)
     files.write_text(metrics, summary.model_dump_json(indent=2) + "\n")
     print(f"{method}: {summary.top1} % top-1 (n = {summary.top1.n})")
+    return records
 
 
-def disagreement(experiment: Experiment, mix: str, data: Path, out: Path) -> None:
+def disagreement(experiment: Experiment, mix: str, dataset: Path, teacher: Path, out: Path) -> None:
     """Count on which strong views teacher and mixed label disagree; write figures and samples to `out`.
 
     Raises:
@@ -197,9 +210,13 @@ def disagreement(experiment: Experiment, mix: str, data: Path, out: Path) -> Non
     params = experiment.params
     device = pick_device(params.compute.device)
     run = experiment.student_run("kd", params.seeds[0])
-    loaded = load(data / f"{params.dataset}.h5", run.train_images, device, params.compute.readers)
-    teacher, _ = load_teacher(data / "teacher/model.safetensors", run, device)
-    result, pictures = disagreement.measure(teacher, loaded, run, mix)
+    loaded = load(dataset, run.train_images, device, params.compute.readers)
+    model, _ = load_teacher(teacher / "model.safetensors", run, device)
+    taught = experiment.teacher_run()
+    if params.teacher_weights.file is not None:  # whoever trained it had a budget of his own
+        taught = taught.model_copy(update={"training": experiment.dataset.training})
+    stamp = record.budget(taught, experiment.dataset).stamp
+    result, pictures = disagreement.measure(model, loaded, run, mix, stamp)
     disagreement.write(result, pictures, out)
     print(f"{params.teacher} and {mix}'s label disagree on {result.percent:.1f} % of {result.views:,} views: {out}/")
 
@@ -213,14 +230,15 @@ class Summary(Frozen):
     top1: Spread
     top5: Spread
     best_epoch_top1: Spread
-    agreement: Spread
+    agreement: Spread | None
 
 
 def summarise(records: list[RunRecord]) -> Summary:
     """Mean and spread of the records' results."""
+    same = [r.agreement for r in records if r.agreement is not None]
     return Summary(
         top1=spread([r.last.top1 for r in records]),
         top5=spread([r.last.top5 for r in records]),
         best_epoch_top1=spread([r.best.top1 for r in records]),
-        agreement=spread([r.agreement for r in records]),
+        agreement=spread(same) if same else None,
     )

@@ -24,12 +24,15 @@ LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 class Epoch(Frozen):
     """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured.
 
+    `first_loss` is the loss of its first step: that of a run is computed before anything was learned, so that it is
+    the same on every processor to rounding.
     `pick_ratio` is r of the paper's Eq. 4, the mean over the epoch's steps, where the method picks.
     """
 
     epoch: int
     lr: float
     loss: float
+    first_loss: float
     top1: float | None
     pick_ratio: float | None = None
 
@@ -137,12 +140,13 @@ class Best(Frozen):
 class RunRecord(RunLog):
     """A run's log with its result: the last epoch's accuracy, measured from the exported weights.
 
-    `agreement` is the share of test images, in percent, of which student and teacher say the same class.
+    `agreement` is the share of test images, in percent, of which student and teacher say the same class; none where
+    no teacher was asked.
     """
 
     last: Accuracy
     best: Best
-    agreement: float
+    agreement: float | None
 
 
 class Spread(Frozen):

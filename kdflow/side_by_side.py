@@ -11,14 +11,20 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from kdflow.errors import UserError, describe
 from kdflow.job import Job
 from kdflow.progress import Display, Failed, Finished
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LOOK_EVERY = 1.0  # seconds between two looks whether the parent still lives
 
@@ -78,10 +84,28 @@ def _raise_failures(title: str, ends: dict[str, Failed | Finished]) -> None:
         raise UserError("\n".join(f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()))
 
 
-def _start(job: Job) -> tuple[Connection, BaseProcess]:
+def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call a function in a process of its own, forked like the runs: after them, it need not wait for torch.
+
+    Raises:
+        UserError: the process was ended, or what the function raises.
+    """
+    with ProcessPoolExecutor(1, _server(), initializer=_follow) as pool:
+        try:
+            return pool.submit(function, *arguments, **options).result()
+        except BrokenProcessPool:
+            raise UserError("the process that measures was ended; the same command measures again") from None
+
+
+def _server() -> ForkServerContext:
     # A server imports torch once and forks into every run, before any of them starts a thread or touches a GPU.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["kdflow.train", "torch._dynamo"])  # the latter by the first optimizer, in 2 s
+    return server
+
+
+def _start(job: Job) -> tuple[Connection, BaseProcess]:
+    server = _server()
     receiver, sender = server.Pipe(duplex=False)
     # No daemon: those may have no children, and a run may have workers that read its images.
     process = server.Process(target=_child, args=(job.model_dump_json(), sender), name=job.name)
@@ -90,9 +114,14 @@ def _start(job: Job) -> tuple[Connection, BaseProcess]:
     return receiver, process
 
 
-def _child(job_json: str, sender: Connection) -> None:
+def _follow() -> None:
+    """End with the parent, and only with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _child(job_json: str, sender: Connection) -> None:
+    _follow()
     from kdflow.train import run_job
 
     job = Job.model_validate_json(job_json)

@@ -16,8 +16,8 @@ from torch import nn
 from kdflow import checkpoint, distributed, files, logits, record
 from kdflow.checkpoint import Progress
 from kdflow.config import RunSettings
-from kdflow.data import Loaded, load
-from kdflow.epoch_plan import draw_plan
+from kdflow.data import Images, Loaded, load
+from kdflow.epoch_plan import EpochPlan, draw_plan
 from kdflow.errors import UserError
 from kdflow.evaluate import accuracy
 from kdflow.features import FeatureExtractor, bare
@@ -115,16 +115,7 @@ def fit(
     for epoch in range(len(progress.curve), training.epochs):
         started = time.perf_counter()
         first = epoch * steps_per_epoch
-        plan = draw_plan(
-            run.seed,
-            epoch,
-            len(data.train),
-            training.batch_size,
-            run.image_size,
-            run.views,
-            run.method.strong,
-            data.train.labels.device,
-        )
+        plan = _plan(run, epoch, data.train)
         if teacher is not None:
             teacher.begin(epoch, plan)
         steps, total = list[Done](), torch.zeros((), device=data.train.labels.device)
@@ -135,10 +126,13 @@ def fit(
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
-        loss, lr = total.item() / len(data.train), run.learning_rate(first, steps_per_epoch)
+        loss, first_loss = total.item() / len(data.train), steps[0].loss.item()
+        lr = run.learning_rate(first, steps_per_epoch)
         test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
-        point = record.Epoch(epoch=epoch + 1, lr=lr, loss=loss, top1=top1, pick_ratio=_pick_ratio(steps))
+        point = record.Epoch(
+            epoch=epoch + 1, lr=lr, loss=loss, first_loss=first_loss, top1=top1, pick_ratio=_pick_ratio(steps)
+        )
         seconds = progress.seconds + time.perf_counter() - started
         progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
         if teacher is not None:
@@ -149,6 +143,11 @@ def fit(
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
+
+
+def _plan(run: RunSettings, epoch: int, images: Images) -> EpochPlan:
+    size, device = run.training.batch_size, images.labels.device
+    return draw_plan(run.seed, epoch, len(images), size, run.image_size, run.views, run.method.strong, device)
 
 
 def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[Done]) -> None:

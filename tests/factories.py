@@ -15,7 +15,9 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
     """A log whose test accuracy after epoch i is `curve[i - 1]`, None where it was not measured."""
     run = EXPERIMENT.student_run(method, seed)
     curve = (top1 - 10, None, top1) if curve is None else curve
-    points = tuple(record.Epoch(epoch=i, lr=0.05, loss=1 / i, top1=value) for i, value in enumerate(curve, 1))
+    points = tuple(
+        record.Epoch(epoch=i, lr=0.05, loss=1 / i, first_loss=2 / i, top1=value) for i, value in enumerate(curve, 1)
+    )
     return record.RunLog(
         name=f"seed {seed}",
         settings=run,

@@ -37,7 +37,7 @@ def test_the_share_and_the_samples_are_those_of_a_slow_loop():
         assert shares[mixed_first] == max(shares)
         if says.index(max(says)) != mixed_first:
             wrong.append((place // 8, image, shares, says))
-    result, pictures = measure(TEACHER, DATA, RUN, "cutmix", samples=5)
+    result, pictures = measure(TEACHER, DATA, RUN, "cutmix", "", samples=5)
     assert 5 < len(wrong) < 20
     # Three batches: two of the first, two of the second, and the last one of the third.
     shown = [view for batch in range(3) for view in [view for view in wrong if view[0] == batch][:2]][:5]
@@ -67,14 +67,14 @@ def test_without_disagreement_there_are_no_samples(tmp_path):
         def forward(self, x):
             return 9.0 * torch.nn.functional.one_hot(self.answers.pop(0), 4)
 
-    result, pictures = measure(Parrot(), DATA, RUN, "identity")
+    result, pictures = measure(Parrot(), DATA, RUN, "identity", "")
     assert (result.percent, result.samples, len(pictures)) == (0.0, [], 0)
     write(result, pictures, tmp_path)
     assert (tmp_path / "samples.png").exists()
 
 
 def test_what_is_written_can_be_read_and_looked_at(tmp_path):
-    result, pictures = measure(TEACHER, DATA, RUN, "cutmix")
+    result, pictures = measure(TEACHER, DATA, RUN, "cutmix", "a tenth")
     write(result, pictures, tmp_path)
     assert Disagreement.model_validate_json((tmp_path / "disagreement.json").read_text()) == result
     assert json.loads((tmp_path / "disagreement.json").read_text())["percent"] == result.percent
