@@ -1,0 +1,141 @@
+"""The page of a paper: one HTML file with all tables, figures, records and commands; it needs no network."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kdflow import files
+from kdflow.cells import State, States
+from kdflow.plan import Costs, Disagreement, Epochs, Paper, PickRatio, Results
+from kdflow.record import RunRecord
+from kdflow.report import costs, curves, tables
+from kdflow.report.grid import command, grid, place
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+SPARK = (220, 90)  # pixels
+POINTS = 80
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell or teacher in the list of all: its state, records and command, and its curve as SVG."""
+
+    name: str
+    state: str
+    why: str
+    figure: str
+    stamp: str
+    records: list[str]
+    command: str
+    curve: Markup
+
+
+def write(paper: Paper, out: Path) -> None:
+    """Write the page of what is there now to `out`."""
+    files.write_text(out, render(paper))
+
+
+def render(paper: Paper) -> str:
+    """The page; its links are relative to the paper's data."""
+    states = States(paper)
+    found = {name: states(name) for name in paper.cells}
+    counts = {
+        status: sum(s.status == status for s in found.values()) for status in ("done", "partial", "stale", "missing")
+    }
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"figure": tables.figure, "papers": tables.papers, "signed": tables.signed}
+    shown = {name: _shown(paper, name, state, states.runs(name)) for name, state in found.items()}
+    return environment.from_string(TEMPLATE.read_text()).render(
+        folder=paper.folder.as_posix(),
+        counts=counts,
+        total=len(found),
+        parts=[_part(paper, states, name) for name in paper.parts],
+        cells=shown,
+        everything={name: _teacher(paper, states, name) for name in paper.teachers} | shown,
+        how=tables.HOW,
+        stamps=sorted({cell.stamp for cell in shown.values()} - {""}),
+    )
+
+
+def _part(paper: Paper, states: States, name: str) -> dict[str, Any]:
+    part = paper.parts[name]
+    said: dict[str, Any] = {"name": name, "caption": part.caption, "kind": part.kind, "command": command(paper, name)}
+    if isinstance(part, Results):
+        found = grid(paper, states, name, part)
+        return said | {"grid": found, "heads": tables.heads(found), "notes": tables.notes(found)[1:]}
+    if isinstance(part, Costs):
+        rows = {
+            pair: [costs.shown(row) for row in rows] for pair, rows in costs.by_pair(costs.rows(paper, part)).items()
+        }
+        return said | {"rows": rows, "heads": costs.FIGURES, "notes": [costs.HOW, *part.notes]}
+    file = paper.root / paper.data / name / ("samples.svg" if isinstance(part, Disagreement) else "figure.svg")
+    notes = list(part.notes)
+    if isinstance(part, Disagreement) and part.paper is not None:
+        notes.append(f"The paper: on {part.paper:g} % of the views.")
+    if isinstance(part, Epochs | PickRatio):
+        wanted = dict.fromkeys(cell for cell, users in paper.users.items() if name in users)
+        made = sum(states(cell).n > 0 for cell in wanted)
+        notes.append(f"{made} of {len(wanted)} cells are there.")
+        content = _drawn(paper, states, part)
+    else:
+        content = file.read_bytes() if file.exists() else b""
+    return said | {"notes": notes, "image": base64.b64encode(content).decode()}
+
+
+def _drawn(paper: Paper, states: States, part: Epochs | PickRatio) -> bytes:
+    """The figure of what is there now, whether its stage has run or not."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.svg"
+        curves.draw(paper, part, curves.points(paper, states, part), path, "svg")
+        return path.read_bytes()
+
+
+def _shown(paper: Paper, name: str, state: State, runs: list[RunRecord]) -> Shown:
+    where = place(paper, name).relative_to(paper.data)
+    records = [(where / f"seed{run.settings.seed}.json").as_posix() for run in runs]
+    figure = str(state.record.top1) if state.record and state.n else ""
+    stamp = state.record.stamp if state.record else ""
+    return Shown(name, state.status, state.why, figure, stamp, records, command(paper, name), _spark(runs))
+
+
+def _teacher(paper: Paper, states: States, name: str) -> Shown:
+    found = states.teacher(name)
+    if found is None:
+        return Shown(name, "missing", "", "", "", [], command(paper, name), Markup())
+    where = (place(paper, name).relative_to(paper.data) / "record.json").as_posix()
+    return Shown(name, "done", "", f"{found[0].accuracy.top1:.2f}", found[1], [where], command(paper, name), Markup())
+
+
+def _spark(runs: list[RunRecord]) -> Markup:
+    """Test accuracy along training, a line per seed."""
+    lines = [list(run.tested.items()) for run in runs]
+    if not lines or len(lines[0]) < 2:
+        return Markup()
+    values = [top1 for line in lines for _, top1 in line]
+    low, high = min(values), max(values)
+    last = max(epoch for line in lines for epoch, _ in line)
+    width, height = SPARK
+
+    def place_of(epoch: int, top1: float) -> str:
+        return f"{epoch / last * width:.1f},{height - (top1 - low) / (high - low or 1) * (height - 4) - 2:.1f}"
+
+    drawn = ""
+    for line in lines:
+        thin = [*itertools.islice(line, 0, None, max(1, len(line) // POINTS)), line[-1]]
+        drawn += f'<polyline points="{" ".join(place_of(*point) for point in thin)}"/>'
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="test accuracy along training, {low:.1f} to {high:.1f} %">{drawn}</svg>'
+        f"<small>{low:.1f} to {high:.1f} %, {last} epochs</small>"
+    )

@@ -1,0 +1,52 @@
+"""A cell in words: what it is, what it is made from, what became of it."""
+
+from __future__ import annotations
+
+import json
+
+from kdflow.cells import States, folder
+from kdflow.plan import GOLDEN, Paper, Results
+from kdflow.report.grid import command, grid
+from kdflow.report.methods import formula
+
+
+def told(paper: Paper, name: str) -> str:
+    """Settings, command, inputs, state, the paper's figure and the record of a cell, a line each.
+
+    Raises:
+        UserError: there is no such cell.
+    """
+    cell, states = paper.cell_named(name), States(paper)
+    state, experiment = states(name), paper.experiment(cell)
+    params, run = experiment.params, experiment.student_run(cell.method, experiment.params.seeds[0])
+    inputs = [f"{paper.data}/{cell.dataset}.h5", f"{GOLDEN}/{cell.method}.json"]
+    if cell.teacher:
+        inputs.insert(1, f"{paper.data}/teachers/{cell.dataset}-{cell.teacher}/")
+    lines = [
+        name,
+        f"  dataset   {cell.dataset}, {run.train_images:,} training images",
+        f"  teacher   {cell.teacher or 'none'}",
+        f"  student   {cell.student}",
+        f"  method    {cell.method}: {formula(run.method)}",
+        f"  epochs    {run.training.epochs} of {cell.epochs}",
+        f"  seeds     {', '.join(map(str, params.seeds))} ({cell.seeds} in full)",
+        f"  inputs    {', '.join(inputs)}",
+        f"  command   {command(paper, name)}",
+        f"  printed   in {', '.join(paper.users[name])}",
+    ]
+    for key in paper.users[name]:
+        part = paper.parts[key]
+        if isinstance(part, Results):
+            for entry in grid(paper, states, key, part).entries:
+                if entry.name == name and entry.paper is not None:
+                    std = f" ({entry.paper_std:.2f})" if entry.paper_std is not None else ""
+                    source = f", quoted from {entry.quoted}" if entry.quoted else ""
+                    lines.append(f"  paper     {key}, {entry.row}: {entry.metric} {entry.paper:.2f}{std}{source}")
+    lines.append(f"  state     {state.status}, {state.n} of {state.of} seeds{state.why and ', ' + state.why}")
+    if state.record is not None:
+        made = state.record
+        lines.append(f"  ours      top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
+        lines += [f"  budget    not a full run: {made.stamp}"] if made.stamp else []
+        lines.append(f"  record    {folder(paper, name)}/")
+    settings = json.dumps(run.model_dump(mode="json"), indent=1)
+    return "\n".join([*lines, "settings of the first seed:", settings])
