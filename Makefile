@@ -5,7 +5,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check micro miniature clean
+
+MINIATURE := paper/miniature/dvc.yaml
+MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
 demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
 	dvc repro
@@ -22,6 +25,15 @@ check: $(VENV)/dev.ok  ## lint, format, types, settings
 	ruff format --check .
 	mypy
 	kdflow check
+	kdflow plan --check
+	kdflow plan --check --paper paper/miniature
+
+micro: $(VENV)/demo.ok  ## some cells of the miniature, held against their baseline
+	dvc repro --force $(MICRO:%=$(MINIATURE):cell@digits-%)
+	kdflow drift --paper paper/miniature
+
+miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and their page
+	dvc repro $(MINIATURE):report
 
 clean:  ## the environment, the outputs and the checkpoints of unfinished runs; DVC's cache stays
 	rm -rf $(VENV) .kdflow data/*/ data/*.h5
