@@ -31,7 +31,7 @@ class Project:
         self.folder = folder
         listed = self.run("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and name != "dvc.lock":
+            if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         self.run("git", "init", "-q")

@@ -20,18 +20,20 @@ TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
-    {"record", "progress", "stream", "distributed"},
+    {"record", "progress", "stream", "distributed", "plan"},
+    {"cells"},
     {"job", "data", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},
     {"feed", "logits"},
-    {"disagreement"},
+    {"disagreement", "drift"},
     {"step"},
     {"train", "estimate"},
     {"side_by_side"},
     {"together"},
     {"pipeline"},
+    {"targets"},
     {"cli", "stages"},
 )
 LIGHT = (
@@ -40,6 +42,10 @@ LIGHT = (
     "report",
     "cli",
     "pipeline",
+    "plan",
+    "cells",
+    "targets",
+    "drift",
     "side_by_side",
     "together",
     "progress",

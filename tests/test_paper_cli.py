@@ -1,0 +1,75 @@
+"""The commands about a paper, as a user meets them: real processes, records without training."""
+
+import json
+import shutil
+
+import pytest
+from factories import ROOT
+from papers import CE, KD, PICK, fill, fill_teacher, paper_of
+from test_cli import fails_in_one_line, run
+
+from kdflow import cells
+
+
+@pytest.fixture
+def root(tmp_path):
+    paper = paper_of(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    fill_teacher(paper)
+    for name, top1 in ((CE, [80.0, 81.0, 82.0]), (KD, [90.0, 90.1, 90.2])):
+        fill(paper, name, top1)
+    return tmp_path
+
+
+def test_plan_writes_and_checks(root):
+    fails = run("plan", "--check", "--paper", "papers", cwd=root).stderr
+    assert fails == "error: papers/tables.yaml: no such file\nerror: papers/params.yaml: no such file\n"
+    done = run("plan", cwd=root)
+    assert done.returncode == 0 and done.stdout.startswith("paper: 4 tables and figures, 16 cells, 1 teachers")
+    assert run("plan", "--check", cwd=root).returncode == 0
+    with (root / "paper/cells.json").open("a") as file:
+        file.write("\n")
+    fails_in_one_line(run("plan", "--check", cwd=root), "paper/cells.json: not what `kdflow plan` makes")
+
+
+def test_cells_and_their_states(root):
+    assert CE in run("cells", cwd=root).stdout.splitlines()
+    lines = run("cells", "--table", "1", "--status", cwd=root).stdout.splitlines()
+    assert f"done     3/3  90.10 (0.10)  {KD}" in lines
+    assert sorted(lines[-1].split(", ")) == ["2 done", "6 missing"]
+    assert len(run("cells", "--figure", "4", cwd=root).stdout.splitlines()) == 1
+    fails_in_one_line(run("cells", "--table", "7", cwd=root), "unknown name 'table7'")
+
+
+def test_show(root):
+    assert "state     done, 3 of 3 seeds" in run("show", KD, cwd=root).stdout
+    fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
+
+
+def test_table_in_all_forms(root):
+    shown = run("table", "table1", cwd=root).stdout
+    assert "90.10 (0.10)" in shown and "90.00 (0.50), +0.10" in shown and "missing" in shown
+    assert run("table", "table1", "--format", "csv", cwd=root).stdout.startswith("row,pair,metric,status,mean")
+    assert "by the paper's count" in run("table", "table6", cwd=root).stdout.lower()
+    fails_in_one_line(run("table", "figure1", cwd=root), "figure1: a figure", "dvc repro paper/dvc.yaml:figure1")
+    fails_in_one_line(run("table", "tabel1", cwd=root), "did you mean 'table1'?")
+
+
+def test_report(root):
+    done = run("report", cwd=root)
+    assert done.stdout == "data/paper/report.html\n" and "90.10 (0.10)" in (root / "data/paper/report.html").read_text()
+
+
+def test_drift_ends_with_its_code(root):
+    fails_in_one_line(run("drift", cwd=root), "paper/baseline.json: no such baseline")
+    assert run("drift", "--update", cwd=root).stdout == "paper/baseline.json: 2 cells\n"
+    fails_in_one_line(run("drift", "--update", PICK, cwd=root), f"{PICK}: missing; a baseline is made of what is done")
+    done = run("drift", cwd=root)
+    assert done.returncode == 0 and done.stdout.endswith("0 of 11 figures have moved or are missing\n")
+    (cells.folder(paper_of(root), KD) / cells.NOTE).unlink()
+    done = run("drift", cwd=root)
+    assert (done.returncode, done.stderr) == (2, "") and f"missing {KD}: record: there -> none" in done.stdout
+    assert json.loads(run("drift", "--json", cwd=root).stdout)["drift"] is True
+    assert f"| {KD} | record | there | none |" in run("drift", "--md", cwd=root).stdout
+    assert run("drift", CE, cwd=root).returncode == 0
+    fails_in_one_line(run("drift", "nothing", cwd=root), "cell: unknown name 'nothing'")
