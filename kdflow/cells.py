@@ -92,13 +92,15 @@ def _golden(paper: Paper, cell: Cell) -> Path:
 
 
 class States:
-    """The states of a paper's cells, as they lie on disk now."""
+    """The states of a paper's cells, as they lay on disk when they were first asked about."""
 
     def __init__(self, paper: Paper) -> None:
         self.paper = paper
         self._golden = cache(lambda cell_method: _golden_sha256(paper, cell_method))
         self._teacher = cache(self._teacher_sha256)
         self._dataset = cache(self._dataset_sha256)
+        self._state = cache(self._look)
+        self._runs = cache(self._read)
 
     def __call__(self, name: str) -> State:
         """The state of a cell.
@@ -106,6 +108,9 @@ class States:
         Raises:
             UserError: there is no such cell, or its record cannot be read.
         """
+        return self._state(name)
+
+    def _look(self, name: str) -> State:
         cell = self.paper.cell_named(name)
         experiment = self.paper.experiment(cell)
         seeds, file = experiment.params.seeds, folder(self.paper, name) / NOTE
@@ -139,6 +144,9 @@ class States:
         Raises:
             UserError: a record is missing, is no record, or is not the one that was made.
         """
+        return self._runs(name)
+
+    def _read(self, name: str) -> list[RunRecord]:
         state = self(name)
         if state.record is None or state.n == 0:
             return []

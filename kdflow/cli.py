@@ -148,7 +148,7 @@ def cells(
     paper: Paper = PAPER,
     root: Root = Path(),
 ) -> None:
-    """List the paper's cells; each is a target: dvc repro paper/dvc.yaml:cell@NAME."""
+    """List the paper's cells and their teachers: dvc repro paper/dvc.yaml:cell@NAME, or teacher@NAME."""
     from collections import Counter
 
     from kdflow import plan
@@ -159,10 +159,16 @@ def cells(
     for part in chosen:
         found.part_named(part)
     names = [name for name in found.cells if not chosen or set(chosen) & set(found.users[name])]
+    asked = {f"{cell.dataset}-{cell.teacher}" for name, cell in found.cells.items() if name in names}
+    teachers = [name for name in found.teachers if name in asked or not chosen]
     if not status:
-        typer.echo("\n".join(names))
+        typer.echo("\n".join([*teachers, *names]))
         return
     states, counts = States(found), Counter[str]()
+    for name in teachers:
+        record = states.teacher(name)
+        top1 = "" if record is None else f"{record[0].accuracy.top1:.2f}"
+        typer.echo(f"{'missing' if record is None else 'done':8} teacher  {top1:10} {name}")
     for name in names:
         state = states(name)
         counts[state.status] += 1
@@ -172,8 +178,10 @@ def cells(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(metavar="CELL")], paper: Paper = PAPER, root: Root = Path()) -> None:
-    """Print a cell: settings, command, inputs, state, what the paper prints, and its record."""
+def show(
+    name: Annotated[str, typer.Argument(metavar="CELL|TEACHER")], paper: Paper = PAPER, root: Root = Path()
+) -> None:
+    """Print a cell or teacher: settings, command, inputs, state, what the paper prints, and its record."""
     from kdflow import plan
     from kdflow.report.show import told
 

@@ -140,6 +140,7 @@ def test_a_reduced_budget_is_stamped_everywhere(tmp_path):
     stamp = "demo dataset, 4 of 40 epochs"
     assert f"Not a full run: {stamp}" in tables.markdown(table_of(found))
     assert f"Not a full run: {stamp}" in tables.latex(table_of(found))
+    assert f",{stamp!r},".replace("'", '"') in tables.as_csv(table_of(found))
     assert stamp in page.render(found) and stamp in told(found, KD)
     fill(found, f"{KD}-none", [90.0])
     parts.write(found, "figure1", tmp_path / "out")

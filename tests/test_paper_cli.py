@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from factories import ROOT
-from papers import CE, KD, PICK, fill, fill_teacher, paper_of
+from papers import CE, KD, PICK, TABLES, fill, fill_teacher, folder_of, paper_of
 from test_cli import fails_in_one_line, run
 
 from kdflow import cells
@@ -33,16 +34,19 @@ def test_plan_writes_and_checks(root):
 
 
 def test_cells_and_their_states(root):
-    assert CE in run("cells", cwd=root).stdout.splitlines()
+    assert {CE, "digits-resnet20"} <= set(run("cells", cwd=root).stdout.splitlines())
     lines = run("cells", "--table", "1", "--status", cwd=root).stdout.splitlines()
     assert f"done     3/3  90.10 (0.10)  {KD}" in lines
     assert sorted(lines[-1].split(", ")) == ["2 done", "6 missing"]
-    assert len(run("cells", "--figure", "4", cwd=root).stdout.splitlines()) == 1
+    assert run("cells", "--figure", "4", cwd=root).stdout.splitlines() == ["digits-resnet20", PICK]
+    assert lines[0].split() == ["done", "teacher", "95.50", "digits-resnet20"]
     fails_in_one_line(run("cells", "--table", "7", cwd=root), "unknown name 'table7'")
 
 
 def test_show(root):
     assert "state     done, 3 of 3 seeds" in run("show", KD, cwd=root).stdout
+    shown = run("show", "digits-resnet20", cwd=root).stdout
+    assert "state     done, top1 95.50" in shown and "teacher@digits-resnet20" in shown
     fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
 
 
@@ -73,3 +77,39 @@ def test_drift_ends_with_its_code(root):
     assert f"| {KD} | record | there | none |" in run("drift", "--md", cwd=root).stdout
     assert run("drift", CE, cwd=root).returncode == 0
     fails_in_one_line(run("drift", "nothing", cwd=root), "cell: unknown name 'nothing'")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "says"),
+    [
+        (
+            "cell",
+            "digits-resnet20-resnet8-kdd",
+            "paper: cell: unknown name 'digits-resnet20-resnet8-kdd'; did you mean",
+        ),
+        (
+            "teacher",
+            "digits-resnet56",
+            "paper: teacher: unknown name 'digits-resnet56'; did you mean 'digits-resnet20'?",
+        ),
+        ("prepare", "digit", "paper: dataset: unknown name 'digit'; did you mean 'digits'?"),
+        ("part", "table2", "paper: table or figure: unknown name 'table2'; did you mean"),
+        ("part", "", "usage: paper_part.py FOLDER NAME"),
+        ("cell", CE, "data/paper/digits.h5: no such file; `dvc repro prepare` makes it"),
+    ],
+)
+def test_a_stage_says_what_is_wrong_in_a_line(root, stage, name, says):
+    before = {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()}
+    arguments = ["paper", name] if name else ["paper"]
+    fails_in_one_line(run(*arguments, cwd=root, command=[sys.executable, str(ROOT / f"stages/paper_{stage}.py")]), says)
+    assert {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()} == before
+
+
+def test_a_dataset_without_a_reader_is_refused(tmp_path):
+    text = TABLES.replace("dataset: digits", "dataset: tiny_imagenet")
+    for ours, theirs in (("resnet20_to_resnet8", "resnet56_to_resnet20"), ("resnet20_to_resnet14", "vgg13_to_vgg8")):
+        text = text.replace(ours, theirs)
+    folder_of(tmp_path, text)
+    stage = [sys.executable, str(ROOT / "stages/paper_prepare.py")]
+    done = run("paper", "tiny_imagenet", cwd=tmp_path, command=stage)
+    fails_in_one_line(done, "paper/tables.yaml: dataset: tiny_imagenet cannot be prepared yet")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 
 from kdflow.cells import States, folder
-from kdflow.plan import GOLDEN, Paper, Results
-from kdflow.report.grid import command, grid
+from kdflow.config import RunSettings
+from kdflow.plan import GOLDEN, Paper, Results, quoted
+from kdflow.report.grid import command, grid, place
 from kdflow.report.methods import formula
 
 
 def told(paper: Paper, name: str) -> str:
-    """Settings, command, inputs, state, the paper's figure and the record of a cell, a line each.
+    """Settings, command, inputs, state, the paper's figure and the record of a cell or teacher, a line each.
 
     Raises:
         UserError: there is no such cell.
     """
+    if name in paper.teachers:
+        return _teacher(paper, name)
     cell, states = paper.cell_named(name), States(paper)
     state, experiment = states(name), paper.experiment(cell)
     params, run = experiment.params, experiment.student_run(cell.method, experiment.params.seeds[0])
@@ -48,5 +51,26 @@ def told(paper: Paper, name: str) -> str:
         lines.append(f"  ours      top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
         lines += [f"  budget    not a full run: {made.stamp}"] if made.stamp else []
         lines.append(f"  record    {folder(paper, name)}/")
-    settings = json.dumps(run.model_dump(mode="json"), indent=1)
-    return "\n".join([*lines, "settings of the first seed:", settings])
+    return "\n".join([*lines, "settings of the first seed:", _settings(run)])
+
+
+def _teacher(paper: Paper, name: str) -> str:
+    experiment, found = paper.teacher_experiment(name), States(paper).teacher(name)
+    run, given = experiment.teacher_run(), experiment.params.teacher_weights.file
+    pairs = [pair for pair in paper.recipes.pairs.values() if pair.teacher == run.architecture]
+    printed = {quoted(pair, run.dataset, "teacher", "top1") for pair in pairs if run.dataset in pair.datasets}
+    source = f"weights from {given}" if given else f"{run.training.epochs} of {paper.full(run.dataset)} epochs"
+    lines = [
+        name,
+        f"  teacher   {run.architecture} on {run.dataset}, {source}, {run.train_images:,} training images",
+        f"  inputs    {paper.data}/{run.dataset}.h5, {GOLDEN}/ce.json",
+        f"  command   {command(paper, name)}",
+        *(f"  paper     top1 {value:.2f}" for value in sorted(value for value in printed if value is not None)),
+        f"  state     {'missing or stale' if found is None else f'done, top1 {found[0].accuracy.top1:.2f}'}",
+        f"  record    {place(paper, name)}/",
+    ]
+    return "\n".join([*lines, "settings:", _settings(run)])
+
+
+def _settings(run: RunSettings) -> str:
+    return json.dumps(run.model_dump(mode="json"), indent=1)

@@ -117,6 +117,7 @@ def long(grid: Grid) -> list[dict[str, str | float | int | None]]:
             "paper_std": e.paper_std,
             "difference": e.difference,
             "quoted": e.quoted,
+            "not_a_full_run": grid.stamp or None,
             "name": e.name,
         }
         for e in grid.entries
