@@ -148,7 +148,8 @@ def test_a_second_repro_runs_nothing(finished):
 
 def test_metrics_are_there_for_dvc(finished):
     shown = json.loads(finished.run("dvc", "metrics", "show", "--json").stdout)
-    assert set(shown[""]["data"]) == {f"data/metrics/{method}.json" for method in SMALL["methods"]}
+    there = {name for name, found in shown[""]["data"].items() if "data" in found}  # the paper's tables are not
+    assert there == {f"data/metrics/{method}.json" for method in SMALL["methods"]}
 
 
 def test_disagreement_is_counted_with_the_teacher_at_hand(finished, tmp_path):
