@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kdflow.config import Views
@@ -42,6 +42,6 @@ def score(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:
     return Accuracy(top1=100 * top1 / len(images), top5=100 * top5 / len(images))
 
 
-def agreement(logits: Float[Tensor, "n classes"], others: Float[Tensor, "n classes"]) -> float:
-    """Share of images, in percent, to which both give the same class."""
-    return 100 * (logits.argmax(1) == others.argmax(1)).double().mean().item()
+def agreement(logits: Float[Tensor, "n classes"], answers: Int64[Tensor, " n"]) -> float:
+    """Share of images, in percent, to which the logits give the same class as `answers`."""
+    return 100 * (logits.argmax(1) == answers).double().mean().item()

@@ -18,7 +18,7 @@ from kdflow.record import RunLog, RunRecord, Spread, TeacherRecord, spread
 if TYPE_CHECKING:
     from torch import Tensor
 
-STORE = "views.h5"
+STORE, ANSWERS = "views.h5", "answers.json"
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
 
@@ -35,13 +35,15 @@ def prepare(experiment: Experiment, out: Path, downloads: Path) -> str:
 
 
 def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> None:
-    """Train the teacher, or take its weights from a file; measure it; write weights and record to `out`.
+    """Train the teacher, or take its weights from a file; measure it.
+
+    Writes weights, record and its classes of the test images to `out`.
 
     Raises:
         UserError: weights from a file measure more than `TOLERANCE` below what is expected of them.
     """
     from kdflow.data import load
-    from kdflow.evaluate import accuracy
+    from kdflow.evaluate import predict, score
     from kdflow.models import create_model, load_weights, save_weights
     from kdflow.train import pick_device
 
@@ -67,7 +69,8 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     load_weights(model, source, given.sha256)
     device = pick_device(experiment.params.compute.device)
     images = load(dataset, run.train_images, device, experiment.params.compute.readers).test
-    measured = accuracy(model.to(device), images, run.views)
+    said = predict(model.to(device), images, run.views)
+    measured = score(said, images)
     if given.top1 is not None and measured.top1 < given.top1 - TOLERANCE:
         raise UserError(
             f"{source}: measures {measured.top1:.2f} % top-1, expected {given.top1:.2f} (at most {TOLERANCE} lower)"
@@ -78,6 +81,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
         accuracy=measured,
     )
+    files.write_text(out / ANSWERS, json.dumps(said.argmax(1).tolist()) + "\n")
     record.write(out / "record.json", result)
     print(f"teacher {run.architecture}: {measured.top1:.2f} % top-1 on {len(images):,} test images")
 
@@ -175,16 +179,14 @@ def evaluate(
     device = pick_device(experiment.params.compute.device)
     test = load(dataset, experiment.train_images, device, experiment.params.compute.readers).test
 
-    def answers(run: RunSettings, weights: Path, sha256: str | None = None) -> Tensor:
-        model = create_model(run.architecture, run.model, run.classes, run.image_size)
-        load_weights(model, weights, sha256)
-        return predict(model.to(device), test, run.views)
-
-    taught = None if teacher is None else answers(experiment.teacher_run(), teacher / "model.safetensors")
+    taught = None if teacher is None else _answers(teacher / ANSWERS, len(test)).to(device)
     records = []
     for seed in experiment.params.seeds:
         log = record.read(students / f"seed{seed}.json", RunLog)
-        logits = answers(log.settings, students / f"seed{seed}.safetensors", log.weights_sha256)
+        run = log.settings
+        model = create_model(run.architecture, run.model, run.classes, run.image_size)
+        load_weights(model, students / f"seed{seed}.safetensors", log.weights_sha256)
+        logits = predict(model.to(device), test, run.views)
         same = None if taught is None else agreement(logits, taught)
         result = RunRecord(**dict(log), last=score(logits, test), best=record.best(log), agreement=same)
         record.write(out / f"seed{seed}.json", result)
@@ -193,6 +195,21 @@ def evaluate(
     files.write_text(metrics, summary.model_dump_json(indent=2) + "\n")
     print(f"{method}: {summary.top1} % top-1 (n = {summary.top1.n})")
     return records
+
+
+def _answers(file: Path, images: int) -> Tensor:
+    """The teacher's classes of the test images: asked once, by its stage."""
+    import torch
+
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; `dvc repro teacher` makes it") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or len(found) != images or not all(isinstance(answer, int) for answer in found):
+        raise UserError(f"{file}: not the classes of {images} test images; `dvc repro -f teacher` makes it anew")
+    return torch.tensor(found)
 
 
 def disagreement(experiment: Experiment, mix: str, dataset: Path, teacher: Path, out: Path) -> None:

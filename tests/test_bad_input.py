@@ -371,6 +371,14 @@ def test_students_that_are_not_those_of_their_log(project):
     refused(project, "evaluate", "ce", says="data/students/ce/seed0.safetensors: sha256 is")
 
 
+@pytest.mark.parametrize("content", ["", "[1, 2", "[1, 2]", '{"a": 1}', None])
+def test_classes_of_a_teacher_that_are_not_whole(project, content):
+    file = project.folder / "data/teacher/answers.json"
+    file.write_text(content) if content is not None else file.unlink()
+    says = "not the classes of 1497 test images; `dvc repro -f teacher`" if content is not None else "no such file"
+    refused(project, "evaluate", "ce", says=f"data/teacher/answers.json: {says}")
+
+
 def test_a_full_disk_under_the_dataset(project):
     refused(project, "prepare", largest_file=100_000, says="data/digits.h5: File too large")
 

@@ -97,15 +97,17 @@ def finished(tmp_path_factory) -> Project:
     project.settings(**SMALL)
     project.run("git", "commit", "-qam", "small")
     ran, _ = project.dvc("repro")
-    assert ran == [
-        "prepare",
-        "teacher",
-        "logits",
-        *(f"distill@{method}" for method in SMALL["methods"]),
-        *(f"evaluate@{method}" for method in SMALL["methods"]),
-        "report",
-    ]
+    assert ran[:3] == ["prepare", "teacher", "logits"] and ran[-1] == "report"
+    assert_students(ran[3:-1])
     return project
+
+
+def assert_students(ran: list[str]) -> None:
+    """All methods' students were distilled, then measured, in whatever order of methods DVC came upon."""
+    assert sorted(ran) == sorted(
+        f"{stage}@{method}" for stage in ("distill", "evaluate") for method in SMALL["methods"]
+    )
+    assert all(ran.index(f"distill@{method}") < ran.index(f"evaluate@{method}") for method in SMALL["methods"])
 
 
 def copy_of(project: Project, folder: Path) -> Project:
@@ -206,8 +208,8 @@ def test_all_views_are_asked_ahead(project):
 def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     before = (project.folder / "params.yaml").read_text()
     ran, _ = project.dvc("exp", "run", "-S", "epochs=3")
-    students = [f"{stage}@{method}" for stage in ("distill", "evaluate") for method in SMALL["methods"]]
-    assert ran == [*students, "report"]
+    assert_students(ran[:-1])
+    assert ran[-1] == "report"
     assert {r["budget"]["epochs"] for r in project.records("kd").values()} == {3}
     after = (project.folder / "params.yaml").read_text()
     assert after == before.replace("\nepochs: 2", "\nepochs: 3")  # comments and all

@@ -6,7 +6,7 @@ from torch import nn
 
 from kdflow.config import Views
 from kdflow.data import ImageSet
-from kdflow.evaluate import accuracy
+from kdflow.evaluate import accuracy, agreement
 
 VIEWS = Views(crop=1, flip=True, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
 
@@ -63,3 +63,13 @@ def test_mode_and_running_statistics_are_left_as_they_were(training):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert accuracy(model, images, VIEWS) == first  # no dropout, no randomness
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_agreement_equals_a_slow_loop():
+    logits, answers = torch.randn(37, 5, generator=torch.Generator().manual_seed(3)), torch.arange(37) % 5
+    same = sum(
+        max(range(5), key=row.__getitem__) == answer
+        for row, answer in zip(logits.tolist(), answers.tolist(), strict=True)
+    )
+    assert agreement(logits, answers) == pytest.approx(100 * same / 37) and 0 < same < 37
+    assert agreement(logits, logits.argmax(1)) == 100
