@@ -38,12 +38,14 @@ miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and th
 clean:  ## the environment, the outputs and the checkpoints of unfinished runs; DVC's cache stays
 	rm -rf $(VENV) .kdflow data/*/ data/*.h5
 
-$(VENV)/demo.ok: pyproject.toml
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdflow needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.ok: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/dev.ok: $(VENV)/demo.ok
+$(VENV)/dev.ok: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	touch $@ $(VENV)/demo.ok

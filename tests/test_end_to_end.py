@@ -207,12 +207,15 @@ def test_all_views_are_asked_ahead(project):
 
 def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     before = (project.folder / "params.yaml").read_text()
-    ran, _ = project.dvc("exp", "run", "-S", "epochs=3")
+    budget = project.folder / "paper/params.yaml"
+    paper = budget.read_text()
+    ran, _ = project.dvc("exp", "run", "-S", "epochs=3", "-S", "paper/params.yaml:epoch_scale=0.5")
     assert_students(ran[:-1])
     assert ran[-1] == "report"
     assert {r["budget"]["epochs"] for r in project.records("kd").values()} == {3}
     after = (project.folder / "params.yaml").read_text()
     assert after == before.replace("\nepochs: 2", "\nepochs: 3")  # comments and all
+    assert budget.read_text().split() == paper.replace("epoch_scale: 1.0", "epoch_scale: 0.5", 1).split()
 
 
 def test_an_edited_method_is_the_only_one_to_run(project):

@@ -120,12 +120,3 @@ def test_changed_arithmetic_is_seen_by_drift(project):
         project.dvc("repro", "-f", "-s", f"{DVC}:cell@{KD}")
         assert (KD, "first_loss") in drift(project, fails=True)
         project.run("git", "checkout", "-q", ".")
-    project.dvc("repro", "-f", "-s", f"{DVC}:cell@{KD}")
-    assert drift(project) == set(), "a re-run passes"
-
-
-def test_a_variant_is_an_experiment(project):
-    """The last of all: it leaves another seed behind."""
-    ran, _ = project.dvc("exp", "run", "-S", "paper/miniature/params.yaml:seeds=[5]", f"{DVC}:cell@{CE}")
-    assert ran == [f"{DVC}:cell@{CE}"]
-    assert [file.name for file in (project.folder / "data/miniature/cells" / CE).glob("seed*")] == ["seed5.json"]
