@@ -18,7 +18,7 @@ test: $(VENV)/dev.ok  ## the default suite
 	pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/dev.ok  ## the end-to-end runs with real DVC, all models at all sizes
-	pytest -m slow -n logical --maxprocesses 2 --dist loadfile
+	pytest -m slow -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.ok  ## lint, format, types, settings
 	ruff check .
