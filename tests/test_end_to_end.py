@@ -215,7 +215,7 @@ def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     assert {r["budget"]["epochs"] for r in project.records("kd").values()} == {3}
     after = (project.folder / "params.yaml").read_text()
     assert after == before.replace("\nepochs: 2", "\nepochs: 3")  # comments and all
-    assert budget.read_text().split() == paper.replace("epoch_scale: 1.0", "epoch_scale: 0.5", 1).split()
+    assert budget.read_text() == paper.replace("\nepoch_scale: 1.0", "\nepoch_scale: 0.5")
 
 
 def test_an_edited_method_is_the_only_one_to_run(project):
@@ -270,7 +270,7 @@ def command_of(pid: int) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes to kill in Linux's /proc")
-@pytest.mark.parametrize("how", ["ctrl-c", "kill a run", "kill the stage", "kill dvc"])
+@pytest.mark.parametrize("how", ["ctrl-c", "kill the stage", "kill dvc"])
 def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, how):
     project.settings(**LONGER)
     process = project.start("dvc", "repro", "evaluate@kd_tlcutmix_pick")
@@ -285,7 +285,7 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
     else:
         stage = next(pid for pid in everyone if "stages/distill.py" in command_of(pid))
         runs = [run for server in children(stage) for run in children(server)]
-        victim = {"kill a run": runs[-1], "kill the stage": stage, "kill dvc": process.pid}[how]
+        victim = {"kill the stage": stage, "kill dvc": process.pid}[how]
         if how == "kill dvc":  # the stage looks for it once a second: the runs must not finish before that
             for run in runs:
                 os.kill(run, signal.SIGSTOP)
@@ -293,8 +293,6 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
     assert "Traceback" not in output
-    if how == "kill a run":
-        assert "ended by signal SIGKILL" in output
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() and "defunct" not in command_of(pid) for pid in everyone):
         assert time.monotonic() < deadline, "a process is left behind"
