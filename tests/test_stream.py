@@ -104,7 +104,7 @@ def test_testing_is_the_middle_of_each_image_in_order(prepared, monkeypatch, wor
 
 def test_label_disagreement_is_measured_on_files_too(prepared):
     run = settings("kd")
-    result, pictures = measure(create_model("small", STUDENT, 2, 32).eval(), load(prepared, 12, CPU), run, "cutmix")
+    result, pictures = measure(create_model("small", STUDENT, 2, 32).eval(), load(prepared, 12, CPU), run, "cutmix", "")
     assert result.views == 12
     assert pictures.shape == (len(result.samples), 32, 32, 3)
 
