@@ -65,15 +65,15 @@ def describe(paper: Paper, name: str, records: list[RunRecord]) -> CellRecord:
     cell, some = paper.cells[name], records[0]
     same = [r.agreement for r in records if r.agreement is not None]
     made = {
-        r.settings.seed: Made(settings_sha256=r.settings_sha256, record_sha256=files.sha256(_file(paper, name, r)))
-        for r in records
+        seed: Made(settings_sha256=r.settings_sha256, record_sha256=files.sha256(_file(paper, name, seed)))
+        for seed, r in ((r.settings.seed, r) for r in records)
     }
     return CellRecord(
         cell=cell,
         runs=made,
         dataset_sha256=some.dataset_sha256,
         teacher_sha256=some.teacher_sha256,
-        golden_sha256=files.sha256(_golden(paper, cell)),
+        golden_sha256=files.sha256(_golden(paper, cell.method)),
         stamp=some.budget.stamp,
         top1=spread([r.last.top1 for r in records]),
         top5=spread([r.last.top5 for r in records]),
@@ -83,12 +83,12 @@ def describe(paper: Paper, name: str, records: list[RunRecord]) -> CellRecord:
     )
 
 
-def _file(paper: Paper, name: str, run: RunRecord) -> Path:
-    return folder(paper, name) / f"seed{run.settings.seed}.json"
+def _file(paper: Paper, name: str, seed: int) -> Path:
+    return folder(paper, name) / f"seed{seed}.json"
 
 
-def _golden(paper: Paper, cell: Cell) -> Path:
-    return paper.root / GOLDEN / f"{cell.method}.json"
+def _golden(paper: Paper, method: str) -> Path:
+    return paper.root / GOLDEN / f"{method}.json"
 
 
 class States:
@@ -96,7 +96,7 @@ class States:
 
     def __init__(self, paper: Paper) -> None:
         self.paper = paper
-        self._golden = cache(lambda cell_method: _golden_sha256(paper, cell_method))
+        self._golden = cache(self._golden_sha256)
         self._teacher = cache(self._teacher_sha256)
         self._dataset = cache(self._dataset_sha256)
         self._state = cache(self._look)
@@ -153,7 +153,7 @@ class States:
         wanted = self.paper.experiment(self.paper.cells[name]).params.seeds
         found = []
         for seed in (seed for seed in wanted if seed in state.record.runs):
-            file = folder(self.paper, name) / f"seed{seed}.json"
+            file = _file(self.paper, name, seed)
             found.append(record.read(file, RunRecord))
             if files.sha256(file) != state.record.runs[seed].record_sha256:
                 raise UserError(f"{file}: not the record that was made; `dvc checkout` or `dvc repro` brings it back")
@@ -174,6 +174,10 @@ class States:
         expected = self.paper.teacher_experiment(name).teacher_run().sha256
         return (found, log.budget.stamp) if log.settings_sha256 == expected else None
 
+    def _golden_sha256(self, method: str) -> str | None:
+        file = _golden(self.paper, method)
+        return files.sha256(file) if file.exists() else None
+
     def _teacher_sha256(self, name: str) -> str | None:
         file = self.paper.root / self.paper.data / TEACHERS / name / "record.json"
         return record.read(file, TeacherRecord).sha256 if file.exists() else None
@@ -190,8 +194,3 @@ class DatasetRecord(Frozen):
     sha256: str
     train_images: int
     test_images: int
-
-
-def _golden_sha256(paper: Paper, method: str) -> str | None:
-    file = paper.root / GOLDEN / f"{method}.json"
-    return files.sha256(file) if file.exists() else None

@@ -11,6 +11,9 @@ from typer.exceptions import TyperException
 from kdflow.errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from kdflow.report.grid import Grid
 
 app = typer.Typer(
@@ -95,8 +98,17 @@ def _paper_table(name: str, form: str, folder: Path, root: Path) -> None:
         raise UserError(f"kdflow table: {name}: a figure; `{made}` or `kdflow report` draws it")
 
 
-def _print_grid(found: Grid) -> None:
+def _print_whole(shown: Table) -> Console:
     from rich.console import Console
+
+    console = Console()
+    # Where there is less room the terminal breaks lines, but rich cuts no digit off.
+    console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
+    console.print(shown)
+    return console
+
+
+def _print_grid(found: Grid) -> None:
     from rich.table import Table
 
     from kdflow.report.tables import figure, heads, notes, papers
@@ -113,9 +125,7 @@ def _print_grid(found: Grid) -> None:
             ours = f"[{style}]{figure(entry)}[/]" if style else figure(entry)
             texts.append(f"{ours}\n[dim]{papers(entry)}[/]" if papers(entry) else ours)
         shown.add_row(label, *texts)
-    console = Console()
-    console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
-    console.print(shown)
+    console = _print_whole(shown)
     console.print("Below each figure: the paper's, and ours less the paper's.", highlight=False, soft_wrap=True)
     for line in notes(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -253,7 +263,6 @@ def cost(
 ) -> None:
     """Count parameters and FLOPs of models, or of a dataset's pairs in recipes/pairs.yaml."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from kdflow import config, cost
@@ -275,10 +284,7 @@ def cost(
         if row.ratios is None:
             shown.add_section()
         shown.add_row(*cost.cells(row))
-    console = Console()
-    # Where there is less room the terminal breaks lines, but rich cuts no digit off.
-    console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
-    console.print(shown)
+    console = _print_whole(shown)
     for line in cost.NOTES:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

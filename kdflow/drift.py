@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdflow import files, record
-from kdflow.cells import States
+from kdflow.cells import States, describe
 from kdflow.config import Frozen
 from kdflow.errors import UserError
 from kdflow.plan import Costs, Paper
@@ -146,8 +146,6 @@ def tolerance(allowed: Tolerance, before: Spread, now: Spread) -> float:
 
 def figures(paper: Paper, name: str, states: States) -> dict[str, Spread]:
     """A cell's figures, from its records alone."""
-    from kdflow.cells import describe
-
     made = describe(paper, name, states.runs(name))
     found = {metric: getattr(made, metric) for metric in METRICS}
     return {metric: value for metric, value in found.items() if value is not None}

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -159,11 +159,21 @@ class Spread(Frozen):
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ({self.std:.2f})" if self.std is not None else "")
 
+    @property
+    def signed(self) -> str:
+        """As a gain is printed."""
+        return f"{'+' if self.mean >= 0 else ''}{self}"
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of the seeds' figures."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def stamp(runs: Iterable[RunLog]) -> str:
+    """What runs were made at, each budget once, where that is less than a full one."""
+    return "; ".join(sorted({run.budget.stamp for run in runs} - {""}))
 
 
 def best(log: RunLog) -> Best:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from kdflow.cells import States
 from kdflow.plan import Curve, Epochs, Paper, PickRatio
-from kdflow.record import spread
+from kdflow.record import spread, stamp
 from kdflow.report.figure import COLOURS, save
 
 
@@ -42,8 +42,7 @@ def _errors(paper: Paper, states: States, part: Epochs) -> list[Point]:
                 runs = states.runs(paper.cell(part.dataset, pair, method, epochs, view))
                 if runs:
                     error = spread([100 - run.last.top1 for run in runs])
-                    stamp = "; ".join(sorted({run.budget.stamp for run in runs} - {""}))
-                    found.append(Point(panel, method, float(epochs), error.mean, error.std, error.n, stamp))
+                    found.append(Point(panel, method, float(epochs), error.mean, error.std, error.n, stamp(runs)))
     return found
 
 
@@ -64,13 +63,12 @@ def _ratios(paper: Paper, states: States, part: PickRatio) -> list[Point]:
     found = []
     for curve in part.curves:
         runs = states.runs(paper.cell(curve.dataset, curve.pair, part.method))
-        stamp = "; ".join(sorted({run.budget.stamp for run in runs} - {""}))
         for epoch in zip(*(run.curve for run in runs), strict=True):
             values = [point.pick_ratio for point in epoch if point.pick_ratio is not None]
             if values:
                 r = spread(values)
                 done = epoch[0].epoch / len(runs[0].curve)
-                found.append(Point("", label(paper, curve), done, r.mean, r.std, r.n, stamp))
+                found.append(Point("", label(paper, curve), done, r.mean, r.std, r.n, stamp(runs)))
     return found
 
 

@@ -52,7 +52,7 @@ def render(paper: Paper) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"figure": tables.figure, "papers": tables.papers, "signed": tables.signed}
+    environment.filters |= {"figure": tables.figure, "papers": tables.papers}
     shown = {name: _shown(paper, name, state, states.runs(name)) for name, state in found.items()}
     return environment.from_string(TEMPLATE.read_text()).render(
         folder=paper.folder.as_posix(),

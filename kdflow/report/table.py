@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdflow.record import RunRecord, TeacherRecord, spread
+from kdflow.record import RunRecord, TeacherRecord, spread, stamp
 
 HEAD = ("Method", "Test top-1 %", "Against kd", "n", "Best epoch %")
 BASELINE = "kd"
@@ -22,7 +22,7 @@ class Results:
     @property
     def stamp(self) -> str:
         """What all of it was run at, where that is less than a full run."""
-        return "; ".join(sorted({r.budget.stamp for runs in self.runs.values() for r in runs} - {""}))
+        return stamp(run for runs in self.runs.values() for run in runs)
 
     @property
     def title(self) -> str:
@@ -52,8 +52,7 @@ def _gain(runs: list[RunRecord], baseline: list[RunRecord]) -> str:
     if not baseline:
         return ""
     pairs = zip(runs, baseline, strict=True)
-    gain = spread([run.last.top1 - other.last.top1 for run, other in pairs])
-    return f"{'+' if gain.mean >= 0 else ''}{gain}"
+    return spread([run.last.top1 - other.last.top1 for run, other in pairs]).signed
 
 
 def notes(results: Results) -> list[str]:

@@ -33,11 +33,6 @@ def papers(entry: Entry) -> str:
     return f"{entry.paper:.2f}{std}{mark}{difference}"
 
 
-def signed(gain: Spread | None) -> str:
-    """A gain with its sign."""
-    return "" if gain is None else f"{'+' if gain.mean >= 0 else ''}{gain}"
-
-
 def heads(grid: Grid) -> list[str]:
     """The columns after the first: pairs, with the metric where there are several."""
     several = len(grid.metrics) > 1
@@ -73,8 +68,8 @@ def markdown(grid: Grid) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {e.row} | {e.pair} | {e.metric} | {figure(e)} | {e.ours.n if e.ours else 0} of {e.of} | {signed(e.gain)} | "
-        f"{papers(e)} |"
+        f"| {e.row} | {e.pair} | {e.metric} | {figure(e)} | {e.ours.n if e.ours else 0} of {e.of} | "
+        f"{e.gain.signed if e.gain else ''} | {papers(e)} |"
         for e in grid.entries
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(grid)), ""])
