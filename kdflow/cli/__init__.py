@@ -1,0 +1,32 @@
+"""The command line: each command parses and then calls one function. A file is a group of commands."""
+
+from __future__ import annotations
+
+import typer
+from typer.exceptions import TyperException
+
+from kdflow.cli import experiment, paper, tables
+from kdflow.errors import UserError, one_line_errors
+
+app = typer.Typer(
+    help="Knowledge distillation as a pipeline. `dvc repro` runs the experiment in params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (experiment, tables, paper):
+    app.add_typer(group.app)
+
+
+def main() -> None:
+    """Run the command line."""
+    with one_line_errors():
+        try:
+            code = app(standalone_mode=False)
+        except TyperException as error:  # a flag or command that is not known
+            context = getattr(error, "ctx", None)
+            command = f"kdflow {context.info_name}" if context and context.parent else "kdflow"
+            raise UserError(f"{command}: {error.format_message()}") from None
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        raise SystemExit(code or 0)

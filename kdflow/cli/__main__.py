@@ -1,0 +1,5 @@
+"""`python -m kdflow.cli`."""
+
+from kdflow.cli import main
+
+main()

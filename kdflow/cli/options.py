@@ -1,0 +1,12 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Root = Annotated[Path, typer.Option(help="The project's folder.")]
+Paper = Annotated[Path, typer.Option(help="The folder of a paper's tables.yaml.")]
+PAPER = Path("paper")
