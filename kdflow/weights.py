@@ -94,16 +94,17 @@ def plain(path: Path, name: str, value: Any) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise UserError(f"{path}: {name} is no tensor but {type(value).__name__}")
-    value = Tensor.detach(value)  # of the class, not of the instance: a pickle may hang attributes on a tensor
-    if value.is_meta:
+    # The class's detach, not the instance's: a pickle may hang attributes on a tensor, and this leaves them behind.
+    bare: Tensor = Tensor.detach(value)
+    if bare.is_meta:
         raise UserError(f"{path}: {name} has a shape but no values (a meta tensor)")
-    if value.layout != torch.strided:
+    if bare.layout != torch.strided:
         raise UserError(f"{path}: {name} is a sparse tensor; weights are dense ones")
-    if value.is_quantized:
+    if bare.is_quantized:
         raise UserError(f"{path}: {name} is quantised; weights are floating-point numbers")
-    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        raise UserError(f"{path}: {name} is {list(value.shape)}, but holds fewer numbers than that")
-    return value
+    if bare.untyped_storage().nbytes() < bare.numel() * bare.element_size():
+        raise UserError(f"{path}: {name} is {list(bare.shape)}, but holds fewer numbers than that")
+    return bare
 
 
 def check_finite(path: Path, name: str, value: Tensor) -> None:
@@ -124,12 +125,14 @@ def _check_archive(path: Path, size: int) -> None:
             entries = archive.infolist()
     except Exception as error:  # as of a damaged file
         raise UserError(f"{path}: a damaged archive ({one_line(error)[:120]})") from None
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(f"{path}: refused: TorchScript, which is code; wanted are the weights alone, its state_dict()")
     declared = sum(entry.file_size for entry in entries)
     if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise UserError(
             f"{path}: refused: an archive of {size:,} bytes that unpacks to {declared:,}; torch.save does not compress"
         )
-    names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
         raise UserError(f"{path}: refused: an archive with two entries of one name")
 

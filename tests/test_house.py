@@ -20,9 +20,9 @@ TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
-    {"record", "progress", "stream", "distributed", "plan"},
+    {"record", "progress", "stream", "distributed", "plan", "weights"},
     {"cells"},
-    {"job", "data", "models", "precision", "views"},
+    {"job", "data", "foreign", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},
