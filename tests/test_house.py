@@ -22,7 +22,7 @@ LAYERS = (
     {"config"},
     {"record", "progress", "stream", "distributed", "plan", "weights"},
     {"cells"},
-    {"job", "data", "foreign", "models", "precision", "views"},
+    {"job", "data", "download", "foreign", "models", "precision", "views"},
     {"cost", "features"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},
@@ -33,7 +33,7 @@ LAYERS = (
     {"side_by_side"},
     {"together"},
     {"pipeline"},
-    {"targets"},
+    {"targets", "teachers"},
     {"cli", "stages"},
 )
 LIGHT = (
@@ -49,6 +49,8 @@ LIGHT = (
     "side_by_side",
     "together",
     "progress",
+    "download",
+    "teachers",
     "job",
     "errors",
     "files",
