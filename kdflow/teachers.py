@@ -121,7 +121,7 @@ class Registry:
         settings = {
             "dataset": entry.dataset,
             "teacher": entry.architecture,
-            "teacher_weights.file": str(file) if re.fullmatch(r"[\w./-]+", str(file)) else f'"{file}"',
+            "teacher_weights.file": str(file) if re.fullmatch(r"[A-Za-z0-9_./-]+", str(file)) else f'"{file}"',
             "teacher_weights.sha256": files.sha256(file),
             "teacher_weights.top1": f"{entry.expected:g}",
         }
