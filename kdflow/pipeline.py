@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 STORE, ANSWERS = "views.h5", "answers.json"
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
+
+
+def scratch() -> Path:
+    """Where unfinished work is kept: in the project, also when DVC runs an experiment in a copy of it (`--temp`)."""
+    return Path(os.environ.get("DVC_ROOT", "")) / ".kdflow"
 
 
 def prepare(experiment: Experiment, out: Path, downloads: Path) -> str:

@@ -10,7 +10,7 @@ def main() -> None:
     """Read the dataset and data/teacher/, write data/logits/."""
     experiment = config.load()
     dataset = Path(f"data/{experiment.params.dataset}.h5")
-    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), Path(".kdflow"))
+    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.scratch())
 
 
 if __name__ == "__main__":

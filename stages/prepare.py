@@ -9,7 +9,7 @@ from kdflow.errors import run_stage
 def main() -> None:
     """Read params.yaml and recipes/, write data/<dataset>.h5."""
     experiment = config.load()
-    pipeline.prepare(experiment, Path(f"data/{experiment.params.dataset}.h5"), Path(".kdflow/downloads"))
+    pipeline.prepare(experiment, Path(f"data/{experiment.params.dataset}.h5"), pipeline.scratch() / "downloads")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ LAYERS = (
     {"side_by_side"},
     {"together"},
     {"pipeline"},
-    {"targets", "teachers"},
+    {"targets", "teachers", "processes", "graph"},
+    {"tasks"},
+    {"flows"},
     {"cli", "stages"},
 )
 LIGHT = (
@@ -45,6 +47,8 @@ LIGHT = (
     "plan",
     "cells",
     "targets",
+    "processes",
+    "graph",
     "drift",
     "side_by_side",
     "together",
