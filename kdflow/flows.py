@@ -22,8 +22,8 @@ from kdflow.cells import States
 from kdflow.config import BaseViewName, Frozen, Positive
 from kdflow.errors import UserError
 from kdflow.graph import Stage
-from kdflow.pipeline import Summary
 from kdflow.plan import Paper
+from kdflow.record import Spread
 from kdflow.tasks import DVC, Hours, elsewhere, here, stage, watched
 
 Target = Annotated[str, Field(pattern=r"^[a-z0-9_@*?!\[\]-]+$", description="table3, figure1, report, cell@NAME; or *")]
@@ -88,7 +88,7 @@ async def _show_cells(paper: Paper, wanted: list[str]) -> None:
 # --- the flows ---------------------------------------------------------------------------------------------
 
 
-def _repro(forced: Collection[str] = (), *, pull: bool = False) -> Callable[[Stage], list[str]]:
+def repro(forced: Collection[str] = (), *, pull: bool = False) -> Callable[[Stage], list[str]]:
     """How DVC runs a stage alone: it waits for locks, and knows itself what is up to date."""
 
     def command(one: Stage) -> list[str]:
@@ -107,7 +107,7 @@ async def experiment(at_once: Positive = 2, hours: Hours = HOURS) -> None:
     """
     config.load()
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, Path(), []), _repro(), at_once, hours)
+        await here(await asyncio.to_thread(graph.stale, Path(), []), repro(), at_once, hours)
         await _show(Path("data/report"))
 
 
@@ -150,7 +150,7 @@ async def sweep(
             await stage("fetch", [*DVC, "fetch", "--run-cache"], {})
             await stage("collect", [*DVC, "repro", "--pull", *wanted], {})
         else:
-            await here(stages, _repro(pull=share), at_once, hours)
+            await here(stages, repro(pull=share), at_once, hours)
         if share:
             await stage("push", [*DVC, "push", "--run-cache", *wanted], {})
         for target in wanted:
@@ -178,7 +178,7 @@ async def drift(
     async with watched():
         if forced:
             stages = await asyncio.to_thread(graph.stale, Path(), forced, forced)
-            await here(stages, _repro(forced), at_once, hours)
+            await here(stages, repro(forced), at_once, hours)
         findings = await asyncio.to_thread(check.compare, found, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
         moved = [finding for finding in findings if finding.status != "ok"]
@@ -195,7 +195,7 @@ async def _vary(variants: Variants, at_once: int, hours: Hours) -> None:
         + [(file, "student", name, experiment.models) for name in variants.student or []]
     )
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, Path(), ["logits"]), _repro(), at_once, hours)
+        await here(await asyncio.to_thread(graph.stale, Path(), ["logits"]), repro(), at_once, hours)
         await asyncio.to_thread(graph.forget, Path(), wanted)
 
         def command(one: Stage) -> list[str]:
@@ -210,7 +210,7 @@ async def _show_variants(names: list[str]) -> None:
     """Mean and spread of each variant, as an artifact."""
     found = await asyncio.to_thread(graph.metrics, Path(), names)
     rows = [
-        f"| {name} | {method} | {Summary.model_validate(content).top1} |"
+        f"| {name} | {method} | {Spread.model_validate({'std': None, **content['top1']})} |"  # DVC leaves out null
         for name, methods in found.items()
         for method, content in methods.items()
     ]

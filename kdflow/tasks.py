@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -27,10 +28,12 @@ from pydantic import Field
 
 from kdflow import processes
 from kdflow.config import Frozen
+from kdflow.errors import UserError
 from kdflow.graph import Stage
 from kdflow.processes import NOTES, QUIET
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
+NOISE = "WARNING: No file hash info found"  # for every output of the paper that nobody has made
 LOOK_EVERY = 2.0  # seconds between two looks at a run elsewhere
 
 
@@ -55,6 +58,19 @@ class StageError(Exception):
     def __init__(self, name: str, why: str, *, again: bool) -> None:
         super().__init__(f"{name}: {why}")
         self.again = again
+
+
+class _Plain(logging.Filter):
+    """What was said in a line needs no traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], UserError | StageError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_Plain())
 
 
 # --- one stage ---------------------------------------------------------------------------------------------
@@ -86,7 +102,7 @@ async def stage(name: str, command: Sequence[str], environment: dict[str, str]) 
         assert child.stdout is not None
         async for raw in child.stdout:
             line = raw.decode(errors="replace").rstrip()
-            if line:
+            if line and not line.startswith(NOISE):
                 logger.info(line)
                 said = [*said[-30:], line]
         code = await child.wait()

@@ -98,8 +98,13 @@ class Server:
         return self.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}).json()
 
     def log(self, run: str) -> str:
-        found = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC").json()
-        return "\n".join(line["message"] for line in found)
+        lines: list[str] = []
+        while True:
+            asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "offset": len(lines)}
+            found = self.ask("logs/filter", **asked).json()
+            lines += [line["message"] for line in found]
+            if not found:
+                return "\n".join([*lines, str(self.state(run)["message"])])
 
     def artifacts(self, run: str) -> dict[str, dict]:
         found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}).json()

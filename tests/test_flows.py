@@ -156,42 +156,42 @@ def test_a_sweep_again_runs_nothing(server, swept):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"),
+    "parameters",
     [
-        ({"targets": []}, "[] should be non-empty"),
-        ({"targets": ["Table 3"]}, "does not match"),
-        ({"targets": "table1"}, "is not valid under any of the given schemas"),
-        ({"variants": {"epochs": [-1]}}, "is not valid"),
-        ({"variants": {"epochs": []}}, "is not valid"),
-        ({"variants": {"epoch": [2]}}, "is not valid"),
-        ({"targets": ["table1"], "at_once": 0}, "0"),
-        ({"targets": ["table1"], "hours": {"cell": -1}}, "-1"),
+        {"targets": []},
+        {"targets": ["Table 3"]},
+        {"targets": "table1"},
+        {"variants": {"epochs": [-1]}},
+        {"variants": {"epochs": []}},
+        {"variants": {"epoch": [2]}},
+        {"targets": ["table1"], "at_once": 0},
+        {"targets": ["table1"], "hours": {"cell": -1}},
     ],
 )
-def test_the_server_refuses_parameters_that_mean_nothing(server, fresh, parameters, says):
+def test_the_server_refuses_parameters_that_mean_nothing(server, fresh, parameters):
     found = server.ask("deployments/filter", deployments={"name": {"any_": ["any"]}}).json()[0]["id"]
     answer = server.ask(f"deployments/{found}/create_flow_run", parameters=parameters)
-    assert answer.status_code in (409, 422), answer.text
+    assert answer.status_code == 409 and "Validation failed" in answer.text, answer.text
 
 
-@pytest.mark.parametrize(
-    ("parameters", "says"),
-    [
-        ({"targets": ["table9"]}, "targets: unknown name 'table9'; did you mean 'table1'?"),
-        ({"targets": ["cell@*-crd"]}, "targets: cell@*-crd matches none of the 10 targets of paper/six/dvc.yaml"),
-        ({"targets": ["table1"], "paper": "paper/gone"}, "paper/gone/tables.yaml: no such file"),
-        ({}, "targets, variants: one of the two is needed"),
-        ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
-        ({"variants": {}}, "variants: nothing is varied"),
-        ({"targets": ["table1"], "at_one": 2}, "at_one"),
-    ],
-)
-def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh, parameters, says):
+NONSENSE = [
+    ({"targets": ["table9"]}, "targets: unknown name 'table9'; did you mean 'table1'?"),
+    ({"targets": ["cell@*-crd"]}, "targets: cell@*-crd matches none of the 10 targets of paper/six/dvc.yaml"),
+    ({"targets": ["table1"], "paper": "paper/gone"}, "paper/gone/tables.yaml: no such file"),
+    ({}, "targets, variants: one of the two is needed"),
+    ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
+    ({"variants": {}}, "variants: nothing is varied"),
+    ({"targets": ["table1"], "at_one": 2}, "at_one"),
+]
+
+
+def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh):
     with working(server, fresh):
-        run = server.run("sweep/any", **({"paper": PAPER} | parameters))
-        state = server.ended(run)
-    assert state["type"] == "FAILED" and says in state["message"]
-    assert server.tasks(run) == []
+        runs = [server.run("sweep/any", **({"paper": PAPER} | parameters)) for parameters, _ in NONSENSE]
+        for run, (_, says) in zip(runs, NONSENSE, strict=True):
+            state = server.ended(run)
+            assert state["type"] in ("FAILED", "CRASHED") and says in state["message"], (says, state, server.log(run))
+            assert server.tasks(run) == []
 
 
 def test_variants_of_the_experiment_are_experiments_of_dvc(server, fresh, tmp_path):
