@@ -144,6 +144,9 @@ async def sweep(
             await stage("fetch", [*DVC, "fetch", "--run-cache"], {})
         stages = await asyncio.to_thread(graph.stale, wanted)
         if spread:
+            if first := [one for one in stages if one.kind == "prepare"]:
+                await here(first, repro(pull=True), at_once, hours)
+                await stage("push", [*DVC, "push", "--run-cache", *(one.name for one in first)], {})
             apart = [one for one in stages if one.kind in ("teacher", "cell")]
             parameters = {"paper": paper, "share": True, "at_once": 1}
             await elsewhere(graph.among(apart), spread, parameters, at_once)
