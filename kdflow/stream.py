@@ -7,13 +7,14 @@ So a view depends on neither the number of workers nor what was read before. Pix
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +142,7 @@ def formats() -> dict[str, list[str]]:
     return found
 
 
-def decode(file: Path | IO[bytes], name: str | None = None, largest: int | None = None) -> Image.Image:
+def decode(file: Path | io.BytesIO, name: str | None = None, largest: int | None = None) -> Image.Image:
     """Read an image, of whatever ending, as RGB: grey, palette and CMYK become that.
 
     Raises:

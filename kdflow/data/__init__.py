@@ -114,9 +114,9 @@ def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
     """Write both splits to `out` as HDF5, all or nothing; returns the SHA-256 of images and labels, or of the list."""
     digest = _digest(splits)
     with files.replacing(out) as beside:
-        _reserve(beside, splits)  # refused before HDF5 begins, which then lets go of it
+        _reserve(beside, splits, 2**20)  # refused before HDF5 begins, which then lets go of it
         with h5py.File(beside, "w", locking=False) as file:
-            _reserve(beside, splits)
+            _reserve(beside, splits, 0)
             file.attrs["name"] = name
             file.attrs["classes"] = splits.class_names
             file.attrs["sha256"] = digest
@@ -129,12 +129,12 @@ def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
     return digest
 
 
-def _reserve(file: Path, splits: Splits) -> None:
-    """Take the space on disk at once, and more than is needed: HDF5's own writing may crash on a full disk."""
+def _reserve(file: Path, splits: Splits, more: int) -> None:
+    """Take the space on disk at once, and so much more: HDF5's own writing may crash on a full disk."""
     size = sum(values.nbytes for key in SPLITS for values in vars(getattr(splits, key)).values())
     with file.open("r+b") as raw:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(raw.fileno(), 0, size + 2**20)
+            os.posix_fallocate(raw.fileno(), 0, size + more)
 
 
 def download(spec: Data, downloads: Path, name: str) -> Path:
