@@ -66,6 +66,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     Raises:
         UserError: weights from a file measure more than `TOLERANCE` below what is expected of them.
     """
+    from kdflow import foreign
     from kdflow.data import load
     from kdflow.evaluate import predict, score
     from kdflow.models import create_model, load_weights, save_weights
@@ -89,8 +90,13 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         )
         _train(f"teacher {run.architecture}", [job], experiment.params.compute)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source = weights if given.file is None else Path(given.file).expanduser()
-    load_weights(model, source, given.sha256)
+    source, origin = weights, "trained here"
+    if given.file is None:
+        load_weights(model, weights)
+    else:
+        source = Path(given.file).expanduser()
+        mapped = foreign.load_weights(model, source, given.sha256)
+        origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
     device = pick_device(experiment.params.compute.device)
     images = load(dataset, run.train_images, device, experiment.params.compute.readers).test
     said = predict(model.to(device), images, run.views)
@@ -101,7 +107,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         )
     result = TeacherRecord(
         architecture=run.architecture,
-        source="trained here" if given.file is None else f"weights from a file, sha256 {given.sha256}",
+        source=origin,
         sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
         accuracy=measured,
     )

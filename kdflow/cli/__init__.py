@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from typer.exceptions import TyperException
 
-from kdflow.cli import experiment, paper, sweep, tables
+from kdflow.cli import experiment, paper, sweep, tables, teachers
 from kdflow.errors import UserError, one_line_errors
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (experiment, tables, paper, sweep):
+for group in (experiment, tables, paper, sweep, teachers):
     app.add_typer(group.app)
 
 
@@ -24,8 +24,10 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except TyperException as error:  # a flag or command that is not known
-            context = getattr(error, "ctx", None)
-            command = f"kdflow {context.info_name}" if context and context.parent else "kdflow"
+            context, names = getattr(error, "ctx", None), list[str]()
+            while context is not None and context.parent is not None:
+                names, context = [context.info_name, *names], context.parent
+            command = " ".join(["kdflow", *names])
             raise UserError(f"{command}: {error.format_message()}") from None
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
