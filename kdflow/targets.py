@@ -18,11 +18,11 @@ def prepare(paper: Paper, dataset: str) -> None:
         raise config.unknown(f"{paper.folder}: dataset", dataset, names)
     config.check_readable(paper.folder / "tables.yaml", dataset, paper.recipes)
     data, out = paper.recipes.datasets[dataset].data, paper.data / f"{dataset}.json"
-    sha256 = pipeline.prepare(
+    found = pipeline.prepare(
         paper.teacher_experiment(names[dataset]), paper.data / f"{dataset}.h5", scratch() / "downloads"
     )
     note = cells.DatasetRecord(
-        dataset=dataset, sha256=sha256, train_images=data.train_images, test_images=data.test_images
+        dataset=dataset, sha256=found.sha256, train_images=data.train_images, test_images=data.test_images
     )
     record.write(out, note)
 

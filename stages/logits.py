@@ -9,7 +9,7 @@ from kdflow.errors import run_stage
 def main() -> None:
     """Read the dataset and data/teacher/, write data/logits/."""
     experiment = config.load()
-    dataset = Path(f"data/{experiment.params.dataset}.h5")
+    dataset = Path("data/dataset.h5")
     pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.scratch())
 
 

@@ -7,9 +7,9 @@ from kdflow.errors import run_stage
 
 
 def main() -> None:
-    """Read data/<dataset>.h5, write data/teacher/."""
+    """Read data/dataset.h5, write data/teacher/."""
     experiment = config.load()
-    dataset = Path(f"data/{experiment.params.dataset}.h5")
+    dataset = Path("data/dataset.h5")
     pipeline.teacher(experiment, dataset, Path("data/teacher"), pipeline.scratch())
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"record", "progress", "stream", "distributed", "plan", "weights"},
     {"cells"},
     {"job", "data", "download", "foreign", "models", "precision", "views"},
-    {"cost", "features"},
+    {"cost", "features", "own"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "picks", "report"},
     {"feed", "logits"},
