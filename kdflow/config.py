@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
@@ -469,7 +469,7 @@ class Experiment(Recipes):
     params: Params
     prepared: Prepared | None = None
 
-    @cached_property
+    @property
     def dataset(self) -> Dataset:
         """The dataset in hand.
 

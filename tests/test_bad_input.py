@@ -266,9 +266,9 @@ def archive(project, cifar) -> Path:
 
 
 def test_a_download_with_its_checksum_is_taken(project, archive):
-    before = (project.folder / "data/cifar100.h5").read_bytes()
+    before = (project.folder / "data/dataset.h5").read_bytes()
     assert project.stage("prepare").returncode == 0
-    assert (project.folder / "data/cifar100.h5").read_bytes() == before
+    assert (project.folder / "data/dataset.h5").read_bytes() == before
 
 
 def test_a_download_with_another_checksum(project, archive):
@@ -366,17 +366,17 @@ def test_weights_cut_short(project):
 
 
 def test_a_damaged_dataset(project):
-    file = project.folder / "data/digits.h5"
+    file = project.folder / "data/dataset.h5"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    refused(project, "distill", "kd", says="data/digits.h5: content differs from its hash")
+    refused(project, "distill", "kd", says="data/dataset.h5: content differs from its hash")
 
 
 def test_a_dataset_cut_short(project):
-    file = project.folder / "data/digits.h5"
+    file = project.folder / "data/dataset.h5"
     file.write_bytes(file.read_bytes()[:-1000])
-    refused(project, "evaluate", "ce", says="data/digits.h5: damaged, or no dataset file of kdflow")
+    refused(project, "evaluate", "ce", says="data/dataset.h5: damaged, or no dataset file of kdflow")
 
 
 def test_students_that_are_not_those_of_their_log(project):
@@ -396,7 +396,7 @@ def test_classes_of_a_teacher_that_are_not_whole(project, content):
 
 
 def test_a_full_disk_under_the_dataset(project):
-    refused(project, "prepare", largest_file=100_000, says="data/digits.h5: File too large")
+    refused(project, "prepare", largest_file=100_000, says="data/dataset.h5: File too large")
 
 
 def test_a_full_disk_under_a_checkpoint(project):

@@ -191,7 +191,7 @@ def test_processes_that_read_are_as_many_as_asked_or_as_there_are_cores(root):
 
 
 def test_choices_are_the_modules_of_a_package():
-    assert config.choices("data") == ["cifar100", "digits", "image_folder"]
+    assert config.choices("data") == ["cifar100", "digits", "image_folder", "tiny_imagenet"]
     assert "cutmix" in config.choices("views")
     assert "__init__" not in config.choices("models")
 
@@ -413,7 +413,6 @@ BAD = {
     "train_images zero": ("params.yaml", {"train_images": 0}, "train_images", "greater than 0"),
     "train_images too many": ("params.yaml", {"train_images": 301}, "train_images", "digits has 300"),
     "dataset unknown": ("params.yaml", {"dataset": "digit"}, "dataset", "did you mean 'digits'?"),
-    "dataset without a reader": ("params.yaml", {"dataset": "tiny_imagenet"}, "dataset", "has no data.reader"),
     "dataset null": ("params.yaml", {"dataset": None}, "dataset", "None"),
     "teacher unknown": ("params.yaml", {"teacher": "resnt20"}, "teacher", "did you mean 'resnet20'?"),
     "student unknown": ("params.yaml", {"student": "resnet8x"}, "student", "did you mean 'resnet8x4'?"),
@@ -608,7 +607,8 @@ def one_of_each():
     pairs = {"pair": config.Pair(teacher="resnet8", student="resnet8", datasets={"digits": QUOTED})}
     entries += ((METHODS, experiment.methods, "kd"), (PAIRS, pairs, "pair"))
     small = {file: {name: found[name].model_dump(mode="json")} for file, found, name in entries}
-    return {"params.yaml": params.model_dump(mode="json"), **small}
+    own = {"recipes/own.yaml": experiment.own.model_dump(mode="json")}
+    return {"params.yaml": params.model_dump(mode="json"), **small, **own}
 
 
 SMALL = one_of_each()

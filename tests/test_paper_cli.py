@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from factories import ROOT
-from papers import CE, KD, PICK, TABLES, fill, fill_teacher, folder_of, paper_of
+from papers import CE, KD, PICK, fill, fill_teacher, folder_of, paper_of
 from test_cli import fails_in_one_line, run
 
 from kdflow import cells, record
@@ -108,13 +108,14 @@ def test_a_stage_says_what_is_wrong_in_a_line(root, stage, name, says):
 
 
 def test_a_dataset_without_a_reader_is_refused(tmp_path):
-    text = TABLES.replace("dataset: digits", "dataset: tiny_imagenet")
-    for ours, theirs in (("resnet20_to_resnet8", "resnet56_to_resnet20"), ("resnet20_to_resnet14", "vgg13_to_vgg8")):
-        text = text.replace(ours, theirs)
-    folder_of(tmp_path, text)
+    folder_of(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    recipes = tmp_path / "recipes/datasets.yaml"
+    recipes.write_text(recipes.read_text().replace("    reader: digits\n", ""))
+    fails_in_one_line(run("check", cwd=tmp_path), "params.yaml: dataset: digits cannot be prepared yet", "data.reader")
     stage = [sys.executable, str(ROOT / "stages/paper_prepare.py")]
-    done = run("paper", "tiny_imagenet", cwd=tmp_path, command=stage)
-    fails_in_one_line(done, "paper/tables.yaml: dataset: tiny_imagenet cannot be prepared yet")
+    done = run("paper", "digits", cwd=tmp_path, command=stage)
+    fails_in_one_line(done, "paper/tables.yaml: dataset: digits cannot be prepared yet")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def project(tmp_path, weights, digits):
     content = file.read_bytes()
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "data").mkdir()
-    shutil.copy(digits, tmp_path / "data")
+    shutil.copy(digits, tmp_path / "data/dataset.h5")
     with serving(file.parent) as address:
         write(
             tmp_path,

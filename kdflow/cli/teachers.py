@@ -88,7 +88,7 @@ def verify_teacher(
 
     registry = teachers.load(root)
     entry = registry.named(name)
-    data = data or root / "data" / f"{entry.dataset}.h5"
+    data = data or root / "data/dataset.h5"
     measured = teachers.measure(registry, name, data, workers=min(8, os.cpu_count() or 1))
     good = measured >= entry.expected - TOLERANCE
     typer.echo(
