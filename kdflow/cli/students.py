@@ -1,0 +1,101 @@
+"""Commands about trained students: out of the house, and what they say of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdflow.cli.options import PAPER, Paper, Root
+from kdflow.errors import UserError
+
+if TYPE_CHECKING:
+    from kdflow.export import Report
+
+app = typer.Typer()
+
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+@app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="CELL|METHOD|FILE", help="A cell, a method of params.yaml, or a student's weights.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="onnx, torch or safetensors.")] = "onnx",
+    seed: Annotated[int | None, typer.Option(help="Of a cell or method; else the first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; else a name of student, method and seed, here.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset's .h5; else it is looked for above the weights.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The teacher's weights, to be timed beside; else looked for.")
+    ] = None,
+    threads: Threads = 1,
+    paper: Paper = PAPER,
+    root: Root = Path(),
+) -> None:
+    """Write a student as one file for use elsewhere, verified on test images and timed beside its teacher."""
+    from kdflow import export, trained
+
+    found = trained.look(trained.find(what, seed, paper, root), data, teacher)
+    file, report = export.export(found, form, out, threads)
+    typer.echo(f"{file}: {report.verified}")
+    _print_costs(report)
+    if report.teacher is None and found.log.settings.teacher is not None:
+        typer.echo("the teacher's weights were not found, so it is not measured; name them by --teacher")
+    trust = " --trust" if form == "torch" else ""
+    typer.echo(f"report: {export.beside(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
+
+
+def _print_costs(report: Report) -> None:
+    from rich.table import Table
+
+    from kdflow.cli.tables import print_whole
+
+    machine = f"{report.machine.platform}, {report.threads} of {report.machine.cpus} CPUs' threads"
+    shown = Table(title=f"{report.form} on {machine}", title_justify="left")
+    batches = list(report.student.milliseconds)
+    for i, head in enumerate(("", "File MB", "Params 1e6", "GFLOPs", *(f"ms, batch {batch}" for batch in batches))):
+        shown.add_column(head, justify="right" if i else "left")
+    columns = []
+    for role, cost in (("teacher", report.teacher), ("student", report.student)):
+        if cost is not None:
+            columns.append([cost.bytes / 1e6, cost.params / 1e6, cost.flops / 1e9, *cost.milliseconds.values()])
+            shown.add_row(f"{role} {cost.model}", *(f"{value:.3f}" for value in columns[-1]))
+    if report.teacher is not None:
+        shown.add_row("teacher / student", *(f"{a / b:.2f}" for a, b in zip(*columns, strict=True)))
+    print_whole(shown)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
+    model: Annotated[Path, typer.Option(help="What `kdflow export` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every digit.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Run a .pt2, which is a program, not only weights.")] = False,
+    threads: Threads = 1,
+) -> None:
+    """Print the five likeliest classes of each image by an exported student."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from kdflow.cli.tables import print_whole
+    from kdflow.predict import TOP, predict
+
+    said = predict(images, model, threads, trusted=trust)
+    if as_json:
+        typer.echo(json.dumps([one.model_dump() for one in said], indent=2))
+    elif any(one.classes for one in said):
+        shown = Table("image", *(str(place + 1) for place in range(TOP)))
+        for one in said:
+            if one.error is None:
+                shown.add_row(
+                    *(escape(text) for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes)))
+                )
+        print_whole(shown)
+    broken = [one.error for one in said if one.error is not None]
+    if broken:
+        raise UserError("\n".join(broken))
