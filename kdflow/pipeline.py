@@ -42,6 +42,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     Raises:
         UserError: weights from a file measure more than `TOLERANCE` below what is expected of them.
     """
+    from kdflow import foreign
     from kdflow.data import load
     from kdflow.evaluate import predict, score
     from kdflow.models import create_model, load_weights, save_weights
@@ -63,10 +64,15 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
             scratch=scratch,
             compute=experiment.params.compute,
         )
-        _train(f"teacher {run.architecture}", [job], experiment.params.compute)
+        train(f"teacher {run.architecture}", [job], experiment.params.compute)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source = weights if given.file is None else Path(given.file).expanduser()
-    load_weights(model, source, given.sha256)
+    source, origin = weights, "trained here"
+    if given.file is None:
+        load_weights(model, weights)
+    else:
+        source = Path(given.file).expanduser()
+        mapped = foreign.load_weights(model, source, given.sha256)
+        origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
     device = pick_device(experiment.params.compute.device)
     images = load(dataset, run.train_images, device, experiment.params.compute.readers).test
     said = predict(model.to(device), images, run.views)
@@ -77,7 +83,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         )
     result = TeacherRecord(
         architecture=run.architecture,
-        source="trained here" if given.file is None else f"weights from a file, sha256 {given.sha256}",
+        source=origin,
         sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
         accuracy=measured,
     )
@@ -127,15 +133,28 @@ def distill(
     out: Path,
     scratch: Path,
 ) -> None:
-    """Distil the student by `method` from every seed; write weights and log of each to `out`.
+    """Distil the student by `method` from every seed; write weights and log of each to `out`."""
+    train(method, jobs(experiment, method, dataset, teacher, logits, out, scratch), experiment.params.compute)
+
+
+def jobs(
+    experiment: Experiment,
+    method: str,
+    dataset: Path,
+    teacher: Path | None,
+    logits: Path | None,
+    out: Path,
+    scratch: Path,
+) -> list[Job]:
+    """The runs of `method`, one per seed.
 
     `teacher` and `logits` are the outputs of their stages; None for methods and settings that need none.
     """
     params = experiment.params
-    jobs = []
+    found = []
     for place, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
-        jobs.append(
+        found.append(
             Job(
                 name=f"seed {seed}",
                 run=run,
@@ -150,10 +169,10 @@ def distill(
                 place=place,
             )
         )
-    _train(method, jobs, params.compute)
+    return found
 
 
-def _train(title: str, jobs: list[Job], compute: Compute) -> None:
+def train(title: str, jobs: list[Job], compute: Compute) -> None:
     """Train all, side by side or each by several processes."""
     if compute.processes > 1 or together.started_by_torchrun():
         together.run_all(title, jobs, compute.processes)

@@ -31,6 +31,21 @@ class Filled:
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """How far a download is, in bytes."""
+
+    name: str
+    done: int
+    steps: int
+    bytes_per_second: float
+
+    def __str__(self) -> str:
+        left = _left((self.steps - self.done) / self.bytes_per_second) if self.bytes_per_second else "-"
+        speed = f"{self.bytes_per_second / 1e6:,.1f} MB/s"
+        return f"{self.done / 1e6:,.1f} of {self.steps / 1e6:,.1f} MB  {speed}  left {left}"
+
+
+@dataclass(frozen=True)
 class Update:
     """How far a run is. Loss and test accuracy (percent) are the last ones known."""
 
@@ -103,7 +118,7 @@ class Display:
     ) -> None:
         self.bars.stop()
 
-    def show(self, event: Update | Filled | Note) -> None:
+    def show(self, event: Update | Filled | Fetched | Note) -> None:
         """Show an event of a run."""
         label = f"{self.title} {event.name}"
         if isinstance(event, Note):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
 import pickle
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hostile import Touch
 from ruamel.yaml import YAML
@@ -330,7 +332,21 @@ def test_weights_that_measure_less_than_expected(project):
 def test_weights_of_another_architecture(project):
     give(project, exported(project))
     project.edit("params.yaml", "teacher", "resnet20")
-    refused(project, "teacher", says="teacher.pt: weights of another architecture: layer1.1.conv1.weight is missing")
+    refused(
+        project, "teacher", says="teacher.pt: weights of another architecture: 9 convolutions instead of 21, layer1.1"
+    )
+
+
+def test_weights_in_another_form_are_the_same_teacher(project):
+    before, content = exported(project), io.BytesIO()
+    state = safetensors.torch.load(before)
+    torch.save({"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state.items()}}, content)
+    give(project, content.getvalue())
+    assert project.stage("teacher").returncode == 0
+    assert exported(project) == before
+    source = json.loads((project.folder / "data/teacher/record.json").read_text())["source"]
+    assert source.startswith("weights from a file, sha256 ")
+    assert "'state_dict' taken" in source and "'module.'" in source
 
 
 def test_weights_that_would_run_code(project):

@@ -1,4 +1,4 @@
-"""Commands about trained students: out of the house, and what they say of images."""
+"""Commands about one student: distilled the short way, out of the house, and what it says of images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kdflow.errors import UserError
 
 if TYPE_CHECKING:
     from kdflow.export import Report
+    from kdflow.report.paid import Summary
 
 app = typer.Typer()
 
@@ -99,3 +100,64 @@ def predict(
     broken = [one.error for one in said if one.error is not None]
     if broken:
         raise UserError("\n".join(broken))
+
+
+@app.command()
+def distill(
+    data: Annotated[Path, typer.Option(help="A folder with train/<class>/ and val/<class>/.")],
+    teacher: Annotated[
+        str, typer.Option(metavar="MODEL|FILE", help="A model, trained first on the same images; or a file of weights.")
+    ],
+    student: Annotated[
+        str, typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, torchvision's name, or timm:NAME.")
+    ],
+    method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
+    epochs: Annotated[int, typer.Option(min=1, help="Of a student.")] = 60,
+    teacher_epochs: Annotated[int | None, typer.Option(min=1, help="Of a teacher; else as many.")] = None,
+    teacher_model: Annotated[str | None, typer.Option(help="What a file of weights is, if it does not say so.")] = None,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels of a side.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many students: seeds 0, 1, ...")] = 1,
+    compare: Annotated[bool, typer.Option("--compare", help="Train the student on the labels alone as well.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for all that is made; given again, it goes on there.")] = Path(
+        "out"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Threads = 1,
+    root: Root = Path(),
+) -> None:
+    """Distil one student from a folder of images, without params.yaml and DVC."""
+    from kdflow import config, short
+
+    compute = {"device": device, "threads": threads, "side_by_side": None, "processes": 1, "replay_gb": 50.0}
+    asked = short.Asked(
+        data=data,
+        teacher=teacher,
+        student=student,
+        method=method,
+        out=out,
+        epochs=epochs,
+        teacher_epochs=teacher_epochs,
+        teacher_model=teacher_model,
+        image_size=image_size,
+        seeds=seeds,
+        compare=compare,
+        compute=config.given("kdflow distill", config.Compute, {**compute, "workers": None}),
+    )
+    _print_summary(short.distill(asked, root), out)
+
+
+def _print_summary(summary: Summary, out: Path) -> None:
+    from rich.table import Table
+
+    from kdflow.cli.tables import print_whole
+    from kdflow.report.paid import HEAD, rows
+
+    shown = Table(title=summary.title, title_justify="left")
+    for i, column in enumerate(HEAD):
+        shown.add_column(column, justify="right" if i > 1 else "left")
+    for row in rows(summary):
+        shown.add_row(*row)
+    print_whole(shown)
+    best = summary.models[1].weights[0]
+    typer.echo(f"teacher: {summary.teacher_source}\n{summary.smaller}\n{summary.verdict}")
+    typer.echo(f"summary: {out / 'summary.json'}\nnext: kdflow export {best} --format onnx --out student.onnx")

@@ -6,16 +6,13 @@ Every other module of this package is a family: `build(num_classes, image_size, 
 from __future__ import annotations
 
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from kdflow import files
+from kdflow import files, weights
 from kdflow.config import Model
 from kdflow.errors import UserError, one_line
 
@@ -56,6 +53,8 @@ def save_weights(model: nn.Module, path: Path) -> str:
 def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> str:
     """Load safetensors or a torch state dict into `model`, which must fit exactly; no code is ever run.
 
+    Weights in other forms than ours: `kdflow.foreign`.
+
     Args:
         sha256: what the file's hash must be, in hex; None does not check.
 
@@ -65,32 +64,17 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> str
     Raises:
         UserError: the file is missing, has another hash, cannot be read, or is of another architecture.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    weights.check_is_file(path)
     found = files.sha256(path)
     if sha256 is not None and found != sha256:
         raise UserError(f"{path}: sha256 is {found}, expected {sha256}")
-    state = _read_state(path)
+    state = weights.read(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    state = {key: weights.plain(path, key, value) for key, value in dict.items(state)}
     _check_fit(path, model.state_dict(), state)
     model.load_state_dict(state)
     return found
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        not_safetensors = error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: a pickle that asks for more than tensors, or no weights at all") from None
-    except Exception as error:  # a damaged archive fails in any way it likes
-        reason = one_line(error)[:120]
-        raise UserError(f"{path}: neither safetensors ({not_safetensors}) nor a torch file ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    return state
 
 
 def _check_fit(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:

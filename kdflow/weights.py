@@ -1,0 +1,155 @@
+"""Weights on disk, read without running code and in bounded memory: safetensors, or what torch.save wrote."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import resource
+import stat
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdflow.errors import UserError, one_line
+
+ROOM = 512 * 2**20  # bytes that reading may take beyond twice the file's size: what torch needs for itself
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_is_file(path: Path) -> int:
+    """The size of a file that can be read to its end.
+
+    Raises:
+        UserError: there is none, it is empty, or it is a folder, a pipe, a device or a loop of links.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: a symbolic link that leads back to itself") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: is a pipe or a device, not a file")
+    if found.st_size == 0:
+        raise UserError(f"{path}: is empty")
+    return found.st_size
+
+
+def read(path: Path) -> Any:
+    """What the file holds: tensors by name, or whatever of dicts, lists, numbers and tensors torch.save was given.
+
+    Raises:
+        UserError: it cannot be read, asks for code, or asks for more memory than its size explains.
+    """
+    size = check_is_file(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    try:
+        with _bounded(2 * size + ROOM), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own remarks on old or rare kinds of tensors, refused later
+            if head[8:] == b"{":  # after the eight bytes of its length, a safetensors header
+                return safetensors.torch.load_file(path)
+            if head.startswith(b"PK"):
+                _check_archive(path, size)
+            # A Namespace is a bag of values: training scripts keep their options in one beside the weights.
+            with torch.serialization.safe_globals([Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        wants = re.search(r"GLOBAL (\S+)", str(error))
+        asked = f" ({wants[1]})" if wants else ""
+        raise UserError(
+            f"{path}: refused: a pickle that asks for more than tensors{asked}, or no weights at all"
+        ) from None
+    except MemoryError:
+        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
+    except Exception as error:  # a damaged file fails in any way it likes
+        if "allocate memory" in str(error):
+            raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
+        kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
+        raise UserError(f"{path}: {kind} ({one_line(error)[:120] or type(error).__name__})") from None
+
+
+def plain(path: Path, name: str, value: Any) -> Tensor:
+    """The tensor `name` of a file, if it is numbers in memory: nothing sparse, quantised, expanded or elsewhere.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise UserError(f"{path}: {name} is no tensor but {type(value).__name__}")
+    # The class's detach, not the instance's: a pickle may hang attributes on a tensor, and this leaves them behind.
+    bare: Tensor = Tensor.detach(value)
+    if bare.is_meta:
+        raise UserError(f"{path}: {name} has a shape but no values (a meta tensor)")
+    if bare.layout != torch.strided:
+        raise UserError(f"{path}: {name} is a sparse tensor; weights are dense ones")
+    if bare.is_quantized:
+        raise UserError(f"{path}: {name} is quantised; weights are floating-point numbers")
+    if bare.untyped_storage().nbytes() < bare.numel() * bare.element_size():
+        raise UserError(f"{path}: {name} is {list(bare.shape)}, but holds fewer numbers than that")
+    return bare
+
+
+def check_finite(path: Path, name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        UserError: there are some.
+    """
+    wrong = int((~torch.isfinite(value)).sum())
+    if wrong:
+        raise UserError(f"{path}: {name} has NaN or infinity in {wrong:,} of its {value.numel():,} values")
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse an archive that unpacks to more than itself: torch writes each entry as it is, once."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # as of a damaged file
+        raise UserError(f"{path}: a damaged archive ({one_line(error)[:120]})") from None
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(f"{path}: refused: TorchScript, which is code; wanted are the weights alone, its state_dict()")
+    declared = sum(entry.file_size for entry in entries)
+    if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise UserError(
+            f"{path}: refused: an archive of {size:,} bytes that unpacks to {declared:,}; torch.save does not compress"
+        )
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: refused: an archive with two entries of one name")
+
+
+@contextmanager
+def _bounded(more: int) -> Iterator[None]:
+    """Let this process map no more than so many bytes in addition; where there is no /proc, as it is."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + more
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
