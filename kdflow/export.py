@@ -104,15 +104,12 @@ def export(found: Trained, form_name: str, out: Path | None, threads: int) -> tu
         models, sizes = {"student": model}, {"student": part.stat().st_size}
         if found.teacher is not None and run.teacher is not None:
             file = Path(scratch) / f"teacher{form.SUFFIX}"
-            taught = card.model_copy(
-                update={
-                    "settings": run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
-                }
-            )
+            taught = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
+            of_teacher = card.model_copy(update={"settings": taught})
             models["teacher"] = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
             load_weights(models["teacher"], found.teacher, found.log.teacher_sha256)
-            form.write(models["teacher"].eval(), taught, file)
-            runs["teacher"], sizes["teacher"] = form.runner(file, taught, threads), file.stat().st_size
+            form.write(models["teacher"].eval(), of_teacher, file)
+            runs["teacher"], sizes["teacher"] = form.runner(file, of_teacher, threads), file.stat().st_size
         costs = _measure(models, sizes, runs, card)
     report = Report(
         file=out.name,

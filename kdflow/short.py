@@ -288,6 +288,7 @@ def _summary(
         train_images=data.train_images,
         test_images=data.test_images,
         epochs=params.epochs or 0,
+        stamp=record.stamp(run for runs in records.values() for run in runs),
         teacher_source=taught.source,
         models=tuple(rows),
         gain=None if alone is None else paid.gain(records[method], alone, data.test_images),

@@ -72,9 +72,10 @@ def look(weights: Path, dataset: Path | None, teacher: Path | None) -> Trained:
     run = log.settings
     above = list(weights.absolute().parents)
     if dataset is None:
-        dataset = next((file for folder in above if (file := folder / f"{run.dataset}.h5").is_file()), None)
+        places = [folder / name for folder in above for name in (f"{run.dataset}.h5", "dataset.h5")]
+        dataset = next((file for file in places if file.is_file()), None)
     if dataset is None:
-        raise UserError(f"{weights}: {run.dataset}.h5, its dataset, is in no folder above; name it by --data")
+        raise UserError(f"{weights}: its dataset, {run.dataset}.h5 or dataset.h5, is not above; --data names it")
     if run.teacher is None:
         return Trained(weights, log, dataset, None)
     if teacher is None:

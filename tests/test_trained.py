@@ -73,7 +73,7 @@ def test_what_lies_above(root):
 def test_what_is_missing(root):
     weights = root / "data/students/kd/seed0.safetensors"
     (root / "data/digits.h5").unlink()
-    assert "digits.h5, its dataset, is in no folder above; name it by --data" in refused(
+    assert "its dataset, digits.h5 or dataset.h5, is not above; --data names it" in refused(
         lambda: trained.look(weights, None, None)
     )
     weights.with_suffix(".json").unlink()

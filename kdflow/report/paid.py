@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from kdflow.config import Frozen
 from kdflow.record import RunRecord, Spread, TeacherRecord, spread
@@ -30,7 +33,7 @@ class Gain(Frozen):
             f"n = {self.gain.n}, {self.test_images:,} test images, standard error {self.standard_error:.2f}",
         )
         points = f"{g.signed} points against cross-entropy alone ({n})"
-        if abs(g.mean) < ERRORS * self.standard_error:
+        if abs(g.mean) <= ERRORS * self.standard_error:
             return f"Whether distillation paid cannot be told from noise: {points}."
         word = "paid" if g.mean > 0 else "cost accuracy"
         alone = "; one seed, so the spread of seeds is not known" if g.n == 1 else ""
@@ -56,11 +59,11 @@ class Model(Frozen):
     flops: int
     top1: Spread
     agreement: Spread | None
-    weights: tuple[str, ...]
+    weights: Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Summary(Frozen):
-    """What came of a distillation."""
+    """What came of a distillation; `stamp` says at which budget, where that is less than a full one."""
 
     dataset: str
     classes: int
@@ -68,8 +71,9 @@ class Summary(Frozen):
     train_images: int
     test_images: int
     epochs: int
+    stamp: str
     teacher_source: str
-    models: tuple[Model, ...]
+    models: Annotated[tuple[Model, ...], Field(strict=False, min_length=2)]
     gain: Gain | None
 
     @property
