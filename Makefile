@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-slow check micro miniature clean
+.PHONY: demo test test-slow check micro miniature serve clean
 
 MINIATURE := paper/miniature/dvc.yaml
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
@@ -34,6 +34,20 @@ micro: $(VENV)/demo.ok  ## some cells of the miniature, held against their basel
 
 miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and their page
 	dvc repro $(MINIATURE):report
+
+PORT := 4200
+serve: export PREFECT_HOME := $(CURDIR)/.kdflow/server
+serve: export PREFECT_API_URL := http://127.0.0.1:$(PORT)/api
+serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+serve: $(VENV)/demo.ok  ## Prefect on this machine: server, deployments and a worker, until Ctrl-C
+	mkdir -p $(PREFECT_HOME)
+	prefect server start --host 127.0.0.1 --port $(PORT) --background
+	trap 'prefect server stop' EXIT; trap exit INT TERM; \
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12; do \
+	  prefect work-pool create kdflow --type process --overwrite 2>$(PREFECT_HOME)/error.log && break || sleep 2; \
+	done; \
+	prefect --no-prompt deploy --all && \
+	KDFLOW_ROOT=$(CURDIR) prefect worker start --pool kdflow
 
 clean:  ## the environment, the outputs and the checkpoints of unfinished runs; DVC's cache stays
 	rm -rf $(VENV) .kdflow data/*/ data/*.h5

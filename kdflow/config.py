@@ -16,13 +16,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from kdflow.errors import UserError, one_line
 
 PACKAGE = Path(__file__).parent
+PREPARED = "data/dataset.json"
 
 
 def choices(package: str) -> list[str]:
@@ -172,6 +173,57 @@ class Dataset(Frozen):
         if resize is not None and resize.side < size:
             raise ValueError(f"views.resize.side: {resize.side} is less than data.image_size, {size}")
         return self
+
+
+class Folder(Frozen):
+    """Images of one's own: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
+
+    Of the latter a share `val_share` of every class is kept for testing: which, `split_seed` says and the files' names.
+    Files that cannot be read are refused, or left out if `skip_broken`. Mirror images are of another class, or none,
+    where `flip` is false.
+    """
+
+    folder: Annotated[str, Field(min_length=1)]
+    image_size: Positive
+    val_share: Share = 0.2
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    skip_broken: bool = False
+    flip: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in records and tables: as its folder."""
+        return Path(self.folder).expanduser().absolute().name
+
+
+class Own(Frozen):
+    """recipes/own.yaml: the views and the training of images of one's own, whatever their number and size.
+
+    In testing the shorter side becomes `side` times the image size; in training a window of a share within `area`.
+    """
+
+    side: Annotated[float, Field(ge=1)]
+    area: Annotated[tuple[Part, Part], Field(strict=False)] | None
+    training: Training
+
+
+class Prepared(Frozen):
+    """data/dataset.json: the dataset in hand as `prepare` found it. `source`: the setting that it was made from."""
+
+    name: str
+    source: str | Folder
+    data: Data
+    views: Views
+    training: Training
+    demo: bool
+    sha256: str
+    class_names: Annotated[tuple[str, ...], Field(strict=False)]
+    left_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    @property
+    def dataset(self) -> Dataset:
+        """As an entry of recipes/datasets.yaml would be."""
+        return Dataset(data=self.data, views=self.views, training=self.training, demo=self.demo)
 
 
 # --- recipes/models.yaml, methods.yaml, pairs.yaml ---------------------------------------------------------
@@ -325,7 +377,10 @@ class Compute(Frozen):
 class Params(Frozen):
     """params.yaml: the experiment in hand. Every key must be there, null means the dataset's or model's own."""
 
-    dataset: str
+    dataset: Annotated[
+        Annotated[str, Tag("<name>")] | Annotated[Folder, Tag("<folder>")],
+        Discriminator(lambda value: "<folder>" if isinstance(value, dict | Folder) else "<name>"),
+    ]
     data_folder: str | None
     train_images: Positive | None
     base_view: BaseViewName | None
@@ -341,6 +396,11 @@ class Params(Frozen):
     lr: Annotated[float, Field(gt=0)] | None
     precision: Precision
     compute: Compute
+
+    @property
+    def dataset_name(self) -> str:
+        """What the dataset is called in records and tables."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.name
 
 
 # --- what a run is -----------------------------------------------------------------------------------------
@@ -400,17 +460,28 @@ class Recipes(Frozen):
     models: dict[str, Model]
     methods: dict[str, Method]
     pairs: dict[str, Pair]
+    own: Own
 
 
 class Experiment(Recipes):
     """The experiment in hand together with the recipes that it names."""
 
     params: Params
+    prepared: Prepared | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset in hand."""
-        return self.datasets[self.params.dataset]
+        """The dataset in hand.
+
+        Raises:
+            UserError: it is a folder that was not prepared as params.yaml now says.
+        """
+        source = self.params.dataset
+        if isinstance(source, str):
+            return self.datasets[source]
+        if self.prepared is None:
+            raise UserError(f"dataset: {source.folder} is not prepared yet; `dvc repro prepare` does it")
+        return self.prepared.dataset
 
     @property
     def train_images(self) -> int:
@@ -465,7 +536,7 @@ class Experiment(Recipes):
         else:
             precision = precision.model_copy(update={"fold_teacher": False, "teacher": "float32"})
         return RunSettings(
-            dataset=self.params.dataset,
+            dataset=self.params.dataset_name,
             train_images=self.train_images,
             classes=data.classes,
             image_size=data.image_size,
@@ -499,15 +570,35 @@ def load(root: Path = Path()) -> Experiment:
     params = validated(file, Params, mistakes)
     if mistakes or params is None:
         raise UserError("\n".join(mistakes))
-    named: Names = [(file, "dataset", params.dataset, recipes.datasets)]
+    named: Names = []
+    if isinstance(params.dataset, str):
+        named += [(file, "dataset", params.dataset, recipes.datasets)]
     named += [(file, "teacher", params.teacher, recipes.models), (file, "student", params.student, recipes.models)]
     named += [(file, f"methods.{i}", name, recipes.methods) for i, name in enumerate(params.methods)]
     check_names(named + _named_by_pairs(root / "recipes", recipes))
-    check_readable(file, params.dataset, recipes)
-    available = recipes.datasets[params.dataset].data.train_images
+    experiment = Experiment(params=params, prepared=_prepared(root / PREPARED, params.dataset), **dict(recipes))
+    if isinstance(params.dataset, Folder):
+        if params.data_folder is not None:
+            raise UserError(f"{file}: data_folder: must be empty where dataset.folder says where the images are")
+        if experiment.prepared is None:
+            return experiment  # how many images there are is found by `prepare`
+    else:
+        check_readable(file, params.dataset, recipes)
+    available = experiment.dataset.data.train_images
     if params.train_images is not None and params.train_images > available:
-        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset} has {available}")
-    return Experiment(params=params, **dict(recipes))
+        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset_name} has {available}")
+    return experiment
+
+
+def _prepared(file: Path, source: str | Folder) -> Prepared | None:
+    """What `prepare` found of images of one's own, if it was made from this very setting."""
+    if isinstance(source, str):
+        return None
+    try:
+        found = Prepared.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return found if found.source == source else None
 
 
 def load_recipes(root: Path = Path()) -> Recipes:
@@ -556,12 +647,16 @@ def check_names(named: Names) -> None:
 
 
 def _recipes(folder: Path, mistakes: list[str]) -> Recipes:
-    return Recipes(
-        models=entries(folder / "models.yaml", Model, mistakes),
-        datasets=entries(folder / "datasets.yaml", Dataset, mistakes),
-        methods=entries(folder / "methods.yaml", Method, mistakes),
-        pairs=entries(folder / "pairs.yaml", Pair, mistakes),
-    )
+    found: dict[str, Any] = {
+        "models": entries(folder / "models.yaml", Model, mistakes),
+        "datasets": entries(folder / "datasets.yaml", Dataset, mistakes),
+        "methods": entries(folder / "methods.yaml", Method, mistakes),
+        "pairs": entries(folder / "pairs.yaml", Pair, mistakes),
+        "own": validated(folder / "own.yaml", Own, mistakes),
+    }
+    if found["own"] is None:  # what is wrong with the others was said as well
+        raise UserError("\n".join(mistakes))
+    return Recipes(**found)
 
 
 def _named_by_pairs(folder: Path, recipes: Recipes) -> Names:
@@ -644,7 +739,7 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
     except ValidationError as error:
         problems = error.errors(include_url=False)
         for problem in problems:
-            location = problem["loc"]
+            location = tuple(part for part in problem["loc"] if not str(part).startswith("<"))  # a union's tag
             # Of a list with a bad item pydantic says as well that it is too short.
             if problem["type"] == "too_short" and any(other["loc"][:-1] == location for other in problems):
                 continue

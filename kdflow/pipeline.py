@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdflow import files, record, side_by_side, together
-from kdflow.config import Compute, Experiment, Frozen, RunSettings, choices, unknown
+from kdflow.config import Compute, Experiment, Folder, Frozen, Prepared, RunSettings, choices, unknown
 from kdflow.errors import UserError
 from kdflow.job import Job
 from kdflow.progress import Display, Filling
@@ -22,16 +23,39 @@ STORE, ANSWERS = "views.h5", "answers.json"
 TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
 
-def prepare(experiment: Experiment, out: Path, downloads: Path) -> str:
-    """Write the dataset in hand to `out`; returns its SHA-256."""
-    from kdflow import data
+def scratch() -> Path:
+    """Where unfinished work is kept: in the project, also when DVC runs an experiment in a copy of it (`--temp`)."""
+    return Path(os.environ.get("DVC_ROOT", "")) / ".kdflow"
 
-    folder = experiment.params.data_folder
-    spec = experiment.dataset.data
-    where = None if folder is None else Path(folder).expanduser()
-    sha256 = data.prepare(experiment.params.dataset, spec, where, downloads, out)
-    print(f"{out}: {spec.train_images:,} training and {spec.test_images:,} test images, sha256 {sha256[:12]}...")
-    return sha256
+
+def prepare(experiment: Experiment, out: Path, downloads: Path, note: Path | None = None) -> Prepared:
+    """Write the dataset in hand to `out`, and what is to be known of it to `note`."""
+    from kdflow import data, own
+
+    params = experiment.params
+    if isinstance(params.dataset, Folder):
+        found = own.prepare(params.dataset, experiment.own, out)
+    else:
+        dataset = experiment.dataset
+        assert dataset.views is not None
+        assert dataset.training is not None
+        where = None if params.data_folder is None else Path(params.data_folder).expanduser()
+        sha256 = data.prepare(params.dataset, dataset.data, where, downloads, out, params.train_images)
+        found = Prepared(
+            name=params.dataset,
+            source=params.dataset,
+            data=dataset.data,
+            views=dataset.views,
+            training=dataset.training,
+            demo=dataset.demo,
+            sha256=sha256,
+            class_names=tuple(data.class_names(out)),
+        )
+    if note is not None:
+        record.write(note, found)
+    counts = f"{found.data.train_images:,} training and {found.data.test_images:,} test images"
+    print(f"{out}: {counts}, sha256 {found.sha256[:12]}...")
+    return found
 
 
 def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> None:

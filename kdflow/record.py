@@ -123,6 +123,7 @@ class RunLog(Frozen):
     code: Code
     machine: Machine
     timing: Timing
+    class_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
     @property
     def tested(self) -> dict[int, float]:

@@ -6,7 +6,6 @@ experiment has. Called again with the same folder, it makes only what is not the
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +13,14 @@ from kdflow import config, files, pipeline, record, side_by_side
 from kdflow.config import (
     Architecture,
     Compute,
-    Data,
-    Dataset,
     Experiment,
+    Folder,
     Frozen,
     Model,
     Params,
     Precision,
     Recipes,
-    Resize,
     TeacherWeights,
-    Training,
-    Views,
 )
 from kdflow.errors import UserError
 from kdflow.job import Job
@@ -36,22 +31,20 @@ if TYPE_CHECKING:
     from kdflow.cost import Cost
 
 ALONE = "ce"  # the method that the others are compared with
-BATCH = 32
 OWN_FAMILIES = ("torchvision", "timm")
 
 
 class Asked(Frozen):
     """What one distillation is asked for; `teacher` and `student` are models, `teacher` may be a file of weights."""
 
-    data: Path
+    data: Folder
     teacher: str
     student: str
     method: str
     out: Path
-    epochs: int
+    epochs: int | None
     teacher_epochs: int | None
     teacher_model: str | None
-    image_size: int
     seeds: int
     compare: bool
     compute: Compute
@@ -65,13 +58,14 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
     """
     from kdflow import cost
 
-    out, recipes = asked.out, config.load_recipes(root)
-    name, entry = own_dataset(asked.data, asked.image_size, asked.epochs)
-    experiment = _experiment(asked, recipes, name, entry)
-    costs = [row.cost for row in cost.compare(experiment, name, [experiment.params.teacher, experiment.params.student])]
-    dataset, teacher, scratch = out / f"{name}.h5", out / "teacher", out / ".kdflow"
+    out, experiment = asked.out, _experiment(asked, config.load_recipes(root))
+    dataset, teacher, scratch = out / "dataset.h5", out / "teacher", out / ".kdflow"
     with files.held(scratch, f"{out}", print):
-        sha256 = pipeline.prepare(experiment, dataset, scratch / "downloads")
+        prepared = pipeline.prepare(experiment, dataset, scratch / "downloads", out / "dataset.json")
+        sha256, named = prepared.sha256, {prepared.name: prepared.dataset}
+        experiment = experiment.model_copy(update={"prepared": prepared, "datasets": named})
+        pair = (experiment.params.teacher, experiment.params.student)
+        costs = [row.cost for row in cost.compare(experiment, prepared.name, pair)]
         _teach(experiment, dataset, sha256, teacher, scratch)
         methods = experiment.params.methods
         students = {method: out / "students" / method for method in methods}
@@ -96,51 +90,7 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
 # --- what is asked for as an experiment --------------------------------------------------------------------
 
 
-def own_dataset(folder: Path, image_size: int, epochs: int) -> tuple[str, Dataset]:
-    """A folder with train/<class>/ and val/<class>/ as a dataset, and a name for it.
-
-    Raises:
-        UserError: it is no such folder.
-    """
-    from kdflow.data import image_folder
-    from kdflow.stream import Listing
-
-    found = image_folder.listed(folder.expanduser())
-    train, test = found.train, found.test
-    assert isinstance(train, Listing)
-    images = len(train.labels)
-    # A batch of a single image has no variance to normalise by.
-    batch = next(size for size in (BATCH, BATCH - 1, BATCH - 2) if images % size != 1)
-    name = re.sub("[^a-z0-9]+", "_", folder.resolve().name.lower()).strip("_") or "data"
-    return name, Dataset(
-        data=Data(
-            reader="image_folder",
-            classes=len(found.class_names),
-            image_size=image_size,
-            train_images=images,
-            test_images=len(test.labels),
-        ),
-        # ImageNet's, as everywhere in the field.
-        views=Views(
-            crop=0,
-            flip=True,
-            resize=Resize(side=image_size, area=(0.35, 1.0)),
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        ),
-        training=Training(
-            epochs=epochs,
-            batch_size=batch,
-            lr=0.05,
-            momentum=0.9,
-            weight_decay=5e-4,
-            decay_at=(0.625, 0.75, 0.875),
-            decay_by=0.1,
-        ),
-    )
-
-
-def _experiment(asked: Asked, recipes: Recipes, name: str, entry: Dataset) -> Experiment:
+def _experiment(asked: Asked, recipes: Recipes) -> Experiment:
     teacher, weights = _teacher(asked, recipes)
     student = _model("--student", asked.student, recipes)
     if teacher.name == student.name and teacher.model != student.model:
@@ -157,8 +107,8 @@ def _experiment(asked: Asked, recipes: Recipes, name: str, entry: Dataset) -> Ex
                 "give it features and head in recipes/models.yaml"
             )
     params = Params(
-        dataset=name,
-        data_folder=str(asked.data),
+        dataset=asked.data,
+        data_folder=None,
         train_images=None,
         base_view=None,
         teacher=teacher.name,
@@ -179,9 +129,7 @@ def _experiment(asked: Asked, recipes: Recipes, name: str, entry: Dataset) -> Ex
         compute=asked.compute,
     )
     models = {**recipes.models, teacher.name: teacher.model, student.name: student.model}
-    return Experiment(
-        datasets={name: entry}, models=models, methods=recipes.methods, pairs=recipes.pairs, params=params
-    )
+    return Experiment(params=params, **{**dict(recipes), "models": models})
 
 
 def _model(option: str, name: str, recipes: Recipes) -> Architecture:
@@ -282,12 +230,12 @@ def _summary(
         rows.append(paid.student_row(name, records[name], of_student, places))
     alone = records.get(ALONE)
     return paid.Summary(
-        dataset=params.dataset,
+        dataset=params.dataset_name,
         classes=data.classes,
         image_size=data.image_size,
         train_images=data.train_images,
         test_images=data.test_images,
-        epochs=params.epochs or 0,
+        epochs=records[method][0].settings.training.epochs,
         stamp=record.stamp(run for runs in records.values() for run in runs),
         teacher_source=taught.source,
         models=tuple(rows),

@@ -11,16 +11,17 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from kdflow.config import Views
@@ -122,13 +123,37 @@ class _Decoded(Dataset[Tensor | UserError]):
 
     def _view(self, place: int, seed: int) -> Tensor:
         file = self.folder / os.fsdecode(self.paths[place])
-        try:
-            image = pil_loader(file)  # grey, palette and CMYK become RGB
-        except Exception as error:  # a damaged file fails in any way it likes
-            raise UserError(f"{file}: cannot be read as an image: {one_line(error)}") from None
+        image = decode(file)
         torch.default_generator.manual_seed(seed)
         view: Tensor = self.transform(image)
         return view
+
+
+@cache
+def formats() -> dict[str, list[str]]:
+    """The formats that Pillow reads by itself, each with its files' endings: EPS starts another program, stubs none."""
+    Image.init()
+    other = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
+    found: dict[str, list[str]] = {name: [] for name in Image.OPEN if name not in other}
+    for ending, name in sorted(Image.registered_extensions().items()):
+        if name in found:
+            found[name].append(ending)
+    return found
+
+
+def decode(file: Path | IO[bytes], name: str | None = None) -> Image.Image:
+    """Read an image, of whatever ending, as RGB: grey, palette and CMYK become that.
+
+    Raises:
+        UserError: it is none, is cut short, or would have more pixels than Pillow thinks safe.
+    """
+    try:
+        with Image.open(file, formats=list(formats())) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+                raise UserError(f"{image.width} x {image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
+            return image.convert("RGB")
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
 
 
 def transforms(views: Views, size: int, *, training: bool) -> nn.Module:

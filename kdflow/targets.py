@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kdflow import cells, config, pipeline, record, side_by_side
+from kdflow.pipeline import scratch
 from kdflow.plan import Disagreement, Paper
-
-DOWNLOADS, SCRATCH = Path(".kdflow/downloads"), Path(".kdflow")
 
 
 def prepare(paper: Paper, dataset: str) -> None:
@@ -21,9 +18,11 @@ def prepare(paper: Paper, dataset: str) -> None:
         raise config.unknown(f"{paper.folder}: dataset", dataset, names)
     config.check_readable(paper.folder / "tables.yaml", dataset, paper.recipes)
     data, out = paper.recipes.datasets[dataset].data, paper.data / f"{dataset}.json"
-    sha256 = pipeline.prepare(paper.teacher_experiment(names[dataset]), paper.data / f"{dataset}.h5", DOWNLOADS)
+    found = pipeline.prepare(
+        paper.teacher_experiment(names[dataset]), paper.data / f"{dataset}.h5", scratch() / "downloads"
+    )
     note = cells.DatasetRecord(
-        dataset=dataset, sha256=sha256, train_images=data.train_images, test_images=data.test_images
+        dataset=dataset, sha256=found.sha256, train_images=data.train_images, test_images=data.test_images
     )
     record.write(out, note)
 
@@ -32,7 +31,7 @@ def teacher(paper: Paper, name: str) -> None:
     """Train a teacher, or take its weights from a file, and measure it."""
     experiment = paper.teacher_experiment(name)
     dataset = paper.data / f"{experiment.params.dataset}.h5"
-    pipeline.teacher(experiment, dataset, paper.data / cells.TEACHERS / name, SCRATCH)
+    pipeline.teacher(experiment, dataset, paper.data / cells.TEACHERS / name, scratch())
 
 
 def cell(paper: Paper, name: str) -> None:
@@ -41,7 +40,7 @@ def cell(paper: Paper, name: str) -> None:
     experiment, dataset = paper.experiment(wanted), paper.data / f"{wanted.dataset}.h5"
     asked = paper.data / cells.TEACHERS / f"{wanted.dataset}-{wanted.teacher}" if wanted.teacher else None
     students = out / "students"
-    pipeline.distill(experiment, wanted.method, dataset, asked, None, students, SCRATCH)
+    pipeline.distill(experiment, wanted.method, dataset, asked, None, students, scratch())
     records = side_by_side.apart(
         pipeline.evaluate, experiment, wanted.method, dataset, asked, students, out, out / "metrics.json"
     )

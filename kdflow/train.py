@@ -84,6 +84,7 @@ def run_job(job: Job, emit: Emit) -> None:
             asked=progress.asked,
             read=progress.read,
         ),
+        class_names=tuple(data.class_names),
     )
     record.write(job.log, log)
     emit(Finished(job.name, folder))

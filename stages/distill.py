@@ -7,10 +7,10 @@ from kdflow.errors import run_stage
 
 
 def main(method: str) -> None:
-    """Read data/<dataset>.h5, data/teacher/ and data/logits/, write data/students/<method>/."""
+    """Read data/dataset.h5, data/teacher/ and data/logits/, write data/students/<method>/."""
     experiment = config.load()
-    dataset, out = Path(f"data/{experiment.params.dataset}.h5"), Path(f"data/students/{method}")
-    pipeline.distill(experiment, method, dataset, Path("data/teacher"), Path("data/logits"), out, Path(".kdflow"))
+    dataset, out = Path("data/dataset.h5"), Path(f"data/students/{method}")
+    pipeline.distill(experiment, method, dataset, Path("data/teacher"), Path("data/logits"), out, pipeline.scratch())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from kdflow.errors import run_stage
 def main(method: str) -> None:
     """Read the dataset, data/teacher/ and data/students/<method>/, write data/records/<method>/ and data/metrics/."""
     experiment = config.load()
-    dataset, students = Path(f"data/{experiment.params.dataset}.h5"), Path(f"data/students/{method}")
+    dataset, students = Path("data/dataset.h5"), Path(f"data/students/{method}")
     out, metrics = Path(f"data/records/{method}"), Path(f"data/metrics/{method}.json")
     pipeline.evaluate(experiment, method, dataset, Path("data/teacher"), students, out, metrics)
 

@@ -9,8 +9,8 @@ from kdflow.errors import run_stage
 def main() -> None:
     """Read the dataset and data/teacher/, write data/logits/."""
     experiment = config.load()
-    dataset = Path(f"data/{experiment.params.dataset}.h5")
-    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), Path(".kdflow"))
+    dataset = Path("data/dataset.h5")
+    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.scratch())
 
 
 if __name__ == "__main__":

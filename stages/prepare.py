@@ -7,9 +7,9 @@ from kdflow.errors import run_stage
 
 
 def main() -> None:
-    """Read params.yaml and recipes/, write data/<dataset>.h5."""
+    """Read params.yaml and recipes/, write data/dataset.h5 and .json."""
     experiment = config.load()
-    pipeline.prepare(experiment, Path(f"data/{experiment.params.dataset}.h5"), Path(".kdflow/downloads"))
+    pipeline.prepare(experiment, Path("data/dataset.h5"), pipeline.scratch() / "downloads", Path(config.PREPARED))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from kdflow.errors import run_stage
 
 
 def main() -> None:
-    """Read data/<dataset>.h5, write data/teacher/."""
+    """Read data/dataset.h5, write data/teacher/."""
     experiment = config.load()
-    dataset = Path(f"data/{experiment.params.dataset}.h5")
-    pipeline.teacher(experiment, dataset, Path("data/teacher"), Path(".kdflow"))
+    dataset = Path("data/dataset.h5")
+    pipeline.teacher(experiment, dataset, Path("data/teacher"), pipeline.scratch())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ LAYERS = (
     {"record", "progress", "stream", "distributed", "plan", "weights"},
     {"card", "cells"},
     {"job", "data", "download", "foreign", "models", "precision", "views"},
-    {"cost", "features", "formats"},
+    {"cost", "features", "formats", "own"},
     {"losses"},
     {"checkpoint", "epoch_plan", "evaluate", "labels", "latency", "picks", "predict", "report", "trained"},
     {"feed", "logits"},
@@ -33,7 +33,9 @@ LAYERS = (
     {"side_by_side"},
     {"together"},
     {"pipeline"},
-    {"short", "targets", "teachers"},
+    {"short", "targets", "teachers", "processes", "graph"},
+    {"tasks"},
+    {"flows"},
     {"cli", "stages"},
 )
 LIGHT = (
@@ -48,6 +50,8 @@ LIGHT = (
     "short",
     "targets",
     "trained",
+    "processes",
+    "graph",
     "drift",
     "side_by_side",
     "together",

@@ -22,7 +22,7 @@ def check(root: Root = Path()) -> None:
     experiment = config.load(root)
     params = experiment.params
     typer.echo(
-        f"settings are valid: {params.dataset}, {params.teacher} -> {params.student}, "
+        f"settings are valid: {params.dataset_name}, {params.teacher} -> {params.student}, "
         f"{len(params.methods)} methods x {len(params.seeds)} seeds"
     )
 
@@ -46,7 +46,9 @@ def cost(
     from kdflow import config, cost
 
     experiment = config.load(root)
-    dataset = dataset or experiment.params.dataset
+    if dataset is None:
+        dataset = experiment.params.dataset_name
+        experiment = experiment.model_copy(update={"datasets": {**experiment.datasets, dataset: experiment.dataset}})
     try:
         rows = cost.compare(experiment, dataset, models or [])
     except UserError as error:
@@ -89,7 +91,7 @@ def disagreement(
 
     experiment = config.load(root)
     data = root / "data"
-    pipeline.disagreement(experiment, mix, data / f"{experiment.params.dataset}.h5", data / "teacher", out)
+    pipeline.disagreement(experiment, mix, data / "dataset.h5", data / "teacher", out)
 
 
 logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_args_is_help=True)
@@ -113,7 +115,8 @@ def estimate_logits(
     epochs = experiment.student_run(params.methods[0], 0).training.epochs
     title = (
         f"{params.teacher} teaches {len(params.methods)} methods x {len(params.seeds)} seeds x {epochs} epochs of "
-        f"{experiment.train_images:,} images ({params.dataset}), about {found.speed:,.0f} views/s on {found.device}"
+        f"{experiment.train_images:,} images ({params.dataset_name}), "
+        f"about {found.speed:,.0f} views/s on {found.device}"
     )
     shown = Table(title=title, title_justify="left")
     for i, column in enumerate(("logits", "GB on disk", "Teacher hours ahead", "during training", "in all")):

@@ -104,7 +104,7 @@ def predict(
 
 @app.command()
 def distill(
-    data: Annotated[Path, typer.Option(help="A folder with train/<class>/ and val/<class>/.")],
+    data: Annotated[Path, typer.Option(help="A folder with <class>/, or with train/<class>/ and val/<class>/.")],
     teacher: Annotated[
         str, typer.Option(metavar="MODEL|FILE", help="A model, trained first on the same images; or a file of weights.")
     ],
@@ -112,7 +112,7 @@ def distill(
         str, typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, torchvision's name, or timm:NAME.")
     ],
     method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
-    epochs: Annotated[int, typer.Option(min=1, help="Of a student.")] = 60,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of a student; else those of recipes/own.yaml.")] = None,
     teacher_epochs: Annotated[int | None, typer.Option(min=1, help="Of a teacher; else as many.")] = None,
     teacher_model: Annotated[str | None, typer.Option(help="What a file of weights is, if it does not say so.")] = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels of a side.")] = 64,
@@ -121,6 +121,8 @@ def distill(
     out: Annotated[Path, typer.Option(help="Folder for all that is made; given again, it goes on there.")] = Path(
         "out"
     ),
+    no_flip: Annotated[bool, typer.Option("--no-flip", help="Mirror images are of another class.")] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out what cannot be read.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
     root: Root = Path(),
@@ -128,9 +130,10 @@ def distill(
     """Distil one student from a folder of images, without params.yaml and DVC."""
     from kdflow import config, short
 
+    folder = {"folder": str(data), "image_size": image_size, "flip": not no_flip, "skip_broken": skip_broken}
     compute = {"device": device, "threads": threads, "side_by_side": None, "processes": 1, "replay_gb": 50.0}
     asked = short.Asked(
-        data=data,
+        data=config.given("kdflow distill", config.Folder, folder),
         teacher=teacher,
         student=student,
         method=method,
@@ -138,7 +141,6 @@ def distill(
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         teacher_model=teacher_model,
-        image_size=image_size,
         seeds=seeds,
         compare=compare,
         compute=config.given("kdflow distill", config.Compute, {**compute, "workers": None}),
@@ -160,4 +162,6 @@ def _print_summary(summary: Summary, out: Path) -> None:
     print_whole(shown)
     best = summary.models[1].weights[0]
     typer.echo(f"teacher: {summary.teacher_source}\n{summary.smaller}\n{summary.verdict}")
+    if summary.stamp:
+        typer.echo(f"Not a full run: {summary.stamp}.")
     typer.echo(f"summary: {out / 'summary.json'}\nnext: kdflow export {best} --format onnx --out student.onnx")

@@ -91,11 +91,12 @@ class Loaded:
     sha256: str
 
 
-def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Path) -> str:
+def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Path, wanted: int | None = None) -> str:
     """Read dataset `name` by its reader, check it against `spec` and write it to `out` as HDF5.
 
     Args:
         folder: take the source from here; None downloads it to `downloads` if its reader can.
+        wanted: so many training images are enough, if they are not all there; None: all that `spec` says.
 
     Returns:
         The SHA-256 of images and labels, or of the list of files, in hex.
@@ -105,7 +106,12 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
     """
     reader: Any = importlib.import_module(f"kdflow.data.{spec.reader}")
     splits: Splits = reader.read(spec, folder, downloads)
-    _check(spec, splits)
+    _check(spec, splits, wanted)
+    return write(name, spec.image_size, splits, out)
+
+
+def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
+    """Write both splits to `out` as HDF5, all or nothing; returns the SHA-256 of images and labels, or of the list."""
     digest = _digest(splits)
     content = io.BytesIO()  # HDF5's own writing may crash on a full disk
     with h5py.File(content, "w") as file:
@@ -114,12 +120,18 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
         file.attrs["sha256"] = digest
         if splits.folder is not None:
             file.attrs["folder"] = os.fsencode(splits.folder)
-            file.attrs["image_size"] = spec.image_size
+            file.attrs["image_size"] = image_size
         for key in SPLITS:
             for part, values in vars(getattr(splits, key)).items():
                 file.create_dataset(f"{key}/{part}", data=values)
     files.write_bytes(out, content.getbuffer())
     return digest
+
+
+def class_names(path: Path) -> list[str]:
+    """The names of the classes of a dataset that was written just now."""
+    with h5py.File(path, "r") as file:
+        return list(file.attrs["classes"])
 
 
 def load(path: Path, train_images: int, device: torch.device, workers: int = 0) -> Loaded:
@@ -181,17 +193,20 @@ def _to_device(split: Split | Listing, place: tuple[Path, int] | None, device: t
     return ImageFiles(folder, split.paths, labels, image_size, workers)
 
 
-def _check(spec: Data, splits: Splits) -> None:
+def _check(spec: Data, splits: Splits, wanted: int | None) -> None:
     if len(splits.class_names) != spec.classes:
         raise UserError(f"{spec.reader}: {len(splits.class_names)} class names found, expected {spec.classes}")
     for key, count in (("train", spec.train_images), ("test", spec.test_images)):
         split: Split | Listing = getattr(splits, key)
-        shape = (count, spec.image_size, spec.image_size, 3)
+        there = len(split.labels)
+        enough = key == "train" and wanted is not None and wanted <= there < count
+        shape = (there if enough else count, spec.image_size, spec.image_size, 3)
         if isinstance(split, Split) and (split.images.shape != shape or split.images.dtype != np.uint8):
             found = f"{split.images.dtype} {list(split.images.shape)}"
             raise UserError(f"{spec.reader}: {key} images: expected uint8 {list(shape)}, found {found}")
-        if split.labels.shape != (count,):
-            raise UserError(f"{spec.reader}: {key} labels: expected {count}, found {list(split.labels.shape)}")
+        if split.labels.shape != shape[:1]:
+            less = f"; train_images: {there} would do with these" if key == "train" and there < count else ""
+            raise UserError(f"{spec.reader}: {key} labels: expected {count}, found {list(split.labels.shape)}{less}")
         present = np.unique(split.labels)
         if not np.array_equal(present, np.arange(spec.classes)):
             raise UserError(

@@ -23,15 +23,6 @@ def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:  # noqa: A
     """List `folder`; its validation images are the test set."""
     if folder is None:
         raise UserError("data_folder: not given; these images are not downloaded: name a folder with train/ and val/")
-    return listed(folder)
-
-
-def listed(folder: Path) -> Splits:
-    """The files of `folder`.
-
-    Raises:
-        UserError: it is no such folder.
-    """
     if not folder.is_dir():
         raise UserError(f"data_folder: {folder}: no such folder")
     train, test = (_classes(folder / part) for part in PARTS)

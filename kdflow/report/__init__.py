@@ -27,7 +27,7 @@ def collect(experiment: Experiment, teacher: Path, records: Path) -> Results:
             run = record.read(file, RunRecord)
             _check(file, run.settings == experiment.student_run(method, seed))
             found.append(run)
-    return Results(params.dataset, params.student, taught, runs)
+    return Results(params.dataset_name, params.student, taught, runs)
 
 
 def _check(file: Path, fits: bool) -> None:

@@ -1,0 +1,291 @@
+"""Prefect's tasks: stages of DVC, each in a process group of its own, in the order that DVC's graph asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.asyncio import concurrency
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Cancelling, Crashed
+from prefect.tasks import Task, exponential_backoff
+from pydantic import Field
+
+from kdflow import processes
+from kdflow.config import Frozen
+from kdflow.errors import UserError
+from kdflow.graph import Stage
+from kdflow.processes import NOTES, QUIET
+
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
+NOISE = "WARNING: No file hash info found"  # for every output of the paper that nobody has made
+LOOK_EVERY = 2.0  # seconds between two looks at a run elsewhere
+
+
+class Hours(Frozen):
+    """How long a stage of a kind may take at most, in hours, before it is ended; it is not tried again."""
+
+    prepare: Annotated[float, Field(gt=0)] = 24
+    teacher: Annotated[float, Field(gt=0)] = 240
+    logits: Annotated[float, Field(gt=0)] = 72
+    distill: Annotated[float, Field(gt=0)] = 720
+    cell: Annotated[float, Field(gt=0)] = 720
+    others: Annotated[float, Field(gt=0)] = 12
+
+    def seconds(self, kind: str) -> float:
+        """Of a kind of stage."""
+        return float(getattr(self, kind, self.others)) * 3600
+
+
+class StageError(Exception):
+    """A stage has not done what it should; `again`: another attempt may."""
+
+    def __init__(self, name: str, why: str, *, again: bool) -> None:
+        super().__init__(f"{name}: {why}")
+        self.again = again
+
+
+class _Plain(logging.Filter):
+    """What was said in a line needs no traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], UserError | StageError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_Plain())
+
+
+# --- one stage ---------------------------------------------------------------------------------------------
+
+
+async def _worth_it(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failure is one of those that pass: a lock, a crash. Bad settings and timeouts do not."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, StageError) and error.again
+
+
+@task(
+    task_run_name="{name}",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_worth_it,
+)
+async def stage(name: str, command: Sequence[str], environment: dict[str, str]) -> None:
+    """Run a command of DVC; training that was interrupted goes on from its checkpoint.
+
+    Raises:
+        StageError: it failed; what it said last is said.
+    """
+    logger, said = get_run_logger(), list[str]()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    everything = {**os.environ, **QUIET, **environment, "PATH": path}
+    async with processes.started(command, NOTES, name, str(flow_run.get_id()), Path(), everything) as child:
+        assert child.stdout is not None
+        async for raw in child.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            if line and not line.startswith(NOISE):
+                logger.info(line)
+                said = [*said[-30:], line]
+        code = await child.wait()
+    if code:
+        ours = [line for line in said if line.startswith("error: ")]  # said by a stage of kdflow
+        why = (ours or [line for line in said if line.startswith("ERROR: ")] or said or [f"exit code {code}"])[-1]
+        raise StageError(
+            name, why, again=code < 0 or not ours or any("ended" in line or "is gone" in line for line in ours)
+        )
+
+
+# --- all of them -------------------------------------------------------------------------------------------
+
+
+class Slots:
+    """Where stages run: each on a card of its own, or so many at once where there is none."""
+
+    def __init__(self, at_once: int) -> None:
+        import torch
+
+        self.cards = range(torch.cuda.device_count())
+        self.free: asyncio.Queue[int | None] = asyncio.Queue()
+        places: list[int | None] = [*self.cards][:at_once]
+        for place in places or [None] * at_once:
+            self.free.put_nowait(place)
+
+    @staticmethod
+    def limit(card: int) -> str:
+        """The name of a card's concurrency limit, by which several flows of this machine share it."""
+        return f"gpu-{socket.gethostname()}-{card}"
+
+    async def create(self) -> None:
+        """Make a limit of one for each card, where Prefect has none."""
+        async with get_client() as client:
+            for card in self.cards:
+                await client.upsert_global_concurrency_limit_by_name(self.limit(card), 1)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[dict[str, str]]:
+        """Wait for a free one; yields its environment."""
+        card = await self.free.get()
+        try:
+            held = nullcontext() if card is None else concurrency(self.limit(card), strict=True)
+            async with held:
+                yield {} if card is None else {"CUDA_VISIBLE_DEVICES": str(card)}
+        finally:
+            self.free.put_nowait(card)
+
+
+Run = Callable[[Stage, list[State[Any]]], Awaitable[State[Any]]]
+
+
+async def _in_order(stages: Sequence[Stage], run: Run) -> None:
+    """Run every stage as soon as those that it needs are done; a failure stops only what hangs on it.
+
+    Raises:
+        StageError: some failed, or were not run for that.
+    """
+    progress = await acreate_progress_artifact(progress=0.0, key="progress", description=f"{len(stages)} stages")
+    begun: dict[str, asyncio.Task[State[Any] | None]] = {}
+    done = 0
+
+    async def one(stage: Stage) -> State[Any] | None:
+        nonlocal done
+        before = [await begun[need] for need in stage.needs]
+        states = [state for state in before if state is not None and state.is_completed()]
+        state = await run(stage, states) if len(states) == len(before) else None
+        done += 1
+        if isinstance(progress, UUID):
+            await aupdate_progress_artifact(artifact_id=progress, progress=round(100 * done / len(stages), 1))
+        return state
+
+    async with asyncio.TaskGroup() as group:
+        for stage in stages:
+            begun[stage.name] = group.create_task(one(stage))
+    ends = {name: task.result() for name, task in begun.items()}
+    failed = [f"{state.message}" for state in ends.values() if state is not None and not state.is_completed()]
+    left = sum(state is None for state in ends.values())
+    if failed:
+        more = f"; {left} that need them were not run" if left else ""
+        raise StageError(f"{len(failed)} of {len(stages)} stages failed{more}", "; ".join(failed), again=False)
+
+
+async def here(stages: Sequence[Stage], commands: Callable[[Stage], Sequence[str]], at_once: int, hours: Hours) -> None:
+    """Run stages in this clone, each by its command.
+
+    Raises:
+        StageError: some failed, or were not run for that.
+    """
+    slots = Slots(at_once)
+    await slots.create()
+
+    async def run(one: Stage, before: list[State[Any]]) -> State[Any]:
+        limited = stage.with_options(timeout_seconds=hours.seconds(one.kind))
+        async with slots.slot() as environment:
+            return await limited(one.name, commands(one), environment, wait_for=before, return_state=True)  # type: ignore[misc, no-any-return]
+
+    await _in_order(stages, run)
+
+
+async def elsewhere(stages: Sequence[Stage], deployment: str, parameters: dict[str, Any], at_once: int) -> None:
+    """Have workers run stages in clones of their own, each by a run of `deployment` with it as target.
+
+    Raises:
+        StageError: some failed, or were not run for that.
+    """
+    free = asyncio.Semaphore(at_once)
+
+    async def run(one: Stage, before: list[State[Any]]) -> State[Any]:
+        target = one.name.rpartition(":")[2]
+        async with free:
+            own = {**parameters, "targets": [target]}
+            return await handed_over(target, deployment, own, wait_for=before, return_state=True)  # type: ignore[misc, no-any-return]
+
+    await _in_order(stages, run)
+
+
+@task(task_run_name="{name}", retries=1, retry_delay_seconds=10)
+async def handed_over(name: str, deployment: str, parameters: dict[str, Any]) -> None:
+    """Run a deployment and wait for its end; where this is cancelled, so is that.
+
+    Raises:
+        StageError: it did not complete.
+    """
+    made = await arun_deployment(deployment, parameters=parameters, timeout=0)
+    async with get_client() as client:
+        try:
+            while made.state is None or not made.state.is_final():
+                await asyncio.sleep(LOOK_EVERY)
+                made = await client.read_flow_run(made.id)
+        except asyncio.CancelledError:
+            await asyncio.shield(client.set_flow_run_state(made.id, Cancelling(), force=True))
+            raise
+    if not made.state.is_completed():
+        raise StageError(name, made.state.message or str(made.state.name), again=made.state.is_crashed())
+
+
+# --- recovery ----------------------------------------------------------------------------------------------
+
+
+@task(task_run_name="reap")
+async def reap() -> None:
+    """End what flow runs left behind whose process or worker is gone, and have Prefect say that they crashed."""
+    logger = get_run_logger()
+    for file, run in processes.noted(NOTES, processes.Run).items():
+        if run.lost:
+            logger.warning(
+                "%s %s: lost, with %s", run.flow, run.run, "its worker" if run.process.alive else "its process"
+            )
+            await asyncio.to_thread(run.process.end)
+            await _crashed(run.run)
+            file.unlink(missing_ok=True)
+    living = {run.run for run in processes.noted(NOTES, processes.Run).values()}
+    for file, group in processes.noted(NOTES, processes.Group).items():
+        if group.run not in living:
+            if await asyncio.to_thread(group.end):
+                logger.warning("%s: was still running for a flow run that is gone; ended", group.what)
+            file.unlink(missing_ok=True)
+
+
+async def _crashed(run: str) -> None:
+    lost: State[Any] = Crashed(message="the process of this flow run, or its worker, is gone")
+    async with get_client() as client:
+        try:
+            known = await client.read_flow_run(UUID(run))
+        except ObjectNotFound:  # of another server
+            return
+        if known.state is None or not known.state.is_final():
+            await client.set_flow_run_state(known.id, lost, force=True)
+        tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[known.id])))
+        for one in tasks:
+            if one.state is None or not one.state.is_final():
+                await client.set_task_run_state(one.id, lost, force=True)
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[None]:
+    """Note this flow run, so that it is found should it be lost; first look for such."""
+    os.environ.update(QUIET)
+    worker = processes.process(os.getppid()) if os.environ.get("PREFECT__WORKER_NAME") else None
+    own = processes.process(os.getpid())
+    assert own is not None
+    run = processes.Run(run=str(flow_run.get_id()), flow=str(flow_run.get_flow_name()), process=own, worker=worker)
+    with processes.note(NOTES, run, run.run):
+        await reap()
+        yield

@@ -1,0 +1,129 @@
+"""A real Prefect server and real workers, on this machine's loopback."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import httpx
+from test_end_to_end import Project
+
+PREFECT = [sys.executable, "-m", "prefect"]
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Server:
+    """A server with a database of its own; it can be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        home.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of everything that talks to it."""
+        ours = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_API_URL": f"{self.address}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_CLI_PROMPT": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "DO_NOT_TRACK": "1",
+            "DVC_NO_ANALYTICS": "1",
+        }
+        return {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")} | ours
+
+    def start(self) -> None:
+        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.home / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/api/health", timeout=2):
+                return
+            time.sleep(0.3)
+        raise AssertionError((self.home / "server.log").read_text())
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        os.killpg(self.process.pid, how)
+        self.process.wait(60)
+
+    def prefect(self, *arguments: str, cwd: Path, fails: bool = False, **more: str) -> str:
+        """Run a command of Prefect's."""
+        environment = {**self.environment, "PYTHONPATH": str(cwd), **more}
+        done = subprocess.run(
+            [*PREFECT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def ask(self, path: str, **json: object) -> httpx.Response:
+        return httpx.post(f"{self.address}/api/{path}", json=json, timeout=60)
+
+    def run(self, deployment: str, **parameters: object) -> str:
+        """Have a deployment run; returns the flow run's id."""
+        found = httpx.get(f"{self.address}/api/deployments/name/{deployment}", timeout=60).json()
+        answer = self.ask(f"deployments/{found['id']}/create_flow_run", parameters=parameters)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    def state(self, run: str) -> dict:
+        return httpx.get(f"{self.address}/api/flow_runs/{run}", timeout=60).json()["state"]
+
+    def ended(self, run: str, seconds: float = 400) -> dict:
+        """Wait for a flow run's end; returns its state."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):  # killed meanwhile
+                if (state := self.state(run))["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                    return state
+            time.sleep(0.5)
+        raise AssertionError(f"after {seconds} s: {self.state(run)}\n{self.log(run)}")
+
+    def tasks(self, run: str) -> list[dict]:
+        return self.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}).json()
+
+    def log(self, run: str) -> str:
+        lines: list[str] = []
+        while True:
+            asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "offset": len(lines)}
+            found = self.ask("logs/filter", **asked).json()
+            lines += [line["message"] for line in found]
+            if not found:
+                return "\n".join([*lines, str(self.state(run)["message"])])
+
+    def artifacts(self, run: str) -> dict[str, dict]:
+        found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}).json()
+        return {artifact["key"]: artifact for artifact in found}
+
+
+class Worker:
+    """A worker of pool kdflow in a clone."""
+
+    def __init__(self, server: Server, project: Project, name: str) -> None:
+        self.project, self.log = project, project.folder / f".kdflow-{name}.log"
+        environment = {**project.environment, **server.environment, "KDFLOW_ROOT": str(project.folder)}
+        environment |= {key: project.environment[key] for key in ("PATH", "PYTHONPATH")}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*PREFECT, "worker", "start", "--pool", "kdflow", "--name", name, "--limit", "1"],
+                cwd=project.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(60)
