@@ -67,7 +67,7 @@ async def run_here(at_once: int) -> None:
     @flow
     async def cells() -> None:
         async with watched():
-            await here(await asyncio.to_thread(graph.stale, Path(), []), repro(), at_once, Hours())
+            await here(await asyncio.to_thread(graph.stale, []), repro(), at_once, Hours())
 
     await cells()
 

@@ -88,6 +88,7 @@ def _receive(url: str, wanted: Wanted, part: Path, display: Display) -> int:
     headers = {"Accept-Encoding": "identity", "User-Agent": f"kdflow/{__version__}"}
     if held:
         headers["Range"] = f"bytes={held}-"
+    began = time.monotonic()
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT, SILENT)) as answer:
         if answer.status_code == requests.codes.requested_range_not_satisfiable:
             return held  # all of it is there, or too much: the hash says which
@@ -100,7 +101,7 @@ def _receive(url: str, wanted: Wanted, part: Path, display: Display) -> int:
         total = held + int(length) if length.isdigit() else wanted.size
         if total > wanted.size:
             raise _RefusedError(f"has {total:,} bytes, expected {wanted.size:,}")
-        pace = _Pace(part.name.removesuffix(files.PART), held, total, display)
+        pace = _Pace(part.name.removesuffix(files.PART), held, total, began, display)
         with part.open("ab" if held else "wb") as out:
             while chunk := answer.raw.read1(CHUNK):
                 if pace.done + len(chunk) > wanted.size:
@@ -130,9 +131,9 @@ def _reason(error: Exception) -> str:
 class _Pace:
     """Shows how far a download is; ends one that hardly moves."""
 
-    def __init__(self, name: str, done: int, total: int, display: Display) -> None:
+    def __init__(self, name: str, done: int, total: int, began: float, display: Display) -> None:
         self.name, self.done, self.total, self.display = name, done, total, display
-        self.began, self.first = time.monotonic(), done
+        self.began, self.first = began, done
         self.mark, self.marked = self.began, done
 
     def add(self, count: int) -> None:

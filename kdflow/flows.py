@@ -107,7 +107,7 @@ async def experiment(at_once: Positive = 2, hours: Hours = HOURS) -> None:
     """
     config.load()
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, Path(), []), repro(), at_once, hours)
+        await here(await asyncio.to_thread(graph.stale, []), repro(), at_once, hours)
         await _show(Path("data/report"))
 
 
@@ -142,8 +142,11 @@ async def sweep(
     async with watched():
         if share:
             await stage("fetch", [*DVC, "fetch", "--run-cache"], {})
-        stages = await asyncio.to_thread(graph.stale, Path(), wanted)
+        stages = await asyncio.to_thread(graph.stale, wanted)
         if spread:
+            if first := [one for one in stages if one.kind == "prepare"]:
+                await here(first, repro(pull=True), at_once, hours)
+                await stage("push", [*DVC, "push", "--run-cache", *(one.name for one in first)], {})
             apart = [one for one in stages if one.kind in ("teacher", "cell")]
             parameters = {"paper": paper, "share": True, "at_once": 1}
             await elsewhere(graph.among(apart), spread, parameters, at_once)
@@ -177,7 +180,7 @@ async def drift(
     forced = graph.targets(found, remake) if remake else []
     async with watched():
         if forced:
-            stages = await asyncio.to_thread(graph.stale, Path(), forced, forced)
+            stages = await asyncio.to_thread(graph.stale, forced, forced)
             await here(stages, repro(forced), at_once, hours)
         findings = await asyncio.to_thread(check.compare, found, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
@@ -195,8 +198,8 @@ async def _vary(variants: Variants, at_once: int, hours: Hours) -> None:
         + [(file, "student", name, experiment.models) for name in variants.student or []]
     )
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, Path(), ["logits"]), repro(), at_once, hours)
-        await asyncio.to_thread(graph.forget, Path(), wanted)
+        await here(await asyncio.to_thread(graph.stale, ["logits"]), repro(), at_once, hours)
+        await asyncio.to_thread(graph.forget, wanted)
 
         def command(one: Stage) -> list[str]:
             options = [part for setting in wanted[one.name] for part in ("-S", setting)]
@@ -208,7 +211,7 @@ async def _vary(variants: Variants, at_once: int, hours: Hours) -> None:
 
 async def _show_variants(names: list[str]) -> None:
     """Mean and spread of each variant, as an artifact."""
-    found = await asyncio.to_thread(graph.metrics, Path(), names)
+    found = await asyncio.to_thread(graph.metrics, names)
     rows = [
         f"| {name} | {method} | {Spread.model_validate({'std': None, **content['top1']})} |"  # DVC leaves out null
         for name, methods in found.items()

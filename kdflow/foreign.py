@@ -140,11 +140,10 @@ def _dicts(path: Path, content: Any) -> Found:
 
     look("", content, 0)
     if not found:
-        kind = (
-            f"a dict of {', '.join(map(repr, list(content)[:5]))}"
-            if isinstance(content, dict) and content
-            else (f"an empty {type(content).__name__}" if content == {} else type(content).__name__)
-        )
+        kind = type(content).__name__
+        if isinstance(content, dict):
+            keys = [repr(key[:30]) for key in list(dict.keys(content))[:5] if isinstance(key, str)]
+            kind = f"a dict of {', '.join(keys)}" if keys else "an empty dict"
         raise UserError(f"{path}: expected a state dict of tensors, found {kind}")
     return found
 

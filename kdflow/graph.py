@@ -1,4 +1,4 @@
-"""DVC's graph, as far as it is stale: what is to be run for some targets, and what each waits for."""
+"""DVC's graph in the current folder, as far as it is stale: what is to be run, and what each stage waits for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def targets(paper: Paper, patterns: Collection[str]) -> list[str]:
     return [f"{paper.folder.as_posix()}/dvc.yaml:{name}" for name in found]
 
 
-def stale(root: Path, wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
+def stale(wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
     """What is to be run for the stages `wanted`: what is not up to date, and what hangs on it, in DVC's order.
 
     Args:
@@ -60,7 +60,7 @@ def stale(root: Path, wanted: Collection[str], forced: Collection[str] = ()) -> 
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        with Repo(_wait_for_lock=True) as repo:
             graph = repo.index.graph
             asked = list(wanted) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
             stages = {one.addressing: one for target in asked for one in repo.stage.collect(target, with_deps=True)}
@@ -85,21 +85,21 @@ def among(stages: Collection[Stage]) -> list[Stage]:
     return [Stage(stage.name, tuple(need for need in stage.needs if need in names)) for stage in stages]
 
 
-def forget(root: Path, experiments: Collection[str]) -> None:
+def forget(experiments: Collection[str]) -> None:
     """Remove those of DVC's experiments that are there, so that they can be run again: it keeps what they computed."""
     from dvc.repo import Repo
 
-    with Repo(str(root), _wait_for_lock=True) as repo:
+    with Repo(_wait_for_lock=True) as repo:
         known = {name for of_commit in repo.experiments.ls().values() for name, *_ in of_commit}
         if known & set(experiments):
             repo.experiments.remove(sorted(known & set(experiments)))
 
 
-def metrics(root: Path, experiments: Collection[str]) -> dict[str, dict[str, Any]]:
+def metrics(experiments: Collection[str]) -> dict[str, dict[str, Any]]:
     """The content of the files data/metrics/<method>.json of DVC's experiments, by experiment and method."""
     from dvc.repo import Repo
 
-    with Repo(str(root), _wait_for_lock=True) as repo:
+    with Repo(_wait_for_lock=True) as repo:
         shown = repo.metrics.show(revs=list(experiments), hide_workspace=True)
     place = Path("data/metrics")
     return {

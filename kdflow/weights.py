@@ -24,6 +24,7 @@ from torch import Tensor
 from kdflow.errors import UserError, one_line
 
 ROOM = 512 * 2**20  # bytes that reading may take beyond twice the file's size: what torch needs for itself
+LONGEST = 500  # characters of a weight's name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,7 +73,7 @@ def read(path: Path) -> Any:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        wants = re.search(r"GLOBAL (\S+)", str(error))
+        wants = re.search(r"GLOBAL ([\w.]+)", str(error))
         asked = f" ({wants[1]})" if wants else ""
         raise UserError(
             f"{path}: refused: a pickle that asks for more than tensors{asked}, or no weights at all"
@@ -83,15 +84,17 @@ def read(path: Path) -> Any:
         if "allocate memory" in str(error):
             raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
         kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
-        raise UserError(f"{path}: {kind} ({one_line(error)[:120] or type(error).__name__})") from None
+        raise UserError(f"{path}: {kind} ({_printable(error)})") from None
 
 
 def plain(path: Path, name: str, value: Any) -> Tensor:
     """The tensor `name` of a file, if it is numbers in memory: nothing sparse, quantised, expanded or elsewhere.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or its name is none that can be printed.
     """
+    if not name.isprintable() or len(name) > LONGEST:
+        raise UserError(f"{path}: refused: a weight's name is too long or has control characters: {name[:40]!r}")
     if not isinstance(value, Tensor):
         raise UserError(f"{path}: {name} is no tensor but {type(value).__name__}")
     # The class's detach, not the instance's: a pickle may hang attributes on a tensor, and this leaves them behind.
@@ -118,13 +121,18 @@ def check_finite(path: Path, name: str, value: Tensor) -> None:
         raise UserError(f"{path}: {name} has NaN or infinity in {wrong:,} of its {value.numel():,} values")
 
 
+def _printable(error: Exception) -> str:
+    """The beginning of an error's text, which may quote the file."""
+    return "".join(filter(str.isprintable, one_line(error)))[:120] or type(error).__name__
+
+
 def _check_archive(path: Path, size: int) -> None:
     """Refuse an archive that unpacks to more than itself: torch writes each entry as it is, once."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # as of a damaged file
-        raise UserError(f"{path}: a damaged archive ({one_line(error)[:120]})") from None
+        raise UserError(f"{path}: a damaged archive ({_printable(error)})") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
         raise UserError(f"{path}: refused: TorchScript, which is code; wanted are the weights alone, its state_dict()")

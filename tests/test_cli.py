@@ -72,6 +72,10 @@ def test_the_installed_command_shows_its_help():
     assert all(word in done.stdout for word in ("check", "table", "dvc repro"))
 
 
+def test_a_wrong_flag_names_the_whole_command():
+    fails_in_one_line(run("logits", "estimate", "--foo"), "error: kdflow logits estimate: No such option: --foo")
+
+
 def test_without_a_command_help_is_shown_and_no_traceback():
     done = run()
     assert "Traceback" not in done.stderr

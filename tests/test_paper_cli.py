@@ -1,6 +1,7 @@
 """The commands about a paper, as a user meets them: real processes, records without training."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -9,7 +10,8 @@ from factories import ROOT
 from papers import CE, KD, PICK, TABLES, fill, fill_teacher, folder_of, paper_of
 from test_cli import fails_in_one_line, run
 
-from kdflow import cells
+from kdflow import cells, record
+from kdflow.processes import NOTES, Group, Process, Run, process
 
 
 @pytest.fixture
@@ -113,3 +115,36 @@ def test_a_dataset_without_a_reader_is_refused(tmp_path):
     stage = [sys.executable, str(ROOT / "stages/paper_prepare.py")]
     done = run("paper", "tiny_imagenet", cwd=tmp_path, command=stage)
     fails_in_one_line(done, "paper/tables.yaml: dataset: tiny_imagenet cannot be prepared yet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "either targets or variants (--epochs, --method, --student) are needed"),
+        (("table1", "--epochs", "40"), "either targets or variants"),
+        (("tabel1",), "targets: unknown name 'tabel1'; did you mean 'table1'?"),
+        (("table1", "cell@*-crd"), "targets: cell@*-crd matches none of the"),
+        (("table1", "--at-once", "0"), "kdflow sweep: Invalid value for '--at-once'"),
+        (("table1", "--paper", "gone"), "gone/tables.yaml: no such file"),
+    ],
+)
+def test_a_sweep_refuses_what_is_not_there_before_prefect_is_asked(root, arguments, says):
+    done = run("sweep", *arguments, cwd=root)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+def test_a_sweeps_status_tells_what_runs_what_is_lost_and_how_far_the_cells_are(root):
+    lines = run("sweep", "--status", cwd=root).stdout.splitlines()
+    assert lines == ["nothing runs here", "paper: 16 cells: 2 done, 14 missing"]
+    own, dead = process(os.getpid()), Process(pid=os.getpid(), began=1.0)
+    notes = root / NOTES
+    for name, runner, worker in (("here", own, None), ("lost", own, dead)):
+        record.write(notes / f"run/{name}.json", Run(run=name, flow="sweep", process=runner, worker=worker))
+    for name, of in (("a", "here"), ("b", "gone")):
+        record.write(notes / f"group/{name}.json", Group(leader=own, what=f"stage {name}", run=of))
+    *lines, last = run("sweep", "--status", "table1", cwd=root).stdout.splitlines()
+    here, lost, a, b = lines
+    assert "run here" in here and "lost" not in here and "lost: the next flow marks it" in lost
+    assert "stage a" in a and "orphan" not in a and "stage b" in b and "orphan: the next flow ends it" in b
+    assert last == "paper: 8 cells: 2 done, 6 missing"

@@ -24,8 +24,10 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except TyperException as error:  # a flag or command that is not known
-            context = getattr(error, "ctx", None)
-            command = f"kdflow {context.info_name}" if context and context.parent else "kdflow"
+            context, names = getattr(error, "ctx", None), list[str]()
+            while context is not None and context.parent is not None:
+                names, context = [context.info_name, *names], context.parent
+            command = " ".join(["kdflow", *names])
             raise UserError(f"{command}: {error.format_message()}") from None
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
