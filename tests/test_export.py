@@ -15,7 +15,8 @@ from factories import ROOT
 from PIL import Image
 from shipped import STUDENT, fresh, make
 
-from kdflow import export, formats, latency, record, trained
+from kdflow import config, export, formats, latency, record, trained
+from kdflow.card import card_of
 from kdflow.data import load
 from kdflow.errors import UserError
 from kdflow.evaluate import predict
@@ -168,6 +169,21 @@ def test_images_in_memory_and_a_student_without_teacher(tmp_path):
     images = load(tmp_path / "data/digits.h5", 300, CPU).test.images
     large = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.NEAREST)
     assert (formats.preprocess(log.settings)(large).int() - images[0].int()).abs().float().mean() < 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenetv2", "shufflenetv2", "vgg8", "wrn_16_2"])
+def test_every_family_leaves(weights, tmp_path, name):
+    """Channel shuffles and depthwise convolutions for any number of images."""
+    recipe, card = config.load_recipes(ROOT).models[name], card_of(trained.look(weights, None, None).log, ["a", "b"])
+    model = fresh(recipe, 2, 32, 0)
+    images = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = formats.FromBytes(model, card.settings.views)(images)
+    formats.form_named("onnx").write(model, card, tmp_path / "m.onnx")
+    run = formats.form_named("onnx").runner(tmp_path / "m.onnx", card, 1)
+    for chosen in (slice(0, 1), slice(0, 5)):
+        close(run(images[chosen]), expected[chosen])
 
 
 # --- refused -----------------------------------------------------------------------------------------------
