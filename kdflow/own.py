@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +19,9 @@ from kdflow import data, files
 from kdflow.config import Data, Folder, Own, Prepared, Resize, Triple, Views
 from kdflow.data import Splits
 from kdflow.errors import UserError, one_line
-from kdflow.progress import Display, Filled
+from kdflow.progress import counted
 from kdflow.stream import Listing, decode, formats, transforms
 
-T = TypeVar("T")
 PARTS = ("train", "val")
 BROKEN = "broken.txt"
 SHOWN = 3  # broken files in the line; all are in the file
@@ -125,36 +121,27 @@ def _read_all(folder: Path, found: Listing, views: Views, size: int) -> tuple[np
     """Of every image, as it is tested on, sum and sum of squares of each channel [n, 2, 3]; what cannot be read."""
     transform = transforms(views, size, training=False)
 
-    def one(path: bytes) -> npt.NDArray[np.int64] | UserError:
-        try:
-            view = transform(decode(folder / os.fsdecode(path), ".")).numpy().astype(np.int64)
-        except UserError as error:
-            return error
-        sums: npt.NDArray[np.int64] = np.stack([view.sum((1, 2)), (view**2).sum((1, 2))])
-        return sums
-
     paths = found.paths.tolist()
-    sums, broken = np.zeros((len(paths), 2, 3), dtype=np.int64), {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Display("prepare") as display:  # Pillow lets go of Python's lock
+    sums = np.zeros((len(paths), 2, 3), dtype=np.int64)
+    broken: dict[int, str] = {}
+
+    def one(place: int) -> int:
         try:
-            for place, result in enumerate(_counted(pool.map(one, paths), len(paths), display)):
-                if isinstance(result, UserError):
-                    broken[os.fsdecode(paths[place])] = one_line(result).removeprefix(".: ")
-                else:
-                    sums[place] = result
+            view = transform(decode(folder / os.fsdecode(paths[place]), ".")).numpy().astype(np.int64)
+        except UserError as error:
+            broken[place] = one_line(error).removeprefix(".: ")
+        else:
+            sums[place] = view.sum((1, 2)), (view**2).sum((1, 2))
+        return 1
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of Python's lock
+        try:
+            for _ in counted("images", pool.map(one, range(len(paths))), len(paths)):
+                pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sums, broken
-
-
-def _counted(results: Iterable[T], count: int, display: Display) -> Iterable[T]:
-    """The results as they come, with progress."""
-    began = time.monotonic()
-    for done, result in enumerate(results, 1):
-        yield result
-        if done % 64 == 0 or done == count:
-            display.show(Filled("images", done, count, (time.monotonic() - began) / done * (count - done)))
+    return sums, {os.fsdecode(paths[place]): broken[place] for place in sorted(broken)}
 
 
 def _for_testing(folder: Path, kept: Listing, names: list[str], source: Folder) -> npt.NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +154,16 @@ class Filling:
         speed = (images - first) / (now - began) if images > first else None  # images a second
         left = None if speed is None else (self.images - images) / speed
         self.display.show(Filled("views", images, self.images, left))
+
+
+def counted(title: str, results: Iterable[int], count: int) -> Iterator[int]:
+    """How many images each step did, as they come, shown as progress towards `count`."""
+    began, done = time.monotonic(), 0
+    with Display("prepare") as display:
+        for new in results:
+            done += new
+            yield new
+            display.show(Filled(title, done, count, (time.monotonic() - began) / done * (count - done)))
 
 
 def _left(seconds: float | None) -> str:

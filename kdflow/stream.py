@@ -7,13 +7,14 @@ So a view depends on neither the number of workers nor what was read before. Pix
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,16 +142,17 @@ def formats() -> dict[str, list[str]]:
     return found
 
 
-def decode(file: Path | IO[bytes], name: str | None = None) -> Image.Image:
+def decode(file: Path | io.BytesIO, name: str | None = None, largest: int | None = None) -> Image.Image:
     """Read an image, of whatever ending, as RGB: grey, palette and CMYK become that.
 
     Raises:
-        UserError: it is none, is cut short, or would have more pixels than Pillow thinks safe.
+        UserError: it is none, is cut short, or would have more pixels than `largest`, else than Pillow thinks safe.
     """
     try:
         with Image.open(file, formats=list(formats())) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-                raise UserError(f"{image.width} x {image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
+            most = largest or Image.MAX_IMAGE_PIXELS or sys.maxsize
+            if image.width * image.height > most:
+                raise UserError(f"{image.width} x {image.height} pixels, at most {most:,} are allowed")
             return image.convert("RGB")
     except Exception as error:  # a damaged file fails in any way it likes
         raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,19 +113,47 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
 def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
     """Write both splits to `out` as HDF5, all or nothing; returns the SHA-256 of images and labels, or of the list."""
     digest = _digest(splits)
-    content = io.BytesIO()  # HDF5's own writing may crash on a full disk
-    with h5py.File(content, "w") as file:
-        file.attrs["name"] = name
-        file.attrs["classes"] = splits.class_names
-        file.attrs["sha256"] = digest
-        if splits.folder is not None:
-            file.attrs["folder"] = os.fsencode(splits.folder)
-            file.attrs["image_size"] = image_size
-        for key in SPLITS:
-            for part, values in vars(getattr(splits, key)).items():
-                file.create_dataset(f"{key}/{part}", data=values)
-    files.write_bytes(out, content.getbuffer())
+    with files.replacing(out) as beside:
+        _reserve(beside, splits, 2**20)  # refused before HDF5 begins, which then lets go of it
+        with h5py.File(beside, "w", locking=False) as file:
+            _reserve(beside, splits, 0)
+            file.attrs["name"] = name
+            file.attrs["classes"] = splits.class_names
+            file.attrs["sha256"] = digest
+            if splits.folder is not None:
+                file.attrs["folder"] = os.fsencode(splits.folder)
+                file.attrs["image_size"] = image_size
+            for key in SPLITS:
+                for part, values in vars(getattr(splits, key)).items():
+                    file.create_dataset(f"{key}/{part}", data=values)
     return digest
+
+
+def _reserve(file: Path, splits: Splits, more: int) -> None:
+    """Take the space on disk at once, and so much more: HDF5's own writing may crash on a full disk."""
+    size = sum(values.nbytes for key in SPLITS for values in vars(getattr(splits, key)).values())
+    with file.open("r+b") as raw:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(raw.fileno(), 0, size + more)
+
+
+def download(spec: Data, downloads: Path, name: str) -> Path:
+    """Download the archive of a dataset, if it is not there, and check it.
+
+    Raises:
+        UserError: it cannot be had, or has another checksum.
+    """
+    from torchvision.datasets.utils import download_url
+
+    if spec.url is None or spec.md5 is None:
+        raise UserError("recipes/datasets.yaml: url and md5 are both needed to download; or set data_folder")
+    try:
+        download_url(spec.url, downloads, name, md5=spec.md5)
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the checksum differs
+        (downloads / name).unlink(missing_ok=True)
+        reason = f"the download's md5 is not {spec.md5}" if isinstance(error, RuntimeError) else one_line(error)
+        raise UserError(f"{spec.url}: {reason}; or set data_folder to a copy that you have") from None
+    return downloads / name
 
 
 def class_names(path: Path) -> list[str]:
@@ -200,12 +228,12 @@ def _check(spec: Data, splits: Splits, wanted: int | None) -> None:
         split: Split | Listing = getattr(splits, key)
         there = len(split.labels)
         enough = key == "train" and wanted is not None and wanted <= there < count
+        less = f"; train_images: {there} would do with these" if key == "train" and 0 < there < count else ""
         shape = (there if enough else count, spec.image_size, spec.image_size, 3)
         if isinstance(split, Split) and (split.images.shape != shape or split.images.dtype != np.uint8):
             found = f"{split.images.dtype} {list(split.images.shape)}"
-            raise UserError(f"{spec.reader}: {key} images: expected uint8 {list(shape)}, found {found}")
+            raise UserError(f"{spec.reader}: {key} images: expected uint8 {list(shape)}, found {found}{less}")
         if split.labels.shape != shape[:1]:
-            less = f"; train_images: {there} would do with these" if key == "train" and there < count else ""
             raise UserError(f"{spec.reader}: {key} labels: expected {count}, found {list(split.labels.shape)}{less}")
         present = np.unique(split.labels)
         if not np.array_equal(present, np.arange(spec.classes)):

@@ -10,14 +10,13 @@ import hashlib
 import io
 import pickle
 import tarfile
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdflow.config import Data
-from kdflow.data import Split, Splits
+from kdflow.data import Split, Splits, download
 from kdflow.errors import UserError, one_line
 
 FOLDER = "cifar-100-python"
@@ -31,7 +30,7 @@ def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:
     Args:
         folder: `cifar-100-python/` itself, or a folder that holds it or the archive `cifar-100-python.tar.gz`.
     """
-    parts = _from_archive(_download(spec, downloads), spec) if folder is None else _find(folder, spec)
+    parts = _from_archive(download(spec, downloads, ARCHIVE), spec) if folder is None else _find(folder, spec)
     pickles = {name: _unpickle(name, content) for name, content in parts.items()}
     train, test = (_split(name, pickles[name]) for name in ("train", "test"))
     names = _field("meta", pickles["meta"], b"fine_label_names", list)
@@ -48,20 +47,6 @@ def _find(folder: Path, spec: Data) -> dict[str, bytes]:
     if missing:
         raise UserError(f"data_folder: {inside}: not there: {', '.join(missing)} (expected {FOLDER}/ or {ARCHIVE})")
     return {name: (inside / name).read_bytes() for name in PARTS}
-
-
-def _download(spec: Data, downloads: Path) -> Path:
-    from torchvision.datasets.utils import download_url
-
-    if spec.url is None or spec.md5 is None:
-        raise UserError("recipes/datasets.yaml: url and md5 are both needed to download; or set data_folder")
-    try:
-        download_url(spec.url, downloads, ARCHIVE, md5=spec.md5)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # RuntimeError: the checksum differs
-        (downloads / ARCHIVE).unlink(missing_ok=True)
-        reason = f"the download's md5 is not {spec.md5}" if isinstance(error, RuntimeError) else one_line(error)
-        raise UserError(f"{spec.url}: {reason}; or set data_folder to a copy that you have") from None
-    return downloads / ARCHIVE
 
 
 def _from_archive(archive: Path, spec: Data) -> dict[str, bytes]:
