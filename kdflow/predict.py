@@ -6,11 +6,11 @@ import warnings
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import pil_loader
 
 from kdflow.config import Frozen
-from kdflow.errors import UserError, one_line
+from kdflow.errors import UserError
 from kdflow.formats import form_of, preprocess, read_card
+from kdflow.stream import decode
 
 TOP = 5
 
@@ -53,15 +53,8 @@ def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool 
 
 def _opened(file: Path) -> Image.Image:
     """An image as RGB, if it is one and of at most Pillow's bound of pixels."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = pil_loader(file)  # grey, palette and CMYK become RGB
-            return image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UserError(f"{file}: more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except OSError as error:
-        reason = error.strerror if error.errno else one_line(error)
-        raise UserError(f"{file}: cannot be read as an image: {reason}") from None
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise UserError(f"{file}: cannot be read as an image: {one_line(error)}") from None
+    if not file.is_file():
+        raise UserError(f"{file}: {'is a folder, not a file' if file.is_dir() else 'no such file'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused
+        return decode(file)

@@ -52,13 +52,13 @@ def test_any_image(made, tmp_path, mode, size):
     assert sum(share for _, share in said.classes) == pytest.approx(1)
 
 
-def _bomb(file):
-    """A PNG of 300 bytes that claims 30,000 x 30,000 pixels."""
+def _bomb(file, side):
+    """A PNG of 300 bytes that claims `side` x `side` pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 90_000)))
 
 
@@ -68,15 +68,17 @@ def test_what_is_no_image_is_a_line_and_the_others_are_told(made, tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
-    _bomb(tmp_path / "bomb.png")
-    names = ["empty.jpg", "text.jpg", "cut.png", "bomb.png", "missing.jpg", "", "good.png"]
+    _bomb(tmp_path / "bomb.png", 30_000)
+    _bomb(tmp_path / "large.png", 10_000)  # of this Pillow warns only
+    names = ["empty.jpg", "text.jpg", "cut.png", "bomb.png", "missing.jpg", "", "large.png", "good.png"]
     said = predict([tmp_path / name for name in names], made / "s.safetensors")
-    assert [one.error is None for one in said] == [False] * 6 + [True]
+    assert [one.error is None for one in said] == [False] * 7 + [True]
     for name, one in zip(names[:-1], said, strict=False):
         assert one.error.startswith(f"{tmp_path / name}: ")
         assert "\n" not in one.error
-    assert "89,478,485 pixels" in said[3].error
-    assert said[4].error.endswith("No such file or directory")
+    assert "pixels" in said[3].error
+    assert said[6].error.endswith("10000 x 10000 pixels, at most 89,478,485 are allowed")
+    assert said[4].error.endswith("no such file")
 
 
 def refused(model, **options) -> str:
@@ -116,4 +118,4 @@ def test_the_command(made, tmp_path, monkeypatch, capsys):
         assert end.value.code == 1
         names = [name for name, _ in json.loads(done.out)[0]["classes"]] if options else [done.out]
         assert any("n02 hell ä" in name for name in names)
-        assert done.err == "error: b.png: cannot be read as an image: No such file or directory\n"
+        assert done.err == "error: b.png: no such file\n"
