@@ -172,8 +172,8 @@ def test_images_in_memory_and_a_student_without_teacher(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenetv2", "shufflenetv2", "vgg8", "wrn_16_2"])
-def test_every_family_leaves(weights, tmp_path, name):
+@pytest.mark.parametrize("name", ["shufflenetv2", "wrn_16_2"])
+def test_other_families_leave(weights, tmp_path, name):
     """Channel shuffles and depthwise convolutions for any number of images."""
     recipe, card = config.load_recipes(ROOT).models[name], card_of(trained.look(weights, None, None).log, ["a", "b"])
     model = fresh(recipe, 2, 32, 0)
