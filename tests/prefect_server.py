@@ -84,7 +84,7 @@ class Server:
     def state(self, run: str) -> dict:
         return httpx.get(f"{self.address}/api/flow_runs/{run}", timeout=60).json()["state"]
 
-    def ended(self, run: str, seconds: float = 400) -> dict:
+    def ended(self, run: str, seconds: float = 900) -> dict:
         """Wait for a flow run's end; returns its state."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

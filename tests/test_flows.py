@@ -335,7 +335,7 @@ def test_after_a_fault_nothing_is_left_and_the_next_sweep_finishes(server, taugh
     with contextlib.ExitStack() as stack:
         workers.append(stack.enter_context(working(server, project, "first")))
         run = server.run("sweep/any", targets=THREE, paper=PAPER)
-        wait_for(lambda: [*(project.folder / ".kdflow/runs").glob("*/*.pt*")])
+        wait_for(lambda: [*(project.folder / ".kdflow/runs").glob("*/checkpoint.safetensors")])
         time.sleep(random.uniform(0, 3))
         strike(kind, server, workers[0], run)
         if kind == "worker":
