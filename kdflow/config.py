@@ -695,6 +695,19 @@ def validated(file: Path, kind: type[T], mistakes: list[str]) -> T | None:
     return _validate(file, kind, _read_yaml(file, mistakes), "", mistakes)
 
 
+def given(where: str, kind: type[T], values: dict[str, Any]) -> T:
+    """Settings that a command was given.
+
+    Raises:
+        UserError: one line per mistake, each naming the field.
+    """
+    mistakes: list[str] = []
+    found = _validate(Path(where), kind, values, "", mistakes)
+    if found is None:
+        raise UserError("\n".join(mistakes))
+    return found
+
+
 @lru_cache(maxsize=32)
 def _parse(content: bytes) -> Any:
     # YAML 1.2 only in pure Python, at 0.1 s for the recipes: who looks at many experiments parses them once.

@@ -88,7 +88,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
             scratch=scratch,
             compute=experiment.params.compute,
         )
-        _train(f"teacher {run.architecture}", [job], experiment.params.compute)
+        train(f"teacher {run.architecture}", [job], experiment.params.compute)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
     source, origin = weights, "trained here"
     if given.file is None:
@@ -157,15 +157,28 @@ def distill(
     out: Path,
     scratch: Path,
 ) -> None:
-    """Distil the student by `method` from every seed; write weights and log of each to `out`.
+    """Distil the student by `method` from every seed; write weights and log of each to `out`."""
+    train(method, jobs(experiment, method, dataset, teacher, logits, out, scratch), experiment.params.compute)
+
+
+def jobs(
+    experiment: Experiment,
+    method: str,
+    dataset: Path,
+    teacher: Path | None,
+    logits: Path | None,
+    out: Path,
+    scratch: Path,
+) -> list[Job]:
+    """The runs of `method`, one per seed.
 
     `teacher` and `logits` are the outputs of their stages; None for methods and settings that need none.
     """
     params = experiment.params
-    jobs = []
+    found = []
     for place, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
-        jobs.append(
+        found.append(
             Job(
                 name=f"seed {seed}",
                 run=run,
@@ -180,10 +193,10 @@ def distill(
                 place=place,
             )
         )
-    _train(method, jobs, params.compute)
+    return found
 
 
-def _train(title: str, jobs: list[Job], compute: Compute) -> None:
+def train(title: str, jobs: list[Job], compute: Compute) -> None:
     """Train all, side by side or each by several processes."""
     if compute.processes > 1 or together.started_by_torchrun():
         together.run_all(title, jobs, compute.processes)

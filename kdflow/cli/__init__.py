@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from typer.exceptions import TyperException
 
-from kdflow.cli import experiment, paper, sweep, tables, teachers
+from kdflow.cli import experiment, paper, students, sweep, tables, teachers
 from kdflow.errors import UserError, one_line_errors
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (experiment, tables, paper, sweep, teachers):
+for group in (experiment, tables, paper, sweep, teachers, students):
     app.add_typer(group.app)
 
 

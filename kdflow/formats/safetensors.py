@@ -1,0 +1,53 @@
+"""safetensors: the weights by our names, the card in the header under `kdflow`.
+
+Run by kdflow, or by whoever builds the model that the card's settings describe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdflow.card import KEY, Card
+from kdflow.errors import UserError
+from kdflow.formats import Run
+from kdflow.models import create_model, load_weights
+from kdflow.views import channel_statistics, normalise
+
+SUFFIX = ".safetensors"
+
+
+def write(model: nn.Module, card: Card, path: Path) -> None:
+    """Write the model to `path`."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    path.write_bytes(safetensors.torch.save(state, {KEY: card.model_dump_json()}))
+
+
+def read(path: Path) -> str | None:
+    """The card's text."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(KEY)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: no safetensors file: {error}") from None
+
+
+def runner(path: Path, card: Card, threads: int) -> Run:
+    """The model as kdflow evaluates it, on the CPU."""
+    torch.set_num_threads(threads)
+    run = card.settings
+    model = create_model(run.architecture, run.model, run.classes, run.image_size)
+    load_weights(model, path)
+    model = model.to(memory_format=torch.channels_last).eval()
+    mean, std = channel_statistics(run.views, torch.device("cpu"))
+
+    def ask(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(normalise(images, mean, std))
+        return logits
+
+    return ask

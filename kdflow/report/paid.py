@@ -1,0 +1,137 @@
+"""Whether distillation paid: what the short way's runs measured, and how sure that is. Never imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from kdflow.config import Frozen
+from kdflow.record import RunRecord, Spread, TeacherRecord, spread
+
+ERRORS = 2.0  # so many standard errors are more than noise
+
+
+class Gain(Frozen):
+    """A method against cross-entropy alone, seed by seed, in percentage points.
+
+    `standard_error` is the larger of two: of the difference of two accuracies on so many test images (binomial, and as
+    if of different images, so rather too large), and of the mean over seeds. More seeds do not lessen the first.
+    """
+
+    gain: Spread
+    test_images: int
+    standard_error: float
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        g, n = (
+            self.gain,
+            f"n = {self.gain.n}, {self.test_images:,} test images, standard error {self.standard_error:.2f}",
+        )
+        points = f"{g.signed} points against cross-entropy alone ({n})"
+        if abs(g.mean) <= ERRORS * self.standard_error:
+            return f"Whether distillation paid cannot be told from noise: {points}."
+        word = "paid" if g.mean > 0 else "cost accuracy"
+        alone = "; one seed, so the spread of seeds is not known" if g.n == 1 else ""
+        return f"Distillation {word}: {points}{alone}."
+
+
+def gain(runs: Sequence[RunRecord], alone: Sequence[RunRecord], test_images: int) -> Gain:
+    """The gain of `runs` over those of cross-entropy of the same seeds."""
+    pairs = list(zip(runs, alone, strict=True))
+    found = spread([run.last.top1 - other.last.top1 for run, other in pairs])
+    shares = [spread([record.last.top1 for record in records]).mean / 100 for records in (runs, alone)]
+    images = 100 * math.sqrt(sum(p * (1 - p) for p in shares) / test_images)
+    seeds = 0.0 if found.std is None else found.std / math.sqrt(found.n)
+    return Gain(gain=found, test_images=test_images, standard_error=max(images, seeds))
+
+
+class Model(Frozen):
+    """A model of the summary: parameters, FLOPs of an image, accuracy in percent; where its weights are."""
+
+    role: str
+    model: str
+    params: int
+    flops: int
+    top1: Spread
+    agreement: Spread | None
+    weights: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Summary(Frozen):
+    """What came of a distillation; `stamp` says at which budget, where that is less than a full one."""
+
+    dataset: str
+    classes: int
+    image_size: int
+    train_images: int
+    test_images: int
+    epochs: int
+    stamp: str
+    teacher_source: str
+    models: Annotated[tuple[Model, ...], Field(strict=False, min_length=2)]
+    gain: Gain | None
+
+    @property
+    def title(self) -> str:
+        """The data, and for how long it was learned from."""
+        return (
+            f"{self.dataset}: {self.classes} classes at {self.image_size} px, {self.train_images:,} training and "
+            f"{self.test_images:,} test images, {self.epochs} epochs"
+        )
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that says whether it paid, as far as that can be known."""
+        if self.gain is None:
+            return "Whether distillation paid is not known: --compare trains the student on the labels alone as well."
+        return self.gain.verdict
+
+    @property
+    def smaller(self) -> str:
+        """The student against the teacher."""
+        teacher, student = self.models[:2]
+        params, flops = teacher.params / student.params, teacher.flops / student.flops
+        return f"{student.model} has 1/{params:.1f} of {teacher.model}'s parameters and 1/{flops:.1f} of its FLOPs."
+
+
+HEAD = ("", "Model", "Test top-1 %", "As teacher %", "Params 1e6", "GFLOPs")
+
+
+def rows(summary: Summary) -> list[tuple[str, ...]]:
+    """A row of `HEAD` per model."""
+    return [
+        (
+            one.role,
+            one.model,
+            str(one.top1),
+            str(one.agreement) if one.agreement else "",
+            f"{one.params / 1e6:.3f}",
+            f"{one.flops / 1e9:.3f}",
+        )
+        for one in summary.models
+    ]
+
+
+def teacher_row(model: str, found: TeacherRecord, cost: tuple[int, int], weights: str) -> Model:
+    """The teacher's row."""
+    top1, (params, flops) = spread([found.accuracy.top1]), cost
+    return Model(role="teacher", model=model, params=params, flops=flops, top1=top1, agreement=None, weights=(weights,))
+
+
+def student_row(method: str, runs: Sequence[RunRecord], cost: tuple[int, int], weights: Sequence[str]) -> Model:
+    """A student's row."""
+    same, (params, flops) = [run.agreement for run in runs if run.agreement is not None], cost
+    return Model(
+        role=f"student, {method}",
+        model=runs[0].settings.architecture,
+        params=params,
+        flops=flops,
+        top1=spread([run.last.top1 for run in runs]),
+        agreement=spread(same) if same else None,
+        weights=tuple(weights),
+    )

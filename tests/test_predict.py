@@ -1,0 +1,121 @@
+"""What an exported student says of images: the same as in testing, of any image, and one line of what is none."""
+
+import json
+import shutil
+import struct
+import sys
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+from shipped import STUDENT, fresh, make
+
+from kdflow import cli, export, latency, trained
+from kdflow.data import load
+from kdflow.errors import UserError
+from kdflow.evaluate import predict as logits_of
+from kdflow.predict import predict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a student's weights below it, and the student as s.safetensors and s.pt2."""
+    folder = tmp_path_factory.mktemp("predict")
+    found = trained.look(make(folder), None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SHORTEST", 0.0)
+        export.export(found, "safetensors", folder / "s.safetensors", 1)
+    return folder
+
+
+def test_it_is_what_testing_says(made):
+    run = trained.look(made / "data/students/kd/seed0.safetensors", None, None).log.settings
+    test = load(made / "data/tree.h5", run.train_images, CPU).test
+    shares = logits_of(fresh(STUDENT, 2, 32, 0), test, run.views).double().softmax(1)
+    said = predict([test.folder / path.decode() for path in test.paths.tolist()], made / "s.safetensors")
+    names = ["n01 dark", "n02 hell ä"]
+    for one, expected in zip(said, shares, strict=True):
+        assert [name for name, _ in one.classes] == [names[i] for i in expected.argsort(descending=True)]
+        assert [share for _, share in one.classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
+@pytest.mark.parametrize("size", [(1, 1), (300, 2)])
+def test_any_image(made, tmp_path, mode, size):
+    file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    Image.new(mode, size).save(file)
+    (said,) = predict([file], made / "s.safetensors")
+    assert said.error is None
+    assert sum(share for _, share in said.classes) == pytest.approx(1)
+
+
+def _bomb(file, side):
+    """A PNG of 300 bytes that claims `side` x `side` pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 90_000)))
+
+
+def test_what_is_no_image_is_a_line_and_the_others_are_told(made, tmp_path):
+    good = tmp_path / "good.png"
+    Image.new("RGB", (40, 50)).save(good)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
+    _bomb(tmp_path / "bomb.png", 30_000)
+    _bomb(tmp_path / "large.png", 10_000)  # of this Pillow warns only
+    names = ["empty.jpg", "text.jpg", "cut.png", "bomb.png", "missing.jpg", "", "large.png", "good.png"]
+    said = predict([tmp_path / name for name in names], made / "s.safetensors")
+    assert [one.error is None for one in said] == [False] * 7 + [True]
+    for name, one in zip(names[:-1], said, strict=False):
+        assert one.error.startswith(f"{tmp_path / name}: ")
+        assert "\n" not in one.error
+    assert "pixels" in said[3].error
+    assert said[6].error.endswith("10000 x 10000 pixels, at most 89,478,485 are allowed")
+    assert said[4].error.endswith("no such file")
+
+
+def refused(model, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        predict([], model, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_that_are_no_exported_students(made, tmp_path):
+    assert refused(tmp_path).endswith("is a folder, not a file")
+    assert refused(tmp_path / "a.onnx").endswith("no such file")
+    assert "has no card" in refused(made / "data/teacher/model.safetensors")
+    for suffix in (".onnx", ".pt2", ".safetensors"):
+        file = tmp_path / f"noise{suffix}"
+        file.write_bytes(b"\x08\x07" * 500)
+        assert str(file) in refused(file, trusted=True)
+    (tmp_path / "a.h5").touch()
+    assert refused(tmp_path / "a.h5").endswith("its name ends with none of .onnx, .safetensors, .pt2")
+
+
+def test_a_cut_file(made, tmp_path):
+    file = tmp_path / "s.safetensors"
+    file.write_bytes((made / "s.safetensors").read_bytes()[:-100])
+    assert str(file) in refused(file)
+
+
+def test_the_command(made, tmp_path, monkeypatch, capsys):
+    shutil.copy(made / "s.safetensors", tmp_path)
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for options in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["kdflow", "predict", "a.png", "b.png", "--model", "s.safetensors", *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        done = capsys.readouterr()
+        assert end.value.code == 1
+        names = [name for name, _ in json.loads(done.out)[0]["classes"]] if options else [done.out]
+        assert any("n02 hell ä" in name for name in names)
+        assert done.err == "error: b.png: no such file\n"
