@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdflow import cli, config, cost
+from kdflow import config, cost
+from kdflow.cli import experiment
 from kdflow.cost import Cost
 from kdflow.errors import UserError
 from kdflow.models import create_model
@@ -268,7 +269,7 @@ def test_the_command_cuts_off_no_digit(pairs):
 
 
 def test_the_command_in_json_has_every_digit(capsys):
-    cli.cost(["resnet20", "resnet8"], "cifar100", ROOT, as_json=True)
+    experiment.cost(["resnet20", "resnet8"], "cifar100", ROOT, as_json=True)
     teacher, student = json.loads(capsys.readouterr().out)
     counted = {"params": 276756, "flops": 81637888, "paper_flops": 81637888}
     assert teacher == {"model": "resnet20", **counted, "compression": None, "speed_up": None, "paper_speed_up": None}
@@ -276,7 +277,7 @@ def test_the_command_in_json_has_every_digit(capsys):
 
 
 def test_the_command_takes_the_dataset_of_params(capsys):
-    cli.cost(["resnet8"], root=ROOT)
+    experiment.cost(["resnet8"], root=ROOT)
     assert capsys.readouterr().out.startswith("digits: 3 x 16 x 16 ")
 
 
