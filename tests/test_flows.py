@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -16,6 +17,7 @@ import pytest
 from prefect_server import Server, Worker
 from processes import children
 from test_end_to_end import Project, copy_of
+from test_page import BROWSER, browser
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +147,16 @@ def test_tables_progress_and_output_are_there_to_be_seen(server, swept):
     shown = server.artifacts(run)
     assert "KD+CutMix" in shown["table1-table"]["data"] and shown["progress"]["data"] == 100.0
     assert "kd seed 0" in server.log(run), "what the stages print"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
+def test_prefects_page_shows_the_sweep(server, swept, tmp_path):
+    page, wait = f"{server.address}/runs/flow-run/{swept[1]}", "--virtual-time-budget=20000"
+    picture = Path(os.environ.get("KDFLOW_SCREENSHOT", tmp_path / "sweep.png"))
+    seen = browser(tmp_path, wait, "--dump-dom", page)
+    assert all(word in seen for word in ("Completed", "sweep", "Task Runs", "Artifacts"))
+    browser(tmp_path, wait, "--window-size=1400,700", f"--screenshot={picture}", page)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_sweep_again_runs_nothing(server, swept):
