@@ -145,7 +145,7 @@ def some(images: Images, at_most: int) -> Images:
     kept.sort()
     if isinstance(images, ImageSet):
         return ImageSet(images.images[torch.from_numpy(kept)], images.labels[torch.from_numpy(kept)])
-    return dataclasses.replace(images, paths=images.paths[kept], labels=images.labels[torch.from_numpy(kept)])
+    return dataclasses.replace(images, files=images.files.take(kept), labels=images.labels[torch.from_numpy(kept)])
 
 
 def verify(model: nn.Module, run: Run, card: Card, test: Images) -> Verified:

@@ -44,6 +44,10 @@ class Listing:
         """Some of the files."""
         return Listing(self.paths[kept], self.sizes[kept], self.labels[kept])
 
+    def open(self, folder: Path, place: int) -> Path | io.BytesIO:
+        """One of the files, to be decoded."""
+        return folder / os.fsdecode(self.paths[place])
+
     def update(self, digest: hashlib._Hash) -> None:
         """Add path, size and label of every file."""
         rows = zip(self.paths.tolist(), self.sizes.tolist(), self.labels.tolist(), strict=True)
@@ -65,6 +69,42 @@ class Listing:
                 raise UserError(f"{file}: has {found} bytes, {size} when it was listed; {AGAIN}")
 
 
+@dataclass(frozen=True)
+class Archived(Listing):
+    """Files of one split that are still in a tar: `archive`, relative to the folder, and their offsets [n] in it.
+
+    Paths, sizes and labels are those of the files once unpacked, and so is the hash.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    archive: str
+
+    def take(self, kept: npt.NDArray[np.intp]) -> Archived:
+        """Some of the files."""
+        return Archived(self.paths[kept], self.sizes[kept], self.labels[kept], self.offsets[kept], self.archive)
+
+    def open(self, folder: Path, place: int) -> Path | io.BytesIO:
+        """One of the files, to be decoded."""
+        with (folder / self.archive).open("rb", buffering=0) as file:
+            file.seek(int(self.offsets[place]))
+            return io.BytesIO(file.read(int(self.sizes[place])))
+
+    def check(self, folder: Path) -> None:
+        """Look whether the archive is in `folder` and long enough.
+
+        Raises:
+            UserError: it is not.
+        """
+        file = folder / self.archive
+        end = int((self.offsets + self.sizes).max())
+        try:
+            found = file.stat().st_size
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}, but its images were listed; {AGAIN}") from None
+        if found < end:
+            raise UserError(f"{file}: has {found} bytes, at least {end} when it was listed; {AGAIN}")
+
+
 AGAIN = "`dvc repro -f prepare` lists the folder that data_folder names anew"
 
 
@@ -73,7 +113,7 @@ class ImageFiles:
     """One split as files, with its labels on the device; `workers` processes read them, 0: this one does."""
 
     folder: Path
-    paths: npt.NDArray[Any]
+    files: Listing
     labels: Int64[Tensor, " n"]
     image_size: int
     workers: int
@@ -94,7 +134,7 @@ class ImageFiles:
     def _read(self, batches: Iterable[Wanted], transform: nn.Module) -> Iterator[Tensor]:
         device = self.labels.device
         loader = DataLoader(
-            _Decoded(self.folder, self.paths, transform),
+            _Decoded(self.folder, self.files, transform),
             sampler=batches,  # a batch is one item: a worker makes all of it
             batch_size=None,
             num_workers=self.workers,
@@ -112,8 +152,8 @@ class ImageFiles:
 class _Decoded(Dataset[Tensor | UserError]):
     """What a worker does: batches of views [b, 3, size, size] uint8 on the CPU."""
 
-    def __init__(self, folder: Path, paths: npt.NDArray[Any], transform: nn.Module) -> None:
-        self.folder, self.paths, self.transform = folder, paths, transform
+    def __init__(self, folder: Path, files: Listing, transform: nn.Module) -> None:
+        self.folder, self.files, self.transform = folder, files, transform
 
     def __getitem__(self, wanted: Wanted) -> Tensor | UserError:
         try:
@@ -123,8 +163,7 @@ class _Decoded(Dataset[Tensor | UserError]):
             return error  # raised here, a worker's traceback would become part of its text
 
     def _view(self, place: int, seed: int) -> Tensor:
-        file = self.folder / os.fsdecode(self.paths[place])
-        image = decode(file)
+        image = decode(self.files.open(self.folder, place), str(self.folder / os.fsdecode(self.files.paths[place])))
         torch.default_generator.manual_seed(seed)
         view: Tensor = self.transform(image)
         return view

@@ -21,7 +21,7 @@ from kdflow.evaluate import predict
 from kdflow.feed import feed_of
 from kdflow.progress import Event, Update
 from kdflow.step import new_learner
-from kdflow.stream import ImageFiles
+from kdflow.stream import ImageFiles, Listing
 from kdflow.views import channel_statistics, normalise
 
 TOGETHER = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick")
@@ -110,7 +110,9 @@ def check_files(folder: Path) -> None:
         for i, path in enumerate(paths):
             Image.new("RGB", (20 + i, 15), (30 * i, 200 - 20 * i, 9 * i)).save(folder / path)
     dist.barrier()
-    files = ImageFiles(folder, np.array(paths, "S"), torch.arange(7), 8, workers=0)
+    files = ImageFiles(
+        folder, Listing(np.array(paths, "S"), np.zeros(7, int), np.arange(7)), torch.arange(7), 8, workers=0
+    )
     views = VIEWS.model_copy(update={"crop": 0, "resize": Resize(side=9, area=(0.2, 1.0))})
     plan = draw_plan(0, 0, 7, 4, 8, views, None, CPU)
     for batch, places in zip(feed_of(files, views)(plan), plan.order.split(4), strict=True):

@@ -191,7 +191,7 @@ def test_processes_that_read_are_as_many_as_asked_or_as_there_are_cores(root):
 
 
 def test_choices_are_the_modules_of_a_package():
-    assert config.choices("data") == ["cifar100", "digits", "image_folder", "tiny_imagenet"]
+    assert config.choices("data") == ["cifar100", "digits", "image_folder", "imagenet", "tiny_imagenet"]
     assert "cutmix" in config.choices("views")
     assert "__init__" not in config.choices("models")
 

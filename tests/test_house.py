@@ -20,7 +20,7 @@ TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 LAYERS = (
     {"", "errors", "files"},  # "" is kdflow itself: its version
     {"config"},
-    {"record", "progress", "stream", "distributed", "plan", "weights"},
+    {"archives", "record", "progress", "stream", "distributed", "plan", "weights"},
     {"card", "cells"},
     {"job", "data", "download", "foreign", "models", "precision", "views"},
     {"cost", "features", "formats", "own"},

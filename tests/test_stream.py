@@ -52,7 +52,7 @@ def plan_of(run: RunSettings, epoch: int = 0) -> EpochPlan:
 
 def slowly(images: ImageFiles, place: int, steps: list[torch.nn.Module]) -> torch.Tensor:
     """One view, normalised in float64."""
-    with Image.open(images.folder / images.paths[place].decode()) as image:
+    with Image.open(images.folder / images.files.paths[place].decode()) as image:
         pixels = image.convert("RGB")
     for step in steps:
         pixels = step(pixels)

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdflow import files
 from kdflow.config import Data, Views
 from kdflow.errors import UserError, one_line
-from kdflow.stream import ImageFiles, Listing
+from kdflow.stream import Archived, ImageFiles, Listing
 
 SPLITS = ("train", "test")
 
@@ -125,13 +125,13 @@ def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
                 file.attrs["image_size"] = image_size
             for key in SPLITS:
                 for part, values in vars(getattr(splits, key)).items():
-                    file.create_dataset(f"{key}/{part}", data=values)
+                    file[f"{key}/{part}"] = values
     return digest
 
 
 def _reserve(file: Path, splits: Splits, more: int) -> None:
     """Take the space on disk at once, and so much more: HDF5's own writing may crash on a full disk."""
-    size = sum(values.nbytes for key in SPLITS for values in vars(getattr(splits, key)).values())
+    size = sum(np.asarray(values).nbytes for key in SPLITS for values in vars(getattr(splits, key)).values())
     with file.open("r+b") as raw:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(raw.fileno(), 0, size + more)
@@ -175,10 +175,10 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
     """
     try:
         with h5py.File(path, "r") as file:
-            kind = Listing if "folder" in file.attrs else Split
-            train, test = (kind(*(file[key][f.name][:] for f in fields(kind))) for key in SPLITS)
+            kind = Archived if "offsets" in file["train"] else Listing if "folder" in file.attrs else Split
+            train, test = (kind(*(_value(file[key][field.name]) for field in fields(kind))) for key in SPLITS)
             splits = Splits(train, test, list(file.attrs["classes"]))
-            place = _place(file.attrs) if kind is Listing else None
+            place = None if kind is Split else _place(file.attrs)
             expected = str(file.attrs["sha256"])
         found = _digest(splits)
     except FileNotFoundError:
@@ -191,6 +191,10 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
         train = train.take(np.sort(balanced_order(train.labels)[:train_images]))
     on_device = [_to_device(split, place, device, workers) for split in (train, test)]
     return Loaded(on_device[0], on_device[1], splits.class_names, expected)
+
+
+def _value(stored: h5py.Dataset) -> Any:
+    return stored[:] if stored.shape else stored.asstr()[()]
 
 
 def _place(attributes: Any) -> tuple[Path, int]:
@@ -218,7 +222,7 @@ def _to_device(split: Split | Listing, place: tuple[Path, int] | None, device: t
     assert place is not None
     folder, image_size = place
     split.check(folder)
-    return ImageFiles(folder, split.paths, labels, image_size, workers)
+    return ImageFiles(folder, split, labels, image_size, workers)
 
 
 def _check(spec: Data, splits: Splits, wanted: int | None) -> None:

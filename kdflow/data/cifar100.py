@@ -6,15 +6,15 @@ else, so a file from anywhere can be wrong but cannot run code; nothing is unpac
 
 from __future__ import annotations
 
-import hashlib
+import gzip
 import io
 import pickle
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdflow import archives
 from kdflow.config import Data
 from kdflow.data import Split, Splits, download
 from kdflow.errors import UserError, one_line
@@ -22,6 +22,7 @@ from kdflow.errors import UserError, one_line
 FOLDER = "cifar-100-python"
 ARCHIVE = FOLDER + ".tar.gz"
 PARTS = ("train", "test", "meta")
+LARGEST = 2**28  # bytes of one member: train, the largest, has 155 MB
 
 
 def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:
@@ -50,24 +51,17 @@ def _find(folder: Path, spec: Data) -> dict[str, bytes]:
 
 
 def _from_archive(archive: Path, spec: Data) -> dict[str, bytes]:
-    if spec.md5 is None:
-        raise UserError(f"recipes/datasets.yaml: md5 is needed to check {archive}")
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != spec.md5:
-        raise UserError(f"{archive}: md5 is {found}, expected {spec.md5}: damaged, cut short, or another archive")
-    try:
-        with tarfile.open(archive) as tar:
-            return {name: _member(tar, f"{FOLDER}/{name}") for name in PARTS}
-    except (tarfile.TarError, KeyError, EOFError) as error:
-        raise UserError(f"{archive}: not the archive of CIFAR-100: {one_line(error)}") from None
-
-
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is not a file")
-    return file.read()
+    archives.check_md5(archive, spec.md5)
+    guard = archives.Guard(str(archive), FOLDER, LARGEST)
+    parts: dict[str, bytes] = {}
+    with gzip.open(archive) as file:
+        for name, info in archives.tar_members(file, guard):
+            if name in PARTS:
+                parts[name] = archives.content(file, info, str(archive))
+    missing = [name for name in PARTS if name not in parts]
+    if missing:
+        raise UserError(f"{archive}: not the archive of CIFAR-100: {FOLDER}/{missing[0]} is not in it")
+    return parts
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -6,7 +6,6 @@ Nothing is unpacked to disk: the zip's members are read in place.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zipfile
@@ -18,6 +17,7 @@ from stat import S_ISLNK
 import numpy as np
 import numpy.typing as npt
 
+from kdflow import archives
 from kdflow.config import Data
 from kdflow.data import Split, Splits, download
 from kdflow.errors import UserError, one_line
@@ -55,12 +55,7 @@ def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:
 
 
 def _from_archive(archive: Path, spec: Data) -> Splits:
-    if spec.md5 is None:
-        raise UserError(f"recipes/datasets.yaml: md5 is needed to check {archive}")
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != spec.md5:
-        raise UserError(f"{archive}: md5 is {found}, expected {spec.md5}: damaged, cut short, or another archive")
+    archives.check_md5(archive, spec.md5)
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _members(archive, opened)
@@ -70,24 +65,13 @@ def _from_archive(archive: Path, spec: Data) -> Splits:
 
 
 def _members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by their names within it; one that no honest archive has is refused."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in opened.infolist():
-        path = PurePosixPath(info.filename)
-        why = None
-        if path.is_absolute() or ".." in path.parts or "\\" in info.filename or path.parts[:1] != (FOLDER,):
-            why = f"is outside of {FOLDER}/"
-        elif S_ISLNK(info.external_attr >> 16):
-            why = "is a link"
-        elif info.file_size > LARGEST:
-            why = f"would have {info.file_size:,} bytes, {LARGEST:,} allowed"
-        elif str(path) in members:
-            why = "is there twice"
-        if why is not None:
-            raise UserError(f"{archive}: refused: {info.filename!r} {why}")
-        if not info.is_dir():
-            members[str(path)] = info
-    return {name.removeprefix(FOLDER + "/"): info for name, info in members.items()}
+    """The archive's files by their names within it."""
+    guard = archives.Guard(str(archive), FOLDER, LARGEST)
+    named = {
+        guard.add(info.filename, info.file_size, link=S_ISLNK(info.external_attr >> 16)): info
+        for info in opened.infolist()
+    }
+    return {name: info for name, info in named.items() if not info.is_dir()}
 
 
 def _splits(source: str, names: list[str], content: Read, spec: Data) -> Splits:

@@ -1,5 +1,6 @@
 """The reader of CIFAR-100: right pixels from any form of the source, one line for every wrong one."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -282,6 +283,39 @@ def test_archive_whose_member_is_missing_or_a_directory_is_refused(tmp_path, kin
             tar.addfile(entry)
     spec = _with(SPEC, md5=hashlib.md5(archive.read_bytes()).hexdigest())
     _refused(ARCHIVE, f"{FOLDER}/test", spec=spec, folder=packed, tmp_path=tmp_path)
+
+
+LINK = tarfile.TarInfo(f"{FOLDER}/link")
+LINK.type, LINK.linkname = tarfile.SYMTYPE, "/etc/passwd"
+HUGE = tarfile.TarInfo(f"{FOLDER}/huge")
+HUGE.size = 2**40
+LONG = tarfile.TarInfo("long")
+LONG.type, LONG.size = tarfile.GNUTYPE_LONGNAME, 2**32
+HOSTILE = {
+    tarfile.TarInfo("../evil"): "is outside of cifar-100-python/",
+    tarfile.TarInfo(f"{FOLDER}/../../evil"): "is outside of",
+    tarfile.TarInfo("/tmp/evil"): "is outside of",
+    tarfile.TarInfo("elsewhere/evil"): "is outside of",
+    LINK: "is a link",
+    tarfile.TarInfo(f"{FOLDER}/train"): "is there twice",
+    HUGE: "would have 1,099,511,627,776 bytes",
+    LONG: "a header of 4,294,967,296 bytes",
+}
+
+
+@pytest.mark.parametrize("entry", HOSTILE, ids=lambda entry: entry.name)
+def test_archive_with_a_hostile_member_is_refused_and_nothing_is_written(tmp_path, entry):
+    _write(tmp_path / "source")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    _pack(tmp_path / "source", packed / ARCHIVE)
+    plain = gzip.decompress((packed / ARCHIVE).read_bytes()).rstrip(b"\0")
+    plain += bytes(-len(plain) % 512) + entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (packed / ARCHIVE).write_bytes(gzip.compress(plain))
+    spec = _with(SPEC, md5=hashlib.md5((packed / ARCHIVE).read_bytes()).hexdigest())
+    before = sorted(tmp_path.rglob("*"))
+    _refused(ARCHIVE, HOSTILE[entry], spec=spec, folder=packed, tmp_path=tmp_path)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path != tmp_path / "out"] == before
 
 
 def test_archive_with_a_pickle_that_would_run_code_is_refused(tmp_path):

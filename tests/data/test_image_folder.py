@@ -36,7 +36,7 @@ def refused(call) -> str:
 
 
 def names(images):
-    return [path.decode() for path in images.paths.tolist()]
+    return [path.decode() for path in images.files.paths.tolist()]
 
 
 def test_the_list_is_the_tree(source, tmp_path):
