@@ -30,10 +30,12 @@ def scratch() -> Path:
 
 def prepare(experiment: Experiment, out: Path, downloads: Path, note: Path | None = None) -> Prepared:
     """Write the dataset in hand to `out`, and what is to be known of it to `note`."""
-    from kdflow import data, own
+    from kdflow import data
 
     params = experiment.params
     if isinstance(params.dataset, Folder):
+        from kdflow import own  # which brings all of torchvision
+
         found = own.prepare(params.dataset, experiment.own, out)
     else:
         dataset = experiment.dataset

@@ -23,7 +23,6 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from kdflow.config import Views
 from kdflow.errors import UserError, one_line
@@ -203,6 +202,8 @@ def transforms(views: Views, size: int, *, training: bool) -> nn.Module:
     Raises:
         UserError: the settings do not say how.
     """
+    from torchvision.transforms import v2  # 160 MB and a second that only images in files need
+
     resize = views.resize
     if resize is None:
         raise UserError("recipes/datasets.yaml: views.resize is needed: these images are files of any size")

@@ -4,14 +4,16 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import zipfile
-from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from factories import ROOT
 from PIL import Image
 
-from kdflow import config
 from kdflow.config import Data
 from kdflow.data import prepare, tiny_imagenet
 from kdflow.errors import UserError
@@ -143,15 +145,33 @@ def test_fewer_training_images_will_do_where_no_more_are_asked_for(members, tmp_
         prepare("t", SPEC, folder, tmp_path, tmp_path / "t.h5", wanted=9)
 
 
+PREPARE = """
+import resource, sys
+from pathlib import Path
+from kdflow import config
+from kdflow.data import prepare
+
+spec = config.load_recipes(Path(sys.argv[1])).datasets["tiny_imagenet"].data
+prepare("tiny_imagenet", spec, Path(sys.argv[2]), Path("."), Path("t.h5"), wanted=40_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
 @pytest.mark.slow
 def test_the_real_images(tmp_path):
-    """40,000 of its training images and all of its validation images: counts and hash."""
+    """40,000 of its training images and all of its validation images: counts and hash; all would fit into 2 GiB."""
     given = os.environ.get("KDFLOW_TINY_IMAGENET")
     if not given:
         pytest.skip("KDFLOW_TINY_IMAGENET names no tiny-imagenet-200/ with 200 training images a class")
-    spec = config.load_recipes(Path(__file__).parents[2]).datasets["tiny_imagenet"].data
-    digest = prepare("tiny_imagenet", spec, Path(given), tmp_path, tmp_path / "t.h5", wanted=40_000)
-    assert digest == REAL
+    command = [sys.executable, "-c", PREPARE, str(ROOT), given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    with h5py.File(tmp_path / "t.h5") as file:
+        shapes = {part: file[f"{part}/images"].shape for part in ("train", "test")}
+        assert shapes == {"train": (40_000, 64, 64, 3), "test": (10_000, 64, 64, 3)}
+        assert set(np.bincount(file["train/labels"])) == {200}
+        assert set(np.bincount(file["test/labels"])) == {50}
+        assert file.attrs["sha256"] == REAL
+    assert int(done.stdout.split()[-1]) + 60_000 * 64 * 64 * 3 < 2 * 2**30
 
 
 REAL = "48a59cfa71d4109d984378244d9ba3d5ef4a059d960c03b2e905e95a9f4e08fd"
