@@ -155,7 +155,7 @@ def test_prefects_page_shows_the_sweep(server, swept, tmp_path):
     picture = Path(os.environ.get("KDFLOW_SCREENSHOT", tmp_path / "sweep.png"))
     seen = browser(tmp_path, wait, "--dump-dom", page)
     assert all(word in seen for word in ("Completed", "sweep", "Task Runs", "Artifacts"))
-    browser(tmp_path, wait, "--window-size=1400,700", f"--screenshot={picture}", page)
+    browser(tmp_path, wait, "--window-size=1400,510", f"--screenshot={picture}", page)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 def browser(folder, *arguments):
     rules = [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page loads anything from elsewhere
         "--no-sandbox",
         "--disable-gpu",
         f"--user-data-dir={folder}/profile",
