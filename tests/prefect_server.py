@@ -72,17 +72,26 @@ class Server:
         return done.stdout + done.stderr
 
     def ask(self, path: str, **json: object) -> httpx.Response:
-        return httpx.post(f"{self.address}/api/{path}", json=json, timeout=60)
+        return self._call("POST", path, json)
+
+    def _call(self, method: str, path: str, json: object = None) -> httpx.Response:
+        """Ask again while the server is too busy for its database, as Prefect's own client does."""
+        for _ in range(10):
+            answer = httpx.request(method, f"{self.address}/api/{path}", json=json, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
+        return answer
 
     def run(self, deployment: str, **parameters: object) -> str:
         """Have a deployment run; returns the flow run's id."""
-        found = httpx.get(f"{self.address}/api/deployments/name/{deployment}", timeout=60).json()
+        found = self._call("GET", f"deployments/name/{deployment}").json()
         answer = self.ask(f"deployments/{found['id']}/create_flow_run", parameters=parameters)
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
     def state(self, run: str) -> dict:
-        return httpx.get(f"{self.address}/api/flow_runs/{run}", timeout=60).json()["state"]
+        return self._call("GET", f"flow_runs/{run}").json()["state"]
 
     def ended(self, run: str, seconds: float = 900) -> dict:
         """Wait for a flow run's end; returns its state."""
