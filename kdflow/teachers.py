@@ -31,7 +31,10 @@ Url = Annotated[str, Field(pattern="^https?://[^ ]+$")]
 
 
 class Entry(Frozen):
-    """One teacher. Where `torchvision` names weights, they say where they are, how large, and what they measure."""
+    """One teacher. Where `torchvision` names weights, they say where they are, how large, and what they measure.
+
+    `size` is in bytes, exactly or at most. Without `sha256`, where nobody states it, what the addresses give is taken.
+    """
 
     dataset: str
     architecture: str
@@ -46,8 +49,9 @@ class Entry(Frozen):
     @model_validator(mode="after")
     def _is_known(self) -> Entry:
         own = [key for key in ("sha256", "size", "top1") if getattr(self, key) is not None]
-        if self.torchvision is None and len(own) < 3:
-            raise ValueError("sha256, size and top1 are needed, or torchvision")
+        known = {"size", "top1"} <= set(own) and (self.sha256 is not None or self.urls)
+        if self.torchvision is None and not known:
+            raise ValueError("size, top1 and sha256 are needed, or torchvision; urls where nobody states the hash")
         if self.torchvision is not None and (own or self.urls):
             raise ValueError(f"torchvision says {', '.join([*own, *(['urls'] if self.urls else [])])} itself")
         return self
@@ -56,8 +60,8 @@ class Entry(Frozen):
     def wanted(self) -> Wanted:
         """What is to be downloaded; of torchvision's, the hash as far as the file's name has it."""
         if self.torchvision is None:
-            assert self.sha256 is not None and self.size is not None
-            return Wanted(self.urls, self.sha256, self.size)
+            assert self.size is not None
+            return Wanted(self.urls, self.sha256 or "", self.size)
         import torchvision
 
         try:
@@ -107,6 +111,10 @@ class Registry:
     def file(self, name: str) -> Path:
         """Where its weights are, or would be."""
         return self.folder / f"{name}.weights"
+
+    def has_no_hash(self, name: str) -> bool:
+        """Whether it is a teacher whose publisher states no hash, so that any file may be it."""
+        return name in self.entries and not self.entries[name].wanted.sha256
 
     def model(self, entry: Entry) -> nn.Module:
         """Its architecture, with fresh weights."""
@@ -167,7 +175,12 @@ def take(registry: Registry, name: str) -> Mapped:
                 raise UserError(f"{name}: has no address; `kdflow teachers import FILE` takes a file with its hash")
             with Display("fetch") as display:
                 fetch(entry.wanted, file, display)
-    return foreign.load_weights(registry.model(entry), file, entry.wanted.sha256)
+    try:
+        return foreign.load_weights(registry.model(entry), file, entry.wanted.sha256)
+    except UserError:
+        if registry.has_no_hash(name):  # nothing else would tell the next attempt that it is not the file
+            file.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -199,8 +212,8 @@ class About:
         return Entry(**own, sha256=sha256, size=size)
 
 
-def adopt(registry: Registry, source: Path, about: About | None) -> tuple[str, Mapped]:
-    """Take a file that is there: as the teacher whose hash it has, else as a new one.
+def adopt(registry: Registry, source: Path, about: About | str | None) -> tuple[str, Mapped]:
+    """Take a file that is there: as the teacher whose hash it has, or that is named and has none, else as a new one.
 
     Returns its name and what was mapped.
 
@@ -211,17 +224,21 @@ def adopt(registry: Registry, source: Path, about: About | None) -> tuple[str, M
 
     size = weights.check_is_file(source)
     sha256 = files.sha256(source)
-    name = next((key for key, entry in registry.entries.items() if sha256.startswith(entry.wanted.sha256)), None)
-    new = None
-    if name is None:
-        if about is None:
-            raise UserError(
-                f"{source}: no teacher that is known has its sha256, {sha256}; "
-                "give --name, --dataset, --architecture and --top1"
-            )
+    hashes = {key: entry.wanted.sha256 for key, entry in registry.entries.items()}
+    name = next((key for key, known in hashes.items() if known and sha256.startswith(known)), None)
+    new, given = None, about.name if isinstance(about, About) else about
+    if name is not None:
+        if given not in (None, name):
+            raise UserError(f"{source}: is {name}, by its sha256; import it without --name")
+    elif isinstance(about, About):
         name, new = about.name, about.entry(registry, sha256, size)
-    elif about is not None and about.name != name:
-        raise UserError(f"{source}: is {name}, by its sha256; import it without --name")
+    elif about is not None:
+        name = about
+    else:
+        raise UserError(
+            f"{source}: no teacher that is known has its sha256, {sha256}; "
+            "give --name, --dataset, --architecture and --top1"
+        )
     mapped = foreign.load_weights(registry.model(new or registry.entries[name]), source, sha256)
     with files.held(registry.folder, "these teachers", print):
         with files.replacing(registry.file(name)) as beside:

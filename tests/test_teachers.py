@@ -189,6 +189,37 @@ def test_a_new_file_is_imported_remembered_and_measured(kdflow, project, weights
     refused(kdflow("fetch", "mine_too"), "mine_too: has no address; `kdflow teachers import FILE`")
 
 
+def test_a_teacher_without_a_hash_is_taken_as_it_comes_and_measured(kdflow, project, weights, tmp_path):
+    entry = YAML(typ="safe").load(project / "recipes/teachers.yaml")["small"]
+    del entry["sha256"]
+    write(project, small=entry)
+    code, said, _ = kdflow("fetch", "small")
+    assert code == 0 and "nobody states its hash" in said
+    assert f"teacher_weights.sha256={hashlib.sha256(weights[0].read_bytes()).hexdigest()}" in said, "from here on known"
+    assert "OK" in kdflow("verify", "small")[1]
+    file = tmp_path / "mine.pt"
+    torch.save(torch.load(weights[0])["net"], file)
+    refused(kdflow("import", file), "no teacher that is known has its sha256")
+    assert kdflow("import", file, "--name", "small")[0] == 0
+    assert (project / ".kdflow/teachers/small.weights").read_bytes() == file.read_bytes()
+    (project / ".kdflow/teachers/small.weights").unlink()
+    write(project, small={**entry, "urls": [url.replace("resnet8.pth", "cut.pth") for url in entry["urls"]]})
+    cut = weights[0].with_name("cut.pth")
+    cut.write_bytes(weights[0].read_bytes()[:-1000])
+    refused(kdflow("fetch", "small"), "small.weights: ")
+    assert not (project / ".kdflow/teachers/small.weights").exists(), "the next attempt would take it for good"
+    cut.unlink()
+
+
+def test_sizes_of_crds_teachers_hold_weights_and_momentum_and_no_more():
+    registry = teachers.load(ROOT)
+    for name, entry in registry.entries.items():
+        if name.startswith("crd_"):
+            state = registry.model(entry).state_dict()
+            whole = sum(value.numel() * value.element_size() for value in state.values())
+            assert 2 * whole < entry.size < 2.2 * whole, name
+
+
 BAD = {
     "name": (new("../../evil"), "--name: '../../evil' is no name"),
     "dataset": (new("mine", dataset="digit"), "--dataset: unknown name 'digit'; did you mean 'digits'?"),
@@ -223,7 +254,7 @@ def test_a_file_that_fits_another_architecture_is_fetched_and_refused(kdflow, pr
 ENTRY = {"dataset": "digits", "architecture": "resnet8", "licence": "x", "source": "y"}
 FULL = {**ENTRY, "sha256": "0" * 64, "size": 1, "top1": 1.0}
 WRONG = {
-    "no hash": (ENTRY, "small: sha256, size and top1 are needed, or torchvision"),
+    "no hash": (ENTRY, "small: size, top1 and sha256 are needed, or torchvision"),
     "both": ({**FULL, "torchvision": "A.B"}, "torchvision says sha256, size, top1 itself"),
     "a local address": ({**FULL, "urls": ["file:///etc/passwd"]}, "small.urls.0: string should match pattern"),
     "an unknown key": ({**FULL, "url": "http://x"}, "small.url: unknown key; did you mean 'urls'?"),

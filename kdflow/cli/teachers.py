@@ -32,8 +32,8 @@ def list_teachers(root: Root = Path()) -> None:
 
     registry = teachers.load(root)
     shown = Table()
-    for column in ("Teacher", "Dataset", "Architecture", "Top-1 %", "MB", "Licence", "Here"):
-        shown.add_column(column, justify="right" if column in ("Top-1 %", "MB") else "left")
+    for column in ("Teacher", "Dataset", "Architecture", "Top-1 %", "MB at most", "Licence", "Here"):
+        shown.add_column(column, justify="right" if column in ("Top-1 %", "MB at most") else "left")
     for name, entry in registry.entries.items():
         size = f"{entry.wanted.size / 1e6:.1f}"
         here = "yes" if registry.file(name).exists() else "no"
@@ -67,8 +67,11 @@ def import_teacher(
     """Take weights that you have, in whatever common form, and remember what they are in .kdflow/teachers/."""
     from kdflow import teachers
 
-    registry, about = teachers.load(root), None
-    if name is not None:
+    registry = teachers.load(root)
+    about: teachers.About | str | None = None
+    if name is not None and registry.has_no_hash(name):
+        about = name
+    elif name is not None:
         if dataset is None or architecture is None or top1 is None:
             raise UserError("kdflow teachers import: --name goes with --dataset, --architecture and --top1")
         about = teachers.About(name, dataset, architecture, top1, licence, source or file.name)
@@ -102,6 +105,8 @@ def verify_teacher(
 def _tell(registry: Registry, name: str, mapped: Mapped, verbose: bool) -> None:
     file, architecture = registry.file(name), registry.entries[name].architecture
     typer.echo(f"{file}: {file.stat().st_size:,} bytes, sha256 {mapped.sha256}")
+    if registry.has_no_hash(name):
+        typer.echo("nobody states its hash, so nothing says yet that it is the file that was meant: measure it")
     typer.echo(f"fits {architecture}{':' if mapped.steps else ', as it is'}")
     for step, count in mapped.steps:
         typer.echo(f"  {count:5}  {step}")
