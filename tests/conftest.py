@@ -1,7 +1,9 @@
 """Shared by all tests."""
 
+import contextlib
 import signal
 
+import pytest
 import torch
 
 # A background job of a shell ignores Ctrl-C and hands that on to whatever it starts: tests that interrupt would not.
@@ -9,3 +11,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As a run has it. Digits may depend on it, and small tensors are no faster on more.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A Prefect server, for all tests of a process."""
+    from prefect_server import Server  # only here: Prefect takes a second
+
+    found = Server(tmp_path_factory.mktemp("prefect"))
+    yield found
+    with contextlib.suppress(ProcessLookupError):
+        found.stop()
+
+
+@pytest.fixture(scope="session")
+def fresh(server, tmp_path_factory):
+    """A project with a paper of six cells, planned and deployed; nothing has run."""
+    from prefect_server import deployed
+
+    return deployed(server, tmp_path_factory.mktemp("six"))

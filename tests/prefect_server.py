@@ -1,4 +1,4 @@
-"""A real Prefect server and real workers, on this machine's loopback."""
+"""A real Prefect server and real workers, on this machine's loopback, and a paper of six cells for them."""
 
 import contextlib
 import os
@@ -12,6 +12,34 @@ from pathlib import Path
 
 import httpx
 from test_end_to_end import Project
+
+TABLES = """
+table1:
+  kind: results
+  caption: Six methods
+  dataset: digits
+  pairs: [resnet20_to_resnet8]
+  seeds: 1
+  rows:
+  - {label: Student, method: ce}
+  - {label: KD, method: kd}
+  - {label: TLmixup, method: kd_tlmixup}
+  - {label: TLCutMix, method: kd_tlcutmix}
+  - {label: TLCutMix+pick, method: kd_tlcutmix_pick}
+  - {label: KD+CutMix, method: kd_cutmix}
+"""
+PARAMS = """
+seeds: [0]
+epoch_scale: 0.05
+teacher_epoch_scale: 0.05
+train_share: 1.0
+data_folders: {digits: null}
+teacher_weights: {digits-resnet20: null}
+logits: online
+precision: {fold_teacher: false, teacher: float32, student: float32, tf32: false, compile: none}
+compute: {device: cpu, threads: 1, side_by_side: 1, replay_gb: 1.0, workers: 0, processes: 1}
+"""
+PAPER, TARGETS = "paper/six", ["table1"]
 
 PREFECT = [sys.executable, "-m", "prefect"]
 
@@ -136,3 +164,29 @@ class Worker:
     def stop(self, how: int = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.process.wait(60)
+
+
+@contextlib.contextmanager
+def working(server, project, name="worker"):
+    worker = Worker(server, project, name)
+    try:
+        yield worker
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            worker.stop()
+
+
+def deployed(server: Server, folder: Path) -> Project:
+    """A project with a paper of six cells, planned and deployed; nothing has run."""
+    project = Project(folder)
+    folder = project.folder / PAPER
+    folder.mkdir()
+    (folder / "tables.yaml").write_text(TABLES)
+    (folder / "params.yaml").write_text(PARAMS)
+    project.run("kdflow", "plan", "--paper", PAPER)
+    project.settings(methods=["kd"], seeds=[0], epochs=1, teacher_epochs=1)
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "six cells")
+    server.prefect("work-pool", "create", "kdflow", "--type", "process", cwd=project.folder)
+    server.prefect("deploy", "--all", cwd=project.folder)
+    return project

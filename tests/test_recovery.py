@@ -1,0 +1,146 @@
+"""Sweeps by real workers in several clones, and after whatever can be killed was: nothing is left, nothing differs."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import httpx
+import psutil
+import pytest
+from prefect_server import PAPER, TARGETS, Server, Worker, working
+from processes import children
+from test_end_to_end import Project, copy_of
+
+pytestmark = pytest.mark.slow
+
+FAULTS = ["worker", "dvc", "training", "server", "cancel"]
+# Each of them so often; KDFLOW_FAULTS=12 for as many in all.
+TIMES = int(os.environ.get("KDFLOW_FAULTS", len(FAULTS)))
+
+
+def records(project: Project) -> dict[str, dict]:
+    """Every record of the six cells, without what may differ between two runs."""
+    found = {}
+    for file in sorted((project.folder / "data/six/cells").glob("*/seed0.json")):
+        found[file.parent.name] = json.loads(file.read_text())
+        found[file.parent.name].pop("timing")
+    return found
+
+
+def left_behind(project: Project) -> list[str]:
+    """Commands of living processes that work in this project, workers apart."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if process.cwd() == str(project.folder) and process.status() != "zombie" and "worker start" not in command:
+                found.append(command)
+    return found
+
+
+def computed(*logs: str) -> Counter[str]:
+    """How often each cell was computed, from what DVC says."""
+    return Counter(re.findall(r"Running stage '\S+:cell@(\S+)'", "\n".join(logs)))
+
+
+def test_two_machines_share_what_they_compute(server, fresh, tmp_path):
+    """Each a clone with a worker of its own; DVC's remote is a folder. The coordinator computes nothing."""
+    clones = [copy_of(fresh, tmp_path / name) for name in ("coordinator", "one", "two")]
+    for clone in clones:
+        clone.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(working(server, clones[0], "coordinator"))]
+        run = server.run("sweep/any", targets=TARGETS, paper=PAPER, spread="sweep/any")
+        wait_for(lambda: server.state(run)["type"] == "RUNNING")  # a worker has one run at a time
+        workers += [stack.enter_context(working(server, clone, clone.folder.name)) for clone in clones[1:]]
+        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
+    logs = [worker.log.read_text() for worker in workers]
+    assert set(computed(*logs).values()) == {1} and len(computed(*logs)) == 6
+    assert not computed(logs[0]) and all(computed(log) for log in logs[1:])
+    ran, output = clones[0].dvc("repro", f"{PAPER}/dvc.yaml:table1")
+    assert ran == [] and "up to date" in output
+    assert clones[0].run("kdflow", "cells", "--paper", PAPER, "--status").stdout.splitlines()[-1] == "6 done"
+
+
+def wait_for(look: Callable[[], object], seconds: float = 120) -> object:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.HTTPError):
+            if found := look():
+                return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+THREE = ["cell@digits-resnet8-ce", "cell@*-kd", "cell@*-kd_tlcutmix_pick"]
+
+
+@pytest.fixture(scope="module")
+def taught(fresh, tmp_path_factory) -> Project:
+    """With dataset and teacher; students take some seconds now."""
+    project = copy_of(fresh, tmp_path_factory.mktemp("taught") / "copy")
+    file = project.folder / PAPER / "params.yaml"
+    file.write_text(file.read_text().replace("epoch_scale: 0.05", "epoch_scale: 0.3", 1))
+    project.dvc("repro", f"{PAPER}/dvc.yaml:teacher@digits-resnet20")
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(taught, tmp_path_factory) -> dict[str, dict]:
+    """The records of three cells by DVC alone."""
+    project = copy_of(taught, tmp_path_factory.mktemp("undisturbed") / "copy")
+    project.dvc("repro", *(f"{PAPER}/dvc.yaml:cell@digits-{name}" for name in ("resnet8-ce", *PAIRED)))
+    return records(project)
+
+
+PAIRED = ("resnet20-resnet8-kd", "resnet20-resnet8-kd_tlcutmix_pick")
+
+
+def strike(kind: str, server: Server, worker: Worker, run: str) -> None:
+    """Kill something in the middle of a sweep."""
+    groups = [json.loads(f.read_text()) for f in (worker.project.folder / ".kdflow/prefect/group").glob("*.json")]
+    leaders = [group["leader"]["pid"] for group in groups if "cell@" in group["what"]]
+    match kind:
+        case "worker":
+            worker.stop(signal.SIGKILL)
+        case "dvc":
+            os.kill(leaders[0], signal.SIGKILL)
+        case "training":
+            os.kill(children(leaders[0])[0], signal.SIGKILL)
+        case "server":
+            server.stop(signal.SIGKILL)
+            time.sleep(random.uniform(0, 5))
+            server.start()
+        case "cancel":
+            server.ask(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+
+
+@pytest.mark.parametrize(("place", "kind"), [(i, FAULTS[i % len(FAULTS)]) for i in range(TIMES)])
+def test_after_a_fault_nothing_is_left_and_the_next_sweep_finishes(server, taught, undisturbed, tmp_path, place, kind):
+    project, workers = copy_of(taught, tmp_path / "copy"), list[Worker]()
+    with contextlib.ExitStack() as stack:
+        workers.append(stack.enter_context(working(server, project, "first")))
+        run = server.run("sweep/any", targets=THREE, paper=PAPER)
+        wait_for(lambda: [*(project.folder / ".kdflow/runs").glob("*/checkpoint.safetensors")])
+        time.sleep(random.uniform(0, 3))
+        strike(kind, server, workers[0], run)
+        if kind == "worker":
+            workers.append(stack.enter_context(working(server, project, "second")))
+        else:
+            server.ended(run)
+        again = server.run("sweep/any", targets=THREE, paper=PAPER)
+        assert server.ended(again)["type"] == "COMPLETED", server.log(again)
+        state = server.state(run)
+    wanted = {"worker": {"CRASHED"}, "cancel": {"CANCELLED"}, "server": {"CRASHED", "COMPLETED", "FAILED"}}
+    assert state["type"] in wanted.get(kind, {"COMPLETED"}), state
+    assert all(task["state_type"] not in ("RUNNING", "PENDING") for task in server.tasks(run))
+    times = computed(*(worker.log.read_text() for worker in workers))
+    assert len(times) == 3 and max(times.values()) <= 2, times
+    assert records(project) == undisturbed
+    assert wait_for(lambda: not left_behind(project), 20), left_behind(project)
