@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
@@ -21,7 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.asyncio import concurrency
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelling, Crashed
 from prefect.tasks import Task, exponential_backoff
 from pydantic import Field
@@ -220,14 +221,32 @@ async def elsewhere(stages: Sequence[Stage], deployment: str, parameters: dict[s
     await _in_order(stages, run)
 
 
-@task(task_run_name="{name}", retries=1, retry_delay_seconds=10)
+async def _server_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether it was Prefect's server that failed, busy or gone for a while."""
+    return isinstance(await state.aresult(raise_on_failure=False), httpx.HTTPError)
+
+
+@task(task_run_name="{name}", retries=5, retry_delay_seconds=exponential_backoff(5), retry_condition_fn=_server_failed)
 async def handed_over(name: str, deployment: str, parameters: dict[str, Any]) -> None:
-    """Run a deployment and wait for its end; where this is cancelled, so is that.
+    """Run a deployment and wait for its end, a second time if need be; where this is cancelled, so is that.
 
     Raises:
         StageError: it did not complete.
     """
-    made = await arun_deployment(deployment, parameters=parameters, timeout=0)
+    for attempt in (1, 2):
+        # By its key a run is found again where the server's answer was lost: two workers would do the same otherwise,
+        # and a teacher made twice is two teachers to DVC.
+        state = await _end_of(deployment, parameters, f"{task_run.get_id()}-{attempt}")
+        if state.is_completed():
+            return
+        if state.is_cancelled():
+            break
+    raise StageError(name, state.message or str(state.name), again=False)
+
+
+async def _end_of(deployment: str, parameters: dict[str, Any], key: str) -> State[Any]:
+    """Have a deployment run unless there is a run of this key; wait for its final state."""
+    made = await arun_deployment(deployment, parameters=parameters, timeout=0, idempotency_key=key)
     async with get_client() as client:
         try:
             while made.state is None or not made.state.is_final():
@@ -236,8 +255,7 @@ async def handed_over(name: str, deployment: str, parameters: dict[str, Any]) ->
         except asyncio.CancelledError:
             await asyncio.shield(client.set_flow_run_state(made.id, Cancelling(), force=True))
             raise
-    if not made.state.is_completed():
-        raise StageError(name, made.state.message or str(made.state.name), again=made.state.is_crashed())
+    return made.state
 
 
 # --- recovery ----------------------------------------------------------------------------------------------

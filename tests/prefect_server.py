@@ -4,10 +4,13 @@ import contextlib
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -148,12 +151,44 @@ class Server:
         return {artifact["key"]: artifact for artifact in found}
 
 
-class Worker:
-    """A worker of pool kdflow in a clone."""
+@contextlib.contextmanager
+def losing_an_answer(server: Server, request: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Another address of the server, where the first good answer to such a request is lost; yields that, once lost."""
+    lost: list[bytes] = []
 
-    def __init__(self, server: Server, project: Project, name: str) -> None:
+    class Line(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.asked = False
+            with socket.create_connection(("127.0.0.1", server.port)) as behind, contextlib.suppress(OSError):
+                threading.Thread(target=self.answers, args=(behind,), daemon=True).start()
+                while data := self.request.recv(2**16):
+                    if b" HTTP/1.1\r\n" in data:  # else the body
+                        self.asked = request in data
+                    behind.sendall(data)
+
+        def answers(self, behind: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := behind.recv(2**16):
+                    if self.asked and not lost and b" 201 " in data[:20]:
+                        lost.append(data)
+                        break
+                    self.request.sendall(data)
+                self.request.shutdown(socket.SHUT_RDWR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Line) as lines:
+        lines.daemon_threads = True
+        threading.Thread(target=lines.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{lines.server_address[1]}", lost
+        lines.shutdown()
+
+
+class Worker:
+    """A worker of pool kdflow in a clone; `address` where it is not to see the server by its own."""
+
+    def __init__(self, server: Server, project: Project, name: str, address: str | None) -> None:
         self.project, self.log = project, project.folder / f".kdflow-{name}.log"
         environment = {**project.environment, **server.environment, "KDFLOW_ROOT": str(project.folder)}
+        environment |= {"PREFECT_API_URL": f"{address or server.address}/api"}
         environment |= {key: project.environment[key] for key in ("PATH", "PYTHONPATH")}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -167,8 +202,8 @@ class Worker:
 
 
 @contextlib.contextmanager
-def working(server, project, name="worker"):
-    worker = Worker(server, project, name)
+def working(server, project, name="worker", address=None):
+    worker = Worker(server, project, name, address)
     try:
         yield worker
     finally:

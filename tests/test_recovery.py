@@ -13,7 +13,7 @@ from collections.abc import Callable
 import httpx
 import psutil
 import pytest
-from prefect_server import PAPER, TARGETS, Server, Worker, working
+from prefect_server import PAPER, TARGETS, Server, Worker, losing_an_answer, working
 from processes import children
 from test_end_to_end import Project, copy_of
 
@@ -45,23 +45,29 @@ def left_behind(project: Project) -> list[str]:
 
 
 def computed(*logs: str) -> Counter[str]:
-    """How often each cell was computed, from what DVC says."""
-    return Counter(re.findall(r"Running stage '\S+:cell@(\S+)'", "\n".join(logs)))
+    """How often each teacher and cell was computed, from what DVC says."""
+    return Counter(re.findall(r"Running stage '\S+:((?:teacher|cell)@\S+)'", "\n".join(logs)))
 
 
 def test_two_machines_share_what_they_compute(server, fresh, tmp_path):
-    """Each a clone with a worker of its own; DVC's remote is a folder. The coordinator computes nothing."""
+    """Each a clone with a worker of its own; DVC's remote is a folder. The coordinator computes nothing.
+
+    Nor is anything computed twice where the coordinator does not hear that what it asked for was begun.
+    """
     clones = [copy_of(fresh, tmp_path / name) for name in ("coordinator", "one", "two")]
     for clone in clones:
         clone.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(working(server, clones[0], "coordinator"))]
+        address, lost = stack.enter_context(losing_an_answer(server, b"/create_flow_run HTTP"))
+        workers = [stack.enter_context(working(server, clones[0], "coordinator", address))]
         run = server.run("sweep/any", targets=TARGETS, paper=PAPER, spread="sweep/any")
         wait_for(lambda: server.state(run)["type"] == "RUNNING")  # a worker has one run at a time
         workers += [stack.enter_context(working(server, clone, clone.folder.name)) for clone in clones[1:]]
         assert server.ended(run)["type"] == "COMPLETED", server.log(run)
     logs = [worker.log.read_text() for worker in workers]
-    assert set(computed(*logs).values()) == {1} and len(computed(*logs)) == 6
+    asked = server.ask("flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}}).json()
+    assert lost and len(asked) == 7, [one["parameters"]["targets"] for one in asked]
+    assert set(computed(*logs).values()) == {1} and len(computed(*logs)) == 7, computed(*logs)
     assert not computed(logs[0]) and all(computed(log) for log in logs[1:])
     ran, output = clones[0].dvc("repro", f"{PAPER}/dvc.yaml:table1")
     assert ran == [] and "up to date" in output
