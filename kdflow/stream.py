@@ -11,10 +11,10 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -116,36 +116,63 @@ class ImageFiles:
     labels: Int64[Tensor, " n"]
     image_size: int
     workers: int
+    _idle: dict[tuple[bool, Views], DataLoader[Tensor | UserError]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def for_training(self, batches: Iterable[Wanted], views: Views) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
         """The views of each batch, cropped and flipped at random by each image's seed."""
-        return self._read(batches, transforms(views, self.image_size, training=True))
+        return self._read(batches, views, training=True)
 
     def for_testing(self, batch_size: int, views: Views, rows: slice) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
         """Some of the images in order, resized, their centres."""
         places = [[place, 0] for place in range(rows.start, rows.stop)]
         batches = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-        return self._read(batches, transforms(views, self.image_size, training=False))
+        return self._read(batches, views, training=False)
 
-    def _read(self, batches: Iterable[Wanted], transform: nn.Module) -> Iterator[Tensor]:
-        device = self.labels.device
-        loader = DataLoader(
-            _Decoded(self.folder, self.files, transform),
-            sampler=batches,  # a batch is one item: a worker makes all of it
+    def _read(self, batches: Iterable[Wanted], views: Views, *, training: bool) -> Iterator[Tensor]:
+        # A loader keeps its processes for the next pass: to start some takes a few tenths of a second. One that is in
+        # the middle of a pass is not here, so two passes at once do not meet.
+        loader = self._idle.pop((training, views), None)
+        if loader is None:
+            loader = self._loader(views, training=training)
+        assert isinstance(loader.sampler, _Batches)
+        loader.sampler.wanted = batches
+        try:
+            for pixels in loader:
+                if isinstance(pixels, UserError):
+                    raise pixels
+                yield pixels.to(self.labels.device, non_blocking=True)
+        finally:
+            self._idle[training, views] = loader
+
+    def _loader(self, views: Views, *, training: bool) -> _Loader:
+        return DataLoader(
+            _Decoded(self.folder, self.files, transforms(views, self.image_size, training=training)),
+            sampler=_Batches(),
             batch_size=None,
             num_workers=self.workers,
-            pin_memory=device.type == "cuda",
+            persistent_workers=self.workers > 0,
+            pin_memory=self.labels.device.type == "cuda",
             generator=torch.Generator(),  # of its own: else it draws from the global one
             # Forked, a worker ends with the run; from Python's fork server it would outlive a run that was killed.
             multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
         )
-        for pixels in loader:
-            if isinstance(pixels, UserError):
-                raise pixels
-            yield pixels.to(device, non_blocking=True)
+
+
+_Loader: TypeAlias = "DataLoader[Tensor | UserError]"
+
+
+class _Batches:
+    """What the next pass wants; a batch is one item, so that a worker makes all of it."""
+
+    wanted: Iterable[Wanted] = ()
+
+    def __iter__(self) -> Iterator[Wanted]:
+        return iter(self.wanted)
 
 
 class _Decoded(Dataset[Tensor | UserError]):

@@ -102,6 +102,19 @@ def test_testing_is_the_middle_of_each_image_in_order(prepared, monkeypatch, wor
     assert BATCH > 4
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_at_once_and_one_after_a_broken_off_one_do_not_meet(prepared, workers):
+    images = load(prepared, 12, CPU, workers).train
+    alone = torch.cat(list(images.for_testing(2, VIEWS, slice(0, 12))))
+    passes = [images.for_testing(2, VIEWS, rows) for rows in (slice(0, 6), slice(6, 12))]
+    first, second = (torch.cat(found) for found in zip(*zip(*passes, strict=True), strict=True))
+    assert torch.equal(torch.cat([first, second]), alone)
+    broken_off = images.for_testing(1, VIEWS, slice(6, 12))
+    next(broken_off)
+    broken_off.close()
+    assert torch.equal(torch.cat(list(images.for_testing(5, VIEWS, slice(0, 12)))), alone)
+
+
 def test_label_disagreement_is_measured_on_files_too(prepared):
     run = settings("kd")
     result, pictures = measure(create_model("small", STUDENT, 2, 32).eval(), load(prepared, 12, CPU), run, "cutmix", "")
