@@ -41,7 +41,8 @@ serve: export PREFECT_API_URL := http://127.0.0.1:$(PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 serve: $(VENV)/demo.ok  ## Prefect on this machine: server, deployments and a worker, until Ctrl-C
 	mkdir -p $(PREFECT_HOME)
-	prefect server start --host 127.0.0.1 --port $(PORT) --background
+	python -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' \
+	  prefect server start --host 127.0.0.1 --port $(PORT) --background  # away from Ctrl-C, which the worker hears first
 	trap 'prefect server stop' EXIT; trap exit INT TERM; \
 	for i in 1 2 3 4 5 6 7 8 9 10 11 12; do \
 	  prefect work-pool create kdflow --type process --overwrite 2>$(PREFECT_HOME)/error.log && break || sleep 2; \

@@ -183,16 +183,16 @@ def losing_an_answer(server: Server, request: bytes) -> Iterator[tuple[str, list
 
 
 class Worker:
-    """A worker of pool kdflow in a clone; `address` where it is not to see the server by its own."""
+    """A worker of pool kdflow in a clone, `limit` runs at once; `address`: what it sees the server by, if not its own."""
 
-    def __init__(self, server: Server, project: Project, name: str, address: str | None) -> None:
+    def __init__(self, server: Server, project: Project, name: str, address: str | None, limit: int) -> None:
         self.project, self.log = project, project.folder / f".kdflow-{name}.log"
         environment = {**project.environment, **server.environment, "KDFLOW_ROOT": str(project.folder)}
         environment |= {"PREFECT_API_URL": f"{address or server.address}/api"}
         environment |= {key: project.environment[key] for key in ("PATH", "PYTHONPATH")}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*PREFECT, "worker", "start", "--pool", "kdflow", "--name", name, "--limit", "1"],
+                [*PREFECT, "worker", "start", "--pool", "kdflow", "--name", name, "--limit", str(limit)],
                 cwd=project.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -202,8 +202,8 @@ class Worker:
 
 
 @contextlib.contextmanager
-def working(server, project, name="worker", address=None):
-    worker = Worker(server, project, name, address)
+def working(server, project, name="worker", address=None, limit=1):
+    worker = Worker(server, project, name, address, limit)
     try:
         yield worker
     finally:

@@ -104,7 +104,7 @@ NONSENSE = [
 
 
 def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh):
-    with working(server, fresh):
+    with working(server, fresh, limit=len(NONSENSE)):
         runs = [server.run("sweep/any", **({"paper": PAPER} | parameters)) for parameters, _ in NONSENSE]
         for run, (_, says) in zip(runs, NONSENSE, strict=True):
             state = server.ended(run)
