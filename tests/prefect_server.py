@@ -183,7 +183,7 @@ def losing_an_answer(server: Server, request: bytes) -> Iterator[tuple[str, list
 
 
 class Worker:
-    """A worker of pool kdflow in a clone, `limit` runs at once; `address`: what it sees the server by, if not its own."""
+    """A worker of pool kdflow in a clone, `limit` runs at once; by `address` it sees the server, if not by its own."""
 
     def __init__(self, server: Server, project: Project, name: str, address: str | None, limit: int) -> None:
         self.project, self.log = project, project.folder / f".kdflow-{name}.log"
