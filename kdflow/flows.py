@@ -24,12 +24,13 @@ from kdflow.errors import UserError
 from kdflow.graph import Stage
 from kdflow.plan import Paper
 from kdflow.record import Spread
-from kdflow.tasks import DVC, Hours, elsewhere, here, stage, watched
+from kdflow.tasks import DVC, Hours, elsewhere, here, is_there, stage, watched
 
 Target = Annotated[str, Field(pattern=r"^[a-z0-9_@*?!\[\]-]+$", description="table3, figure1, report, cell@NAME; or *")]
 Targets = Annotated[list[Target], Field(min_length=1)]
 Number = Annotated[list[Positive], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
+Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$", description="such as sweep/any")]
 HOURS = Hours()
 
 
@@ -118,7 +119,7 @@ async def sweep(
     paper: str = "paper",
     at_once: Positive = 2,
     share: bool = False,
-    spread: str | None = None,
+    spread: Deployment | None = None,
     hours: Hours = HOURS,
 ) -> None:
     """Tables, figures or cells of a paper, or variants of the experiment in params.yaml.
@@ -139,6 +140,8 @@ async def sweep(
         return
     found = plan.load(Path(paper))
     wanted = graph.targets(found, targets or [])
+    if spread is not None:
+        await is_there(spread)
     async with watched():
         if share:
             await stage("fetch", [*DVC, "fetch", "--run-cache"], {})

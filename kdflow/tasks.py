@@ -236,12 +236,28 @@ async def handed_over(name: str, deployment: str, parameters: dict[str, Any]) ->
     for attempt in (1, 2):
         # By its key a run is found again where the server's answer was lost: two workers would do the same otherwise,
         # and a teacher made twice is two teachers to DVC.
-        state = await _end_of(deployment, parameters, f"{task_run.get_id()}-{attempt}")
+        try:
+            state = await _end_of(deployment, parameters, f"{task_run.get_id()}-{attempt}")
+        except ObjectNotFound:
+            raise StageError(name, "its run was deleted", again=False) from None
         if state.is_completed():
             return
         if state.is_cancelled():
             break
     raise StageError(name, state.message or str(state.name), again=False)
+
+
+async def is_there(deployment: str) -> None:
+    """Look whether Prefect has a deployment.
+
+    Raises:
+        UserError: it has not.
+    """
+    async with get_client() as client:
+        try:
+            await client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            raise UserError(f"spread: no deployment {deployment!r}; `prefect deployment ls` has all") from None
 
 
 async def _end_of(deployment: str, parameters: dict[str, Any], key: str) -> State[Any]:

@@ -83,6 +83,7 @@ def test_a_sweep_again_runs_nothing(server, swept):
         {"variants": {"epochs": []}},
         {"variants": {"epoch": [2]}},
         {"targets": ["table1"], "at_once": 0},
+        {"targets": ["table1"], "spread": "sweep"},
         {"targets": ["table1"], "hours": {"cell": -1}},
     ],
 )
@@ -96,6 +97,7 @@ NONSENSE = [
     ({"targets": ["table9"]}, "targets: unknown name 'table9'; did you mean 'table1'?"),
     ({"targets": ["cell@*-crd"]}, "targets: cell@*-crd matches none of the 10 targets of paper/six/dvc.yaml"),
     ({"targets": ["table1"], "paper": "paper/gone"}, "paper/gone/tables.yaml: no such file"),
+    ({"targets": ["table1"], "spread": "sweep/gone"}, "spread: no deployment 'sweep/gone'"),
     ({}, "targets, variants: one of the two is needed"),
     ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
     ({"variants": {}}, "variants: nothing is varied"),

@@ -150,3 +150,14 @@ def test_after_a_fault_nothing_is_left_and_the_next_sweep_finishes(server, taugh
     assert len(times) == 3 and max(times.values()) <= 2, times
     assert records(project) == undisturbed
     assert wait_for(lambda: not left_behind(project), 20), left_behind(project)
+
+
+def test_a_run_elsewhere_that_is_lost_can_be_deleted(server, taught, tmp_path):
+    project = copy_of(taught, tmp_path / "copy")
+    with working(server, project):
+        run = server.run("sweep/any", targets=["cell@digits-resnet8-ce"], paper=PAPER, spread="sweep/any")
+        parent = {"parent_flow_run_id": {"any_": [run]}}
+        waiting = wait_for(lambda: server.ask("flow_runs/filter", flow_runs=parent).json())  # there is no other worker
+        server.prefect("flow-run", "delete", waiting[0]["id"], cwd=project.folder)
+        state = server.ended(run)
+    assert state["type"] == "FAILED" and "cell@digits-resnet8-ce: its run was deleted" in state["message"], state
