@@ -4,6 +4,8 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
+# pip compiles nothing ahead (below): where Python may not keep what it compiled, every start compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow check micro miniature serve clean
 

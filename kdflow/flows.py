@@ -24,7 +24,7 @@ from kdflow.errors import UserError
 from kdflow.graph import Stage
 from kdflow.plan import Paper
 from kdflow.record import Spread
-from kdflow.tasks import DVC, Hours, elsewhere, here, is_there, stage, watched
+from kdflow.tasks import DVC, Hours, StageError, elsewhere, here, is_there, stage, watched
 
 Target = Annotated[str, Field(pattern=r"^[a-z0-9_@*?!\[\]-]+$", description="table3, figure1, report, cell@NAME; or *")]
 Targets = Annotated[list[Target], Field(min_length=1)]
@@ -32,6 +32,7 @@ Number = Annotated[list[Positive], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$", description="such as sweep/any")]
 HOURS = Hours()
+FETCH, PUSH = [*DVC, "fetch", "--run-cache"], [*DVC, "push", "--run-cache"]
 
 
 class Variants(Frozen):
@@ -42,20 +43,27 @@ class Variants(Frozen):
     student: Names | None = None
     base_view: Annotated[list[BaseViewName], Field(min_length=1)] | None = None
 
-    def settings(self) -> dict[str, list[str]]:
+    def settings(self, experiment: config.Experiment) -> dict[str, list[str]]:
         """Each variant's name, and what it sets.
 
         Raises:
-            UserError: nothing is varied.
+            UserError: nothing is varied, or a name is not known.
         """
         given = [(key, values) for key, values in dict(self).items() if values is not None]
         if not given:
             raise UserError(f"variants: nothing is varied; allowed: {', '.join(Variants.model_fields)}")
+        file = Path("variants")
+        config.check_names(
+            [(file, "methods", name, experiment.methods) for name in self.methods or []]
+            + [(file, "student", name, experiment.models) for name in self.student or []]
+        )
         found = {}
         for chosen in itertools.product(*(dict.fromkeys(values) for _, values in given)):
             pairs = list(zip((key for key, _ in given), chosen, strict=True))
             name = "-".join(f"e{value}" if key == "epochs" else str(value).replace("+", "-") for key, value in pairs)
-            found[name] = [f"{key}=[{value}]" if key == "methods" else f"{key}={value}" for key, value in pairs]
+            found[f"variant@{name}"] = [
+                f"{key}=[{value}]" if key == "methods" else f"{key}={value}" for key, value in pairs
+            ]
         return found
 
 
@@ -106,9 +114,9 @@ async def experiment(at_once: Positive = 2, hours: Hours = HOURS) -> None:
         at_once: How many stages at the same time; with cards, each on one of its own.
         hours: How long a stage may take.
     """
-    config.load()
+    cards = config.load().params.compute.processes
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, []), repro(), at_once, hours)
+        await here(await asyncio.to_thread(graph.stale, []), repro(), at_once, hours, cards)
         await _show(Path("data/report"))
 
 
@@ -135,6 +143,11 @@ async def sweep(
     """
     if (targets is None) == (variants is None):
         raise UserError("targets, variants: one of the two is needed")
+    if share or spread:
+        for name, value in (("share", share), ("spread", spread)):
+            if value and variants is not None:
+                raise UserError(f"{name}: variants are run here, by one machine; leave it out, or name targets")
+        await asyncio.to_thread(graph.check_remote, "share" if share else "spread")
     if variants is not None:
         await _vary(variants, at_once, hours)
         return
@@ -143,24 +156,16 @@ async def sweep(
     if spread is not None:
         await is_there(spread)
     async with watched():
-        if share:
-            await stage("fetch", [*DVC, "fetch", "--run-cache"], {})
-        stages = await asyncio.to_thread(graph.stale, wanted)
-        if spread:
-            if first := [one for one in stages if one.kind == "prepare"]:
-                await here(first, repro(pull=True), at_once, hours)
-                await stage("push", [*DVC, "push", "--run-cache", *(one.name for one in first)], {})
-            apart = [one for one in stages if one.kind in ("teacher", "cell")]
-            parameters = {"paper": paper, "share": True, "at_once": 1}
-            await elsewhere(graph.among(apart), spread, parameters, at_once)
-            await stage("fetch", [*DVC, "fetch", "--run-cache"], {})
-            await stage("collect", [*DVC, "repro", "--pull", *wanted], {})
-        else:
-            await here(stages, repro(pull=share), at_once, hours)
-        if share:
-            await stage("push", [*DVC, "push", "--run-cache", *wanted], {})
-        for target in wanted:
-            await _show(found.data / target.rpartition(":")[2])
+        try:
+            if spread is not None:
+                await _spread(found, wanted, spread, at_once, hours)
+            else:
+                await _sweep(found, wanted, at_once, share, hours)
+            for target in wanted:
+                await _show(found.data / target.rpartition(":")[2])
+        except StageError:
+            await _show_cells(found, wanted)
+            raise
         await _show_cells(found, wanted)
 
 
@@ -184,7 +189,7 @@ async def drift(
     async with watched():
         if forced:
             stages = await asyncio.to_thread(graph.stale, forced, forced)
-            await here(stages, repro(forced), at_once, hours)
+            await here(stages, repro(forced), at_once, hours, found.spending.compute.processes)
         findings = await asyncio.to_thread(check.compare, found, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
         moved = [finding for finding in findings if finding.status != "ok"]
@@ -192,24 +197,47 @@ async def drift(
             raise UserError(f"{paper}: {len(moved)} of {len(findings)} figures moved or are missing; see the artifact")
 
 
+async def _sweep(found: Paper, wanted: list[str], at_once: int, share: bool, hours: Hours) -> None:
+    """Run what is stale here; with `share`, what another machine has computed is taken, and what is new is given."""
+    if share:
+        await stage("fetch", FETCH, {})
+    stages = await asyncio.to_thread(graph.stale, wanted)
+    await here(stages, repro(pull=share), at_once, hours, found.spending.compute.processes)
+    if share:
+        # With what they need: of the run cache DVC pushes all entries, but of their outputs only those of targets.
+        await stage("push", [*PUSH, "--with-deps", *wanted], {})
+
+
+async def _spread(found: Paper, wanted: list[str], deployment: str, at_once: int, hours: Hours) -> None:
+    """Have workers elsewhere run what is stale of teachers and cells; the rest is made here."""
+    await stage("fetch", FETCH, {})
+    stages = await asyncio.to_thread(graph.stale, wanted)
+    if first := [one for one in stages if one.kind == "prepare"]:
+        await here(first, repro(pull=True), at_once, hours)
+        await stage("push", [*PUSH, *(one.name for one in first)], {})
+    apart = [one for one in stages if one.kind in ("teacher", "cell")]
+    parameters = {"paper": found.folder.as_posix(), "share": True, "at_once": 1}
+    await elsewhere(graph.among(apart), deployment, parameters, at_once)
+    await stage("fetch", FETCH, {})
+    await stage("collect", [*DVC, "repro", "--pull", *wanted], {})
+
+
 async def _vary(variants: Variants, at_once: int, hours: Hours) -> None:
     """Run variants side by side, each as an experiment of DVC in a workspace of its own."""
-    wanted, experiment = variants.settings(), config.load()
-    file = Path("variants")
-    config.check_names(
-        [(file, "methods", name, experiment.methods) for name in variants.methods or []]
-        + [(file, "student", name, experiment.models) for name in variants.student or []]
-    )
+    experiment = config.load()
+    wanted, cards = variants.settings(experiment), experiment.params.compute.processes
+    # Names of experiments that nobody gives by hand, and that are no beginning of a commit's hash, as e960 is.
+    names = {name: name.replace("@", "-") for name in wanted}
     async with watched():
-        await here(await asyncio.to_thread(graph.stale, ["logits"]), repro(), at_once, hours)
-        await asyncio.to_thread(graph.forget, wanted)
+        await here(await asyncio.to_thread(graph.stale, ["logits"]), repro(), at_once, hours, cards)
+        await asyncio.to_thread(graph.forget, names.values())
 
         def command(one: Stage) -> list[str]:
             options = [part for setting in wanted[one.name] for part in ("-S", setting)]
-            return [*DVC, "exp", "run", "--temp", "-n", one.name, *options]
+            return [*DVC, "exp", "run", "--temp", "-n", names[one.name], *options]
 
-        await here([Stage(name, ()) for name in wanted], command, at_once, hours)
-        await _show_variants(list(wanted))
+        await here([Stage(name, ()) for name in wanted], command, at_once, hours, cards)
+        await _show_variants(list(names.values()))
 
 
 async def _show_variants(names: list[str]) -> None:

@@ -85,6 +85,19 @@ def among(stages: Collection[Stage]) -> list[Stage]:
     return [Stage(stage.name, tuple(need for need in stage.needs if need in names)) for stage in stages]
 
 
+def check_remote(what: str) -> None:
+    """Refuse `what` where DVC has no remote by default.
+
+    Raises:
+        UserError: it has none.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        if not repo.config["core"].get("remote"):
+            raise UserError(f"{what}: DVC has no default remote to share by; `dvc remote add -d NAME URL` adds one")
+
+
 def forget(experiments: Collection[str]) -> None:
     """Remove those of DVC's experiments that are there, so that they can be run again: it keeps what they computed."""
     from dvc.repo import Repo

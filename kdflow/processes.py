@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import psutil
 
 from kdflow import record
@@ -25,6 +26,7 @@ NOTES = Path(".kdflow/prefect")
 QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 GRACE = 10.0  # seconds that a group has to end itself
 LINE = 2**20  # bytes of the longest line that is read from a group
+JITTER = 2.0  # seconds by which two processes may read the same start: the time of boot is rounded, clocks are set
 
 
 class Process(Frozen):
@@ -36,7 +38,8 @@ class Process(Frozen):
     @property
     def alive(self) -> bool:
         """Whether it is this very process that lives."""
-        return process(self.pid) == self
+        found = process(self.pid)
+        return found is not None and abs(found.began - self.began) < JITTER
 
     def end(self) -> bool:
         """End it; whether it was there."""
@@ -55,7 +58,9 @@ class Group(Frozen):
         """Who lives of it, the leader or what it left; nobody where its number has been given to another group."""
         found = [one for pid in psutil.pids() if _group(pid) == self.leader.pid and (one := process(pid))]
         others = [
-            one for one in found if (one.pid == self.leader.pid and one != self.leader) or one.began < self.leader.began
+            one
+            for one in found
+            if (one.pid == self.leader.pid and not self.leader.alive) or one.began < self.leader.began - JITTER
         ]
         return [] if others else found
 
@@ -151,4 +156,6 @@ async def started(
         try:
             yield child
         finally:
-            await asyncio.shield(asyncio.to_thread(group.end))
+            # A timeout of Prefect's cancels again and again, and the note is to stay until the group is gone.
+            with anyio.CancelScope(shield=True):
+                await asyncio.shield(asyncio.to_thread(group.end))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,9 +19,9 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.asyncio import concurrency
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run, task_run
@@ -34,8 +36,9 @@ from kdflow.graph import Stage
 from kdflow.processes import NOTES, QUIET
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
+PASSES = re.compile(r"\b(ended by|was ended|is gone)\b")  # in what a stage says when it was killed
 NOISE = "WARNING: No file hash info found"  # for every output of the paper that nobody has made
-LOOK_EVERY = 2.0  # seconds between two looks at a run elsewhere
+LOOK_EVERY = 2.0  # seconds between two looks at a run elsewhere, or for a free card
 
 
 class Hours(Frozen):
@@ -46,6 +49,7 @@ class Hours(Frozen):
     logits: Annotated[float, Field(gt=0)] = 72
     distill: Annotated[float, Field(gt=0)] = 720
     cell: Annotated[float, Field(gt=0)] = 720
+    variant: Annotated[float, Field(gt=0)] = 720
     others: Annotated[float, Field(gt=0)] = 12
 
     def seconds(self, kind: str) -> float:
@@ -110,47 +114,65 @@ async def stage(name: str, command: Sequence[str], environment: dict[str, str]) 
     if code:
         ours = [line for line in said if line.startswith("error: ")]  # said by a stage of kdflow
         why = (ours or [line for line in said if line.startswith("ERROR: ")] or said or [f"exit code {code}"])[-1]
-        raise StageError(
-            name, why, again=code < 0 or not ours or any("ended" in line or "is gone" in line for line in ours)
-        )
+        raise StageError(name, why, again=code < 0 or not ours or any(PASSES.search(line) for line in ours))
 
 
 # --- all of them -------------------------------------------------------------------------------------------
 
 
 class Slots:
-    """Where stages run: each on a card of its own, or so many at once where there is none."""
+    """Where stages run, so many at once: each on cards of its own, where there are any."""
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, cards_each: int) -> None:
         import torch
 
-        self.cards = range(torch.cuda.device_count())
-        self.free: asyncio.Queue[int | None] = asyncio.Queue()
-        places: list[int | None] = [*self.cards][:at_once]
-        for place in places or [None] * at_once:
-            self.free.put_nowait(place)
+        self.places = asyncio.Semaphore(at_once)
+        ours = os.environ.get("CUDA_VISIBLE_DEVICES")  # of a machine's cards those that we were given, by its numbers
+        count = torch.cuda.device_count()
+        cards = ours.split(",")[:count] if ours else [str(card) for card in range(count)]
+        each = min(cards_each, len(cards)) or 1
+        self.groups = [cards[i : i + each] for i in range(0, len(cards) - each + 1, each)]
 
     @staticmethod
-    def limit(card: int) -> str:
+    def limit(card: str) -> str:
         """The name of a card's concurrency limit, by which several flows of this machine share it."""
         return f"gpu-{socket.gethostname()}-{card}"
 
     async def create(self) -> None:
         """Make a limit of one for each card, where Prefect has none."""
         async with get_client() as client:
-            for card in self.cards:
+            for card in itertools.chain(*self.groups):
                 await client.upsert_global_concurrency_limit_by_name(self.limit(card), 1)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[dict[str, str]]:
-        """Wait for a free one; yields its environment."""
-        card = await self.free.get()
-        try:
-            held = nullcontext() if card is None else concurrency(self.limit(card), strict=True)
-            async with held:
-                yield {} if card is None else {"CUDA_VISIBLE_DEVICES": str(card)}
-        finally:
-            self.free.put_nowait(card)
+        """Wait for a place, and for cards that are free; yields their environment."""
+        async with self.places, AsyncExitStack() as held:
+            cards: list[str] = []
+            while self.groups and not cards:
+                for group in self.groups:
+                    try:
+                        await held.enter_async_context(self._taken(group))
+                    except ConcurrencySlotAcquisitionError as error:
+                        if not _is_busy(error):
+                            raise
+                    else:
+                        cards = group
+                        break
+                else:
+                    await asyncio.sleep(LOOK_EVERY)
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
+
+    def _taken(self, cards: list[str]) -> AbstractAsyncContextManager[None]:
+        """All of some cards or none; a stage goes on where the server is not there for a while."""
+        return concurrency(
+            [self.limit(card) for card in cards], strict=True, max_retries=0, raise_on_lease_renewal_failure=False
+        )
+
+
+def _is_busy(error: ConcurrencySlotAcquisitionError) -> bool:
+    why = error.__cause__
+    return isinstance(why, httpx.HTTPStatusError) and why.response.status_code == httpx.codes.LOCKED
 
 
 Run = Callable[[Stage, list[State[Any]]], Awaitable[State[Any]]]
@@ -162,7 +184,8 @@ async def _in_order(stages: Sequence[Stage], run: Run) -> None:
     Raises:
         StageError: some failed, or were not run for that.
     """
-    progress = await acreate_progress_artifact(progress=0.0, key="progress", description=f"{len(stages)} stages")
+    told = f"{len(stages)} stages" if stages else "all is up to date"
+    progress = await acreate_progress_artifact(progress=0.0 if stages else 100.0, key="progress", description=told)
     begun: dict[str, asyncio.Task[State[Any] | None]] = {}
     done = 0
 
@@ -173,7 +196,8 @@ async def _in_order(stages: Sequence[Stage], run: Run) -> None:
         state = await run(stage, states) if len(states) == len(before) else None
         done += 1
         if isinstance(progress, UUID):
-            await aupdate_progress_artifact(artifact_id=progress, progress=round(100 * done / len(stages), 1))
+            with suppress(httpx.HTTPError):  # it is only shown
+                await aupdate_progress_artifact(artifact_id=progress, progress=round(100 * done / len(stages), 1))
         return state
 
     async with asyncio.TaskGroup() as group:
@@ -187,13 +211,15 @@ async def _in_order(stages: Sequence[Stage], run: Run) -> None:
         raise StageError(f"{len(failed)} of {len(stages)} stages failed{more}", "; ".join(failed), again=False)
 
 
-async def here(stages: Sequence[Stage], commands: Callable[[Stage], Sequence[str]], at_once: int, hours: Hours) -> None:
-    """Run stages in this clone, each by its command.
+async def here(
+    stages: Sequence[Stage], commands: Callable[[Stage], Sequence[str]], at_once: int, hours: Hours, cards_each: int = 1
+) -> None:
+    """Run stages in this clone, each by its command, with so many cards each, where there are any.
 
     Raises:
         StageError: some failed, or were not run for that.
     """
-    slots = Slots(at_once)
+    slots = Slots(at_once, cards_each)
     await slots.create()
 
     async def run(one: Stage, before: list[State[Any]]) -> State[Any]:
@@ -310,6 +336,10 @@ async def _crashed(run: str) -> None:
         for one in tasks:
             if one.state is None or not one.state.is_final():
                 await client.set_task_run_state(one.id, lost, force=True)
+        asked = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[known.id]))
+        for other in await client.read_flow_runs(flow_run_filter=asked):  # elsewhere; the next sweep asks for it again
+            if other.state is None or not other.state.is_final():
+                await client.set_flow_run_state(other.id, Cancelling(), force=True)
 
 
 @asynccontextmanager

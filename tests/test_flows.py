@@ -97,10 +97,12 @@ NONSENSE = [
     ({"targets": ["table9"]}, "targets: unknown name 'table9'; did you mean 'table1'?"),
     ({"targets": ["cell@*-crd"]}, "targets: cell@*-crd matches none of the 10 targets of paper/six/dvc.yaml"),
     ({"targets": ["table1"], "paper": "paper/gone"}, "paper/gone/tables.yaml: no such file"),
-    ({"targets": ["table1"], "spread": "sweep/gone"}, "spread: no deployment 'sweep/gone'"),
+    ({"targets": ["table1"], "spread": "sweep/any"}, "spread: DVC has no default remote"),
     ({}, "targets, variants: one of the two is needed"),
     ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
     ({"variants": {}}, "variants: nothing is varied"),
+    ({"variants": {"epochs": [1]}, "share": True}, "share: variants are run here"),
+    ({"targets": ["table1"], "share": True}, "share: DVC has no default remote"),
     ({"targets": ["table1"], "at_one": 2}, "Process exited with status code: 1"),  # as Prefect says it
 ]
 
@@ -120,8 +122,9 @@ def test_variants_of_the_experiment_are_experiments_of_dvc(server, fresh, tmp_pa
         run = server.run("sweep/any", variants={"epochs": [1, 2], "methods": ["kd"]})
         assert server.ended(run)["type"] == "COMPLETED", server.log(run)
     shown = server.artifacts(run)["variants"]["data"]
-    assert "| e1-kd | kd |" in shown and "| e2-kd | kd |" in shown
-    assert all(name in project.run("dvc", "exp", "list").stdout for name in ("e1-kd", "e2-kd"))
+    made = ("variant-e1-kd", "variant-e2-kd")
+    assert all(f"| {name} | kd |" in shown for name in made)
+    assert all(name in project.run("dvc", "exp", "list").stdout for name in made)
     assert "epochs: 1" in (project.folder / "params.yaml").read_text(), "the workspace stays as it is"
     assert not list((project.folder / ".kdflow/runs").glob("*")), "checkpoints were kept here, and are done with"
 

@@ -34,7 +34,7 @@ LAYERS = (
     {"together"},
     {"pipeline"},
     {"short", "targets", "teachers", "processes", "graph"},
-    {"tasks"},
+    {"server", "tasks"},
     {"flows"},
     {"cli", "stages"},
 )

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 
+import anyio
 import pytest
 from processes import descendants
 
@@ -36,7 +37,8 @@ def gone(pid: int) -> bool:
 
 def test_a_process_is_itself_only():
     own = process(os.getpid())
-    assert own.alive and not own.model_copy(update={"began": own.began - 1}).alive
+    assert own.alive and not own.model_copy(update={"began": own.began - 3}).alive
+    assert own.model_copy(update={"began": own.began + 1}).alive, "the time of boot is read with an error"
     child = subprocess.Popen(["sleep", "100"])
     found = process(child.pid)
     child.kill()
@@ -83,6 +85,21 @@ def test_a_cancelled_task_takes_its_group_along(tmp_path):
 
     family = asyncio.run(run())
     assert len(family) == 2 and all(gone(pid) for pid in family)
+
+
+def test_after_a_timeout_the_note_stays_until_the_group_is_gone(tmp_path):
+    """Prefect's timeouts are anyio's, which cancel again at every turn of the loop."""
+
+    async def run():
+        with anyio.CancelScope() as scope:
+            async with started(COMMAND, tmp_path, "s", "r", tmp_path, dict(os.environ)) as child:
+                await child.stdout.readline()
+                (group,) = noted(tmp_path, Group).values()
+                scope.cancel()
+                await child.wait()
+        return group.members, noted(tmp_path, Group)  # before the loop ends, which waits for its threads
+
+    assert asyncio.run(run()) == ([], {})
 
 
 def test_what_a_killed_leader_leaves_is_found_and_ended():

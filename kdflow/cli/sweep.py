@@ -35,28 +35,33 @@ def sweep(
     """Run targets of the paper or variants of the experiment by Prefect, as its deployments do (in this folder)."""
     import asyncio
 
-    from kdflow import graph, plan, processes
+    from kdflow import config, graph, plan, processes
 
     found = plan.load(paper)
     wanted = graph.targets(found, targets or [])
     if status:
         typer.echo("\n".join(_status(found, wanted)))
         return
-    varied = {"epochs": epochs, "methods": method, "student": student}
+    varied: dict[str, list[int] | list[str] | None] = {"epochs": epochs, "methods": method, "student": student}
     given = {key: values for key, values in varied.items() if values}
     if bool(targets) == bool(given):
         raise UserError("kdflow sweep: either targets or variants (--epochs, --method, --student) are needed")
     os.environ.update(processes.QUIET)  # before Prefect is imported
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    from prefect.exceptions import ParameterTypeError
-
     from kdflow import flows
+    from kdflow.server import served
     from kdflow.tasks import StageError
 
+    variants = config.given("kdflow sweep", flows.Variants, given) if given else None
+    if variants is not None:
+        variants.settings(config.load())  # refused before a server is started
+
+    async def run() -> None:
+        async with served():
+            await flows.sweep(targets=targets, variants=variants, paper=paper.as_posix(), at_once=at_once)
+
     try:
-        variants = flows.Variants.model_validate(given) if given else None
-        asyncio.run(flows.sweep(targets=targets, variants=variants, paper=paper.as_posix(), at_once=at_once))
-    except (StageError, ParameterTypeError) as error:
+        asyncio.run(run())
+    except StageError as error:
         raise UserError(f"kdflow sweep: {one_line(error)}") from None
 
 
@@ -70,6 +75,8 @@ def _status(paper: plan.Paper, wanted: list[str]) -> list[str]:
         lost = "  lost: the next flow marks it as crashed and ends what is left of it" if run.lost else ""
         lines.append(f"{run.flow:10}  run {run.run}  process {run.process.pid}  since {_at(run.process.began)}{lost}")
     for group in noted(NOTES, Group).values():
+        if not group.members:
+            continue
         whose = "" if group.run in runs else "  orphan: the next flow ends it"
         lines.append(f"  {group.what}  process group {group.leader.pid}  since {_at(group.leader.began)}{whose}")
     chosen = {target.rpartition(":")[2] for target in wanted}
