@@ -339,7 +339,7 @@ async def _crashed(run: str) -> None:
         asked = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[known.id]))
         for other in await client.read_flow_runs(flow_run_filter=asked):  # elsewhere; the next sweep asks for it again
             if other.state is None or not other.state.is_final():
-                await client.set_flow_run_state(other.id, Cancelling(), force=True)
+                await client.set_flow_run_state(other.id, Cancelling())  # or Cancelled at once, where it has not begun
 
 
 @asynccontextmanager

@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from factories import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from papers import CE, KD, PICK, edit, fill, fill_teacher, paper_of
+from ruamel.yaml import YAML
 
 from kdflow import cells, drift, plan
 from kdflow.drift import TOLERANCES, Tolerance, tolerance
@@ -56,6 +58,14 @@ def test_the_same_records_have_not_drifted(paper, baseline):
 def test_a_baseline_is_read_as_it_was_written(paper, baseline, tmp_path):
     drift.write(tmp_path / "baseline.json", baseline)
     assert drift.read(tmp_path / "baseline.json") == baseline
+
+
+def test_every_night_all_of_the_baseline_is_made_anew():
+    """What is not there has drifted: on a fresh clone nothing is."""
+    deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    (nightly,) = (one["parameters"] for one in deployments if one["name"] == "nightly")
+    made = drift.read(ROOT / nightly["paper"] / "baseline.json")
+    assert sorted(nightly["remake"]) == sorted(f"cell@{name}" for name in made.cells)
 
 
 def test_a_mean_that_moved(paper, baseline):

@@ -1,15 +1,23 @@
 """Prefect for real: a server, a worker, deployments, six cells of a small paper, variants, the chain, the drift."""
 
+import asyncio
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PAPER, TARGETS, working
 from test_end_to_end import Project, copy_of
 from test_page import BROWSER, browser
+
+from kdflow import tasks
+from kdflow.tasks import Slots
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +79,92 @@ def test_a_sweep_again_runs_nothing(server, swept):
         run = server.run("sweep/any", targets=TARGETS, paper=PAPER)
         assert server.ended(run)["type"] == "COMPLETED"
     assert [task["name"] for task in server.tasks(run)] == ["reap"]
+
+
+def test_what_is_shared_is_enough_for_another_machine(server, swept, fresh, tmp_path):
+    ours, other = (copy_of(project, tmp_path / name) for project, name in ((swept[0], "ours"), (fresh, "other")))
+    for project in (ours, other):
+        project.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    with working(server, ours):
+        run = server.run("sweep/any", targets=TARGETS, paper=PAPER, share=True)
+        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
+    other.run("dvc", "fetch", "--run-cache")
+    _, output = other.dvc("repro", "--pull", f"{PAPER}/dvc.yaml:table1")
+    assert output.count("is cached - skipping run") == 9, output
+
+
+def test_ctrl_c_ends_a_sweep_from_a_terminal_and_its_server(fresh, tmp_path):
+    project = copy_of(fresh, tmp_path / "copy")
+    process = project.start("kdflow", "sweep", *TARGETS, "--paper", PAPER)
+    said = iter(process.stdout.readline, "")
+    assert any("Running stage" in line for line in said)
+    everyone = [pid for pid in psutil.pids() if _works_in(pid, project.folder)]
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in output, output
+    assert "interrupted: what was trained so far is kept" in output
+    until = time.monotonic() + 20
+    while living := [pid for pid in everyone if _works_in(pid, project.folder)]:
+        assert time.monotonic() < until, living
+        time.sleep(0.1)
+    assert len(everyone) >= 4  # the sweep, its server, DVC, a stage
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def test_each_card_is_taken_by_one_stage_of_all_flows(server, monkeypatch):
+    """Cards by their numbers: what would run on them does not."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")  # of a machine with more
+    monkeypatch.setattr(tasks, "LOOK_EVERY", 0.1)
+    taken, most = [], []
+
+    async def stage(slots: Slots) -> None:
+        async with slots.slot() as environment:
+            cards = environment["CUDA_VISIBLE_DEVICES"].split(",")
+            assert not set(cards) & set(taken)
+            taken.extend(cards)
+            most.append(len(taken))
+            await asyncio.sleep(1)
+            for card in cards:
+                taken.remove(card)
+
+    async def stages() -> None:
+        ours, other, both = Slots(2, 1), Slots(2, 1), Slots(1, 2)
+        assert both.groups == [["4", "5"]], "the third is left over"
+        for slots in (ours, other, both):
+            await slots.create()
+        await asyncio.gather(*(stage(slots) for slots in (ours, other, both) for _ in range(2)))
+
+    with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
+        asyncio.run(stages())
+    assert len(most) == 6 and max(most) == 3
+
+
+def test_without_cards_so_many_stages_run_at_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    running, most = 0, 0
+
+    async def stage(slots: Slots) -> None:
+        nonlocal running, most
+        async with slots.slot() as environment:
+            assert environment == {}
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.01)
+            running -= 1
+
+    async def stages(slots: Slots) -> None:
+        await asyncio.gather(*(stage(slots) for _ in range(5)))
+
+    asyncio.run(stages(Slots(2, 4)))
+    assert most == 2
 
 
 @pytest.mark.parametrize(

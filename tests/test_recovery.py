@@ -152,12 +152,35 @@ def test_after_a_fault_nothing_is_left_and_the_next_sweep_finishes(server, taugh
     assert wait_for(lambda: not left_behind(project), 20), left_behind(project)
 
 
-def test_a_run_elsewhere_that_is_lost_can_be_deleted(server, taught, tmp_path):
+@pytest.fixture
+def shared(taught, tmp_path) -> Project:
     project = copy_of(taught, tmp_path / "copy")
+    project.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    return project
+
+
+def asked_elsewhere(server: Server) -> tuple[str, list[dict]]:
+    """A run that spreads a cell, and what it has asked for, which nobody does: its worker has one run at a time."""
+    run = server.run("sweep/any", targets=["cell@digits-resnet8-ce"], paper=PAPER, spread="sweep/any")
+    parent = {"parent_flow_run_id": {"any_": [run]}}
+    return run, wait_for(lambda: server.ask("flow_runs/filter", flow_runs=parent).json())
+
+
+def test_a_coordinator_that_is_killed_leaves_nothing_asked_elsewhere(server, shared):
+    with working(server, shared) as worker:
+        run, waiting = asked_elsewhere(server)
+        worker.stop(signal.SIGKILL)
+    told = {"PREFECT_API_URL": server.environment["PREFECT_API_URL"], "PREFECT_HOME": str(server.home)}
+    command = ("kdflow", "sweep", "cell@digits-resnet8-ce", "--paper", PAPER)
+    shared.run("env", *(f"{key}={value}" for key, value in told.items()), *command)
+    assert (server.state(run)["type"], server.state(waiting[0]["id"])["type"]) == ("CRASHED", "CANCELLED")
+    assert wait_for(lambda: not left_behind(shared), 20), left_behind(shared)
+
+
+def test_a_run_elsewhere_that_is_lost_can_be_deleted(server, shared):
+    project = shared
     with working(server, project):
-        run = server.run("sweep/any", targets=["cell@digits-resnet8-ce"], paper=PAPER, spread="sweep/any")
-        parent = {"parent_flow_run_id": {"any_": [run]}}
-        waiting = wait_for(lambda: server.ask("flow_runs/filter", flow_runs=parent).json())  # there is no other worker
+        run, waiting = asked_elsewhere(server)
         server.prefect("flow-run", "delete", waiting[0]["id"], cwd=project.folder)
         state = server.ended(run)
     assert state["type"] == "FAILED" and "cell@digits-resnet8-ce: its run was deleted" in state["message"], state
