@@ -123,7 +123,7 @@ def project(finished, tmp_path) -> Project:
     return copy_of(finished, tmp_path / "copy")
 
 
-LONGER = {"epochs": 12, "methods": ["kd_tlcutmix_pick"]}
+LONGER = {"epochs": 5, "methods": ["kd_tlcutmix_pick"]}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from prefect_server import PAPER, TARGETS, working
 from test_end_to_end import Project, copy_of
 from test_page import BROWSER, browser
 
-from kdflow import tasks
+from kdflow import flows, tasks
 from kdflow.tasks import Slots
 
 pytestmark = pytest.mark.slow
@@ -197,21 +197,35 @@ NONSENSE = [
     ({"variants": {}}, "variants: nothing is varied"),
     ({"variants": {"epochs": [1]}, "share": True}, "share: variants are run here"),
     ({"targets": ["table1"], "share": True}, "share: DVC has no default remote"),
-    ({"targets": ["table1"], "at_one": 2}, "Process exited with status code: 1"),  # as Prefect says it
 ]
 
 
-def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh):
-    with working(server, fresh, limit=len(NONSENSE)):
-        runs = [server.run("sweep/any", **({"paper": PAPER} | parameters)) for parameters, _ in NONSENSE]
-        for run, (_, says) in zip(runs, NONSENSE, strict=True):
-            state = server.ended(run)
-            assert state["type"] in ("FAILED", "CRASHED") and says in state["message"], (says, state, server.log(run))
-            assert server.tasks(run) == []
+@pytest.mark.parametrize(("parameters", "says"), NONSENSE)
+def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh, monkeypatch, parameters, says):
+    """As a worker calls it, without a worker: that takes half a minute for these."""
+    monkeypatch.chdir(fresh.folder)
+    before = server.ask("task_runs/count").json()
+    with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
+        state = asyncio.run(flows.sweep(**({"paper": PAPER} | parameters), return_state=True))
+    assert state.is_failed() and says in state.message
+    assert server.ask("task_runs/count").json() == before
 
 
-def test_variants_of_the_experiment_are_experiments_of_dvc(server, fresh, tmp_path):
-    project = copy_of(fresh, tmp_path / "copy")
+def test_a_worker_says_what_a_flow_refuses(server, fresh):
+    with working(server, fresh, limit=2):
+        asked = {"targets": ["table9"]}, {"targets": ["table1"], "at_one": 2}
+        unknown, misspelt = [server.run("sweep/any", paper=PAPER, **parameters) for parameters in asked]
+        state = server.ended(unknown)
+        assert state["type"] == "FAILED" and "unknown name 'table9'; did you mean 'table1'?" in state["message"]
+        state = server.ended(misspelt)
+        assert state["type"] == "CRASHED" and "Process exited with status code: 1" in state["message"], (
+            "as Prefect says"
+        )
+        assert server.tasks(unknown) == server.tasks(misspelt) == []
+
+
+def test_variants_of_the_experiment_are_experiments_of_dvc(server, chained):
+    project, _ = chained
     with working(server, project):
         run = server.run("sweep/any", variants={"epochs": [1, 2], "methods": ["kd"]})
         assert server.ended(run)["type"] == "COMPLETED", server.log(run)
@@ -223,11 +237,18 @@ def test_variants_of_the_experiment_are_experiments_of_dvc(server, fresh, tmp_pa
     assert not list((project.folder / ".kdflow/runs").glob("*")), "checkpoints were kept here, and are done with"
 
 
-def test_the_experiment_is_a_chain(server, fresh, tmp_path):
-    project = copy_of(fresh, tmp_path / "copy")
+@pytest.fixture(scope="module")
+def chained(server, fresh, tmp_path_factory) -> tuple[Project, str]:
+    """The experiment in params.yaml, made; and the flow run."""
+    project = copy_of(fresh, tmp_path_factory.mktemp("chained") / "copy")
     with working(server, project):
         run = server.run("experiment/default")
         assert server.ended(run)["type"] == "COMPLETED", server.log(run)
+    return project, run
+
+
+def test_the_experiment_is_a_chain(server, chained):
+    _, run = chained
     tasks = sorted(server.tasks(run), key=lambda task: task["start_time"])
     assert [task["name"] for task in tasks] == [
         "reap", "prepare", "teacher", "logits", "distill@kd", "evaluate@kd", "report"
