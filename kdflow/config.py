@@ -178,9 +178,9 @@ class Dataset(Frozen):
 class Folder(Frozen):
     """Images of one's own: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
 
-    Of the latter a share `val_share` of every class is kept for testing: which, `split_seed` says and the files' names.
-    Files that cannot be read are refused, or left out if `skip_broken`. Mirror images are of another class, or none,
-    where `flip` is false.
+    valid/, validation/ or test/ may take val/'s place. Where there are classes alone, a share `val_share` of each is
+    kept for testing: which, `split_seed` says and the files' names. Files that cannot be read are refused, or left out
+    if `skip_broken`. Mirror images are of another class, or none, where `flip` is false.
     """
 
     folder: Annotated[str, Field(min_length=1)]
@@ -193,7 +193,7 @@ class Folder(Frozen):
     @property
     def name(self) -> str:
         """What it is called in records and tables: as its folder."""
-        return Path(self.folder).expanduser().absolute().name
+        return Path(os.path.abspath(Path(self.folder).expanduser())).name  # noqa: PTH100 (not where a link leads)
 
 
 class Own(Frozen):

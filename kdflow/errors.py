@@ -19,6 +19,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def printable(path: bytes) -> str:
+    """A file's name as text; what is no UTF-8 in it as its bytes in hex."""
+    return path.decode(errors="backslashreplace")
+
+
 def describe(error: Exception) -> str | None:
     """One line for an error that a user can do something about, None for a defect of ours."""
     if isinstance(error, UserError):

@@ -59,6 +59,8 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
     from kdflow import cost
 
     out, experiment = asked.out, _experiment(asked, config.load_recipes(root))
+    if out.resolve().is_relative_to(Path(asked.data.folder).expanduser().resolve()):
+        raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, scratch = out / "dataset.h5", out / "teacher", out / ".kdflow"
     with files.held(scratch, f"{out}", print):
         prepared = pipeline.prepare(experiment, dataset, scratch / "downloads", out / "dataset.json")

@@ -55,15 +55,18 @@ def asked(folder: Path, **options: object) -> short.Asked:
         ({"method": "kdd"}, "--method: unknown name 'kdd'; did you mean 'kd'?"),
         ({"method": "ce"}, "--method: ce asks no teacher; --compare adds ce to another method"),
         ({"method": "crd", "student": "squeezenet1_0"}, "--method: crd compares features, and squeezenet1_0 (student)"),
+        ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
         ({}, "images: no such folder"),
     ],
 )
-def test_what_does_not_go_together(tmp_path, options, said):
+def test_what_does_not_go_together(tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         short.distill(asked(tmp_path, **options), ROOT)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out/teacher").exists()
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_file_of_weights_says_what_it_is_or_is_told(tmp_path):
