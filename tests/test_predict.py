@@ -6,6 +6,7 @@ import struct
 import sys
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from kdflow.data import load
 from kdflow.errors import UserError
 from kdflow.evaluate import predict as logits_of
 from kdflow.predict import predict
+from kdflow.stream import decode
 
 CPU = torch.device("cpu")
 
@@ -42,14 +44,30 @@ def test_it_is_what_testing_says(made):
         assert [share for _, share in one.classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "YCbCr"])
 @pytest.mark.parametrize("size", [(1, 1), (300, 2)])
 def test_any_image(made, tmp_path, mode, size):
-    file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
-    Image.new(mode, size).save(file)
+    file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "I;16B") else "a.png")
+    ramp = np.linspace(0, 255, size[0] * size[1]).round().astype(np.uint8).reshape(size[::-1])
+    grey = Image.fromarray(ramp).point(lambda value: 255 * (value > 127)) if mode == "1" else Image.fromarray(ramp)
+    wide = ramp.astype({"I;16": "<u2", "I;16B": ">u2"}.get(mode, "u1"))
+    image = Image.frombytes(mode, size, (wide * 257).tobytes()) if mode.startswith("I;16") else grey.convert(mode)
+    image.save(file)
+    found = np.asarray(decode(file)).astype(int)
+    assert np.abs(found - np.asarray(grey)[:, :, None]).max() <= 1
     (said,) = predict([file], made / "s.safetensors")
     assert said.error is None
     assert sum(share for _, share in said.classes) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
+def test_pixels_without_a_white_are_refused(made, tmp_path, mode, kind):
+    file = tmp_path / "a.tiff"
+    Image.fromarray(np.ones((4, 5), dtype=kind)).save(file)
+    (said,) = predict([file], made / "s.safetensors")
+    assert said.error == f"{file}: cannot be read as an image: pixels of 32 bits (Pillow's mode {mode}), of which " + (
+        "nothing says what is white"
+    )
 
 
 def _bomb(file, side):
