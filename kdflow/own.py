@@ -43,7 +43,7 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
         raise UserError(f"dataset.folder: {folder}: no such folder")
     parts = _parts(folder)
     names, found = _list(folder, parts)
-    side = round(source.image_size * own.side)
+    side = source.side or round(source.image_size * own.side)
     views = Views(
         crop=0,
         flip=source.flip,

@@ -84,7 +84,7 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
             )
             for method in methods
         }
-    summary = _summary(experiment, teacher, students, records, costs)
+    summary = _summary(experiment, dataset, teacher, students, records, costs)
     record.write(out / "summary.json", summary)
     return summary
 
@@ -217,11 +217,14 @@ def _is_log_of(log: Path, weights: Path, settings: str, dataset: str, teacher: s
 
 def _summary(
     experiment: Experiment,
+    dataset: Path,
     teacher: Path,
     students: dict[str, Path],
     records: dict[str, list[RunRecord]],
     costs: list[Cost],
 ) -> paid.Summary:
+    from kdflow.data import largest_class
+
     params, data = experiment.params, experiment.dataset.data
     taught = record.read(teacher / "record.json", TeacherRecord)
     (of_teacher, of_student), method = [(cost.params, cost.flops) for cost in costs], params.methods[-1]
@@ -230,7 +233,7 @@ def _summary(
     for name in (method, *params.methods[:-1]):
         places = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
         rows.append(paid.student_row(name, records[name], of_student, places))
-    alone = records.get(ALONE)
+    alone, from_file = records.get(ALONE), params.teacher_weights.file is not None
     return paid.Summary(
         dataset=params.dataset_name,
         classes=data.classes,
@@ -240,6 +243,7 @@ def _summary(
         epochs=records[method][0].settings.training.epochs,
         stamp=record.stamp(run for runs in records.values() for run in runs),
         teacher_source=taught.source,
+        largest_class=largest_class(dataset) if from_file else None,
         models=tuple(rows),
         gain=None if alone is None else paid.gain(records[method], alone, data.test_images),
     )

@@ -162,6 +162,13 @@ def class_names(path: Path) -> list[str]:
         return _names(file)
 
 
+def largest_class(path: Path) -> float:
+    """Of how many percent of the test images it is right always to say the same class."""
+    with h5py.File(path, "r") as file:
+        counts = np.bincount(file["test/labels"][:])
+    return float(100 * counts.max() / counts.sum())
+
+
 def _names(file: h5py.File) -> list[str]:
     if CLASSES in file:
         return list(file[CLASSES].asstr()[:])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdflow.config import Data
-from kdflow.data import Split, Splits, balanced_order, digits, load, prepare, write
+from kdflow.data import Split, Splits, balanced_order, digits, largest_class, load, prepare, write
 from kdflow.errors import UserError
 
 SPEC = Data(reader="digits", classes=10, image_size=8, train_images=100, test_images=1697)
@@ -121,6 +121,11 @@ def test_flipped_byte_of_the_content_is_refused(prepared, tmp_path, key):
     path = tmp_path / "flipped.h5"
     path.write_bytes(content)
     assert "hash" in _refused(path)
+
+
+def test_the_share_of_the_largest_class(prepared):
+    labels = load(prepared[0], 100, CPU).test.labels.tolist()
+    assert largest_class(prepared[0]) == pytest.approx(100 * max(Counter(labels).values()) / len(labels))
 
 
 def test_changed_class_name_is_refused(prepared, tmp_path):

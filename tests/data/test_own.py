@@ -64,6 +64,15 @@ def test_mean_and_deviation_are_those_of_the_training_images(photos, tmp_path, r
     assert np.allclose(found.views.std, pixels.std((0, 1, 2)), atol=1e-4)
 
 
+def test_the_shorter_side_is_a_setting(photos, tmp_path, recipe):
+    source = Folder(folder=str(photos), image_size=32)
+    assert own.prepare(source, recipe, tmp_path / "a.h5").views.resize.side == 37
+    told = source.model_copy(update={"side": 32})
+    assert own.prepare(told, recipe, tmp_path / "a.h5").views.resize.side == 32
+    with pytest.raises(UserError, match="photos: side: 31 is less than image_size, 32"):
+        config.given("photos", Folder, {"folder": "x", "image_size": 32, "side": 31})
+
+
 def test_broken_files_are_all_listed_and_skipped_only_when_asked(photos, tmp_path, recipe):
     (photos / "dog/p0.jpg").write_bytes((photos / "dog/p0.jpg").read_bytes()[:500])
     (photos / "dog/eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
