@@ -172,6 +172,15 @@ def test_what_does_not_go_together_is_refused_before_training(project, method, p
     refused(project, "distill", method, says=says)
 
 
+@pytest.mark.parametrize("stage", [("teacher",), ("distill", "kd")], ids=" ".join)
+def test_a_last_batch_of_one_is_refused_before_the_teacher_is_trained(project, stage):
+    project.edit("params.yaml", "student", "mobilenetv2")  # comes to maps of 1x1
+    project.edit("params.yaml", "batch_size", 23)
+    project.edit("params.yaml", "train_images", 300)
+    says = "student mobilenetv2: 300 training images in batches of 23 leave a last one of 1, too few for its batch norm"
+    refused(project, *stage, says=says)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there(project):
     project.edit("params.yaml", "compute.device", "cuda:3")
