@@ -42,7 +42,7 @@ def _one_of(package: str) -> AfterValidator:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """What a user is told of a name that is not there: a close match, or all that are."""
-    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(known))}")
+    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(set(known)))}")
 
 
 def _allowed(name: str, names: list[str]) -> str:

@@ -40,7 +40,7 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
     """
     folder = Path(source.folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"dataset.folder: {folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     parts = _parts(folder)
     names, found = _list(folder, parts)
     side = source.side or round(source.image_size * own.side)
@@ -59,8 +59,8 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
         few = ", ".join(map(printable, list(broken)[:SHOWN])) + (", ..." if len(broken) > SHOWN else "")
         if not source.skip_broken:
             raise UserError(
-                f"dataset.folder: {folder}: {len(broken)} of {len(found.labels):,} images cannot be read: {few} "
-                f"({listed} lists them); skip_broken: true leaves them out"
+                f"{folder}: {len(broken)} of {len(found.labels):,} images cannot be read: {few} "
+                f"({listed} lists them); skip_broken: true, or --skip-broken, leaves them out"
             )
         print(f"{folder}: {len(broken)} images cannot be read and are left out: {few} ({listed} lists them)")
     good = np.array([path not in broken for path in found.paths.tolist()])
@@ -98,7 +98,7 @@ def _parts(folder: Path) -> tuple[str, str] | None:
     test = [name for name in found if name not in train]
     if len(train) > 1 or len(test) != 1:
         raise UserError(
-            f"dataset.folder: {folder}: beside one {TRAIN}/ one of {_folders(TESTS)} is needed, there is "
+            f"{folder}: beside one {TRAIN}/ one of {_folders(TESTS)} is needed, there is "
             f"{_folders(found)}; a class needs another name"
         )
     return train[0], test[0]
@@ -116,31 +116,31 @@ def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], Listi
         classes = class_folders(folder / part)
         if len(classes) < 2:
             raise UserError(
-                f"dataset.folder: {folder / part}: {len(classes)} class folders in it, at least 2 are needed"
+                f"{folder / part}: {len(classes)} class folders in it, at least 2 are needed"
                 " (<class>/*, or train/<class>/* and val/<class>/*)"
             )
         if parts and names and classes != names:
             odd = min(set(names) ^ set(classes))
-            raise UserError(f"dataset.folder: {folder}: class {odd} is in {parts[odd not in names]}/ only")
+            raise UserError(f"{folder}: class {odd} is in {parts[odd not in names]}/ only")
         names = classes
     of_classes = [(folder / part / name, label) for part in parts or ("",) for label, name in enumerate(names)]
     entered: set[str] = set()
     for inside in (folder, *(folder / part for part in parts or ()), *(inside for inside, _ in of_classes)):
         if not _is_new(inside, entered):
-            raise UserError(f"dataset.folder: {inside}: a link to a folder that is among these already")
+            raise UserError(f"{inside}: a link to a folder that is among these already")
     paths, labels = [], []
     for inside, label in of_classes:
         found = _images(inside, endings, entered)
         within = {Path(path).relative_to(inside).parts[0] for path in found}
         if parts is None and len(within) > 1 and all((inside / name).is_dir() for name in within):
             raise UserError(
-                f"dataset.folder: {inside}: no class, its images are in {_folders(sorted(within)[:SHOWN])}...; "
+                f"{inside}: no class, its images are in {_folders(sorted(within)[:SHOWN])}...; "
                 f"expected <class>/*, or {TRAIN}/<class>/* beside one of {_folders(TESTS)}"
             )
         paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
         labels += [label] * len(found)
     if not paths:
-        raise UserError(f"dataset.folder: {folder}: no images in it ({', '.join(endings)})")
+        raise UserError(f"{folder}: no images in it ({', '.join(endings)})")
     sizes = [_size(folder / os.fsdecode(path)) for path in paths]
     return names, Listing(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
 
@@ -215,7 +215,7 @@ def _for_testing(
         of_class = testing[kept.labels == label]
         if of_class.all() or not of_class.any():
             part = "training" if of_class.all() else "testing"
-            raise UserError(f"dataset.folder: {folder}: class {name}: {len(of_class)} images, none is left for {part}")
+            raise UserError(f"{folder}: class {name}: {len(of_class)} images, none is left for {part}")
     return testing
 
 

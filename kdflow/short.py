@@ -156,10 +156,18 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
 def _teacher(asked: Asked, recipes: Recipes) -> tuple[Architecture, Path | None]:
     """The teacher, and the file of its weights if it is not to be trained."""
     file = Path(asked.teacher).expanduser()
-    if asked.teacher in recipes.models or not (file.suffix or file.is_file()):
+    named = asked.teacher in recipes.models or asked.teacher.partition(":")[0] in OWN_FAMILIES
+    if named or not (file.suffix or file.is_file()):
         if asked.teacher_model is not None:
             raise UserError(f"--teacher-model: {asked.teacher} is a model; this is for a file of weights")
-        return _model("--teacher", asked.teacher, recipes), None
+        try:
+            return _model("--teacher", asked.teacher, recipes), None
+        except UserError:
+            if not file.is_dir():
+                raise
+            raise UserError(
+                f"--teacher: {file}: is a folder; name the file in it, model.safetensors or another"
+            ) from None
     if not file.is_file():
         raise UserError(f"--teacher: {file}: no such file, and no model of that name")
     if asked.teacher_model is not None:

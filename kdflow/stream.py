@@ -104,7 +104,7 @@ class Archived(Listing):
             raise UserError(f"{file}: has {found} bytes, at least {end} when it was listed; {AGAIN}")
 
 
-AGAIN = "`dvc repro -f prepare` lists the folder that data_folder names anew"
+AGAIN = "`dvc repro -f prepare`, or `kdflow distill` given again, lists the folder anew"
 
 
 @dataclass(frozen=True)
