@@ -61,7 +61,7 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        with _bounded(2 * size + ROOM), warnings.catch_warnings():
+        with bounded(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own remarks on old or rare kinds of tensors, refused later
             if head[8:] == b"{":  # after the eight bytes of its length, a safetensors header
                 return safetensors.torch.load_file(path)
@@ -78,11 +78,7 @@ def read(path: Path) -> Any:
         raise UserError(
             f"{path}: refused: a pickle that asks for more than tensors{asked}, or no weights at all"
         ) from None
-    except MemoryError:
-        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
     except Exception as error:  # a damaged file fails in any way it likes
-        if "allocate memory" in str(error):
-            raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
         kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
         raise UserError(f"{path}: {kind} ({_printable(error)})") from None
 
@@ -146,7 +142,24 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _bounded(more: int) -> Iterator[None]:
+def bounded(path: Path) -> Iterator[None]:
+    """Let this process map no more in addition than a file's size explains.
+
+    Raises:
+        UserError: it wanted more.
+    """
+    size = path.stat().st_size
+    try:
+        with _limited(2 * size + ROOM):
+            yield
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc", str(error))):
+            raise
+        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
+
+
+@contextmanager
+def _limited(more: int) -> Iterator[None]:
     """Let this process map no more than so many bytes in addition; where there is no /proc, as it is."""
     statm = Path("/proc/self/statm")
     if not statm.exists():

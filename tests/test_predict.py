@@ -7,15 +7,19 @@ import sys
 import zlib
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from shipped import STUDENT, fresh, make
 
 from kdflow import cli, export, latency, trained
 from kdflow.data import load
 from kdflow.errors import UserError
 from kdflow.evaluate import predict as logits_of
+from kdflow.formats import form_named, read_card
 from kdflow.predict import predict
 from kdflow.stream import decode
 
@@ -137,3 +141,54 @@ def test_the_command(made, tmp_path, monkeypatch, capsys):
         names = [name for name, _ in json.loads(done.out)[0]["classes"]] if options else [done.out]
         assert any("n02 hell ä" in name for name in names)
         assert done.err == "error: b.png: no such file\n"
+
+
+# --- cards and models of other people ----------------------------------------------------------------------
+
+
+def with_card(made, target, **settings):
+    """The exported student with other settings, or class names, in its card."""
+    with safe_open(made / "s.safetensors", "pt") as file:
+        card, state = json.loads(file.metadata()["kdflow"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    card["class_names"] = settings.pop("class_names", card["class_names"])
+    card["settings"] |= settings
+    save_file(state, target, {"kdflow": json.dumps(card)})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"image_size": 300_000}, "its card asks for images of 300,000 px; from 8 to 4,096 go"),
+        ({"image_size": 2}, "its card asks for images of 2 px"),
+        ({"model": {"family": "wrn", "options": {"depth": 10, "width": 100_000}}}, "asks for far more memory than its"),
+        ({"model": {"family": "resnet", "options": {"depth": 9}}}, "model smaller: its options"),
+    ],
+)
+def test_a_card_that_asks_for_too_much(made, tmp_path, settings, said):
+    assert said in refused(with_card(made, tmp_path / "s.safetensors", **settings))
+
+
+def test_an_onnx_that_is_not_what_its_card_says(made, tmp_path):
+    found = trained.look(made / "data/students/kd/seed0.safetensors", None, None)
+    form, card = form_named("onnx"), read_card(made / "s.safetensors")
+    form.write(fresh(STUDENT, 2, 32, 0), card, tmp_path / "s.onnx")
+    assert predict([], tmp_path / "s.onnx") == []
+    model = onnx.load(tmp_path / "s.onnx")
+    told = card.model_copy(update={"settings": found.log.settings.model_copy(update={"image_size": 64})})
+    onnx.helper.set_model_props(model, {"kdflow": told.model_dump_json()})
+    onnx.save(model, tmp_path / "s.onnx")
+    assert "('images', 'tensor(uint8)', [3, 32, 32])" in refused(tmp_path / "s.onnx")
+
+
+def test_names_do_not_steer_the_terminal(made, tmp_path, monkeypatch, capsys):
+    with_card(made, tmp_path / "s.safetensors", class_names=["\x1b]0;x\x07", "ä\x9b"])
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kdflow", "predict", "a.png", "\x1b[2J", "--model", "s.safetensors"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    done = capsys.readouterr()
+    assert "\\x1b]0;x\\x07" in done.out
+    assert "ä\\x9b" in done.out
+    assert not any(one in done.out + done.err for one in "\x1b\x07\x9b")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdflow.cli.options import PAPER, Paper, Root
-from kdflow.errors import UserError
+from kdflow.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from kdflow.export import Report
@@ -94,7 +94,10 @@ def predict(
         for one in said:
             if one.error is None:
                 shown.add_row(
-                    *(escape(text) for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes)))
+                    *(
+                        escape(escaped(text))
+                        for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes))
+                    )
                 )
         print_whole(shown)
     broken = [one.error for one in said if one.error is not None]
