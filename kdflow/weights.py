@@ -27,6 +27,18 @@ ROOM = 512 * 2**20  # bytes that reading may take beyond twice the file's size: 
 LONGEST = 500  # characters of a weight's name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# What makes a numpy scalar, as the best accuracy beside the weights is. Nothing of numpy is called: its dtypes would
+# believe whatever flags a file gives them.
+NUMPY = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
+
+
+class _Left:
+    """A value that nobody asks for."""
+
+    def __init__(self, *_arguments: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
 
 def check_is_file(path: Path) -> int:
     """The size of a file that can be read to its end.
@@ -68,7 +80,7 @@ def read(path: Path) -> Any:
             if head.startswith(b"PK"):
                 _check_archive(path, size)
             # A Namespace is a bag of values: training scripts keep their options in one beside the weights.
-            with torch.serialization.safe_globals([Namespace]):
+            with torch.serialization.safe_globals([Namespace, *((_Left, name) for name in NUMPY)]):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
