@@ -181,6 +181,29 @@ def test_an_onnx_that_is_not_what_its_card_says(made, tmp_path):
     assert "('images', 'tensor(uint8)', [3, 32, 32])" in refused(tmp_path / "s.onnx")
 
 
+def test_an_onnx_that_cannot_be_run_is_one_line(made, tmp_path):
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=kinds.FLOAT),
+        helper.make_node("Reshape", ["x", "shape"], ["logits"]),  # of 3,072 numbers
+    ]
+    ends = (
+        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", 2])],
+    )
+    shape = helper.make_tensor("shape", kinds.INT64, [2], [7, 2])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", *ends, [shape]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 9
+    helper.set_model_props(model, {"kdflow": read_card(made / "s.safetensors").model_dump_json()})
+    onnx.save(model, tmp_path / "s.onnx")
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="onnxruntime cannot run it: ") as caught:
+        predict([tmp_path / "a.png"], tmp_path / "s.onnx")
+    assert "\n" not in str(caught.value)
+
+
 def test_names_do_not_steer_the_terminal(made, tmp_path, monkeypatch, capsys):
     with_card(made, tmp_path / "s.safetensors", class_names=["\x1b]0;x\x07", "ä\x9b"])
     Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
