@@ -13,6 +13,7 @@ from kdflow.errors import UserError
 from kdflow.record import RunLog
 
 KEY = "kdflow"  # under which a file keeps it
+SIDES = range(8, 4097)  # pixels: what a card from elsewhere may ask for, of image and shorter side
 
 
 class Preprocessing(Frozen):
@@ -85,4 +86,9 @@ def parsed(path: Path, text: str | None) -> Card:
         raise UserError(f"{path}: its card is none of this version: {where}: {problem['msg']}") from None
     if len(card.class_names) != card.settings.classes:
         raise UserError(f"{path}: its card names {len(card.class_names)} of {card.settings.classes} classes")
+    resize = card.settings.views.resize
+    sides = [card.settings.image_size, *([resize.side] if resize else [])]
+    wrong = next((side for side in sides if side not in SIDES), None)
+    if wrong is not None:
+        raise UserError(f"{path}: its card asks for images of {wrong:,} px; from {SIDES[0]} to {SIDES[-1]:,} go")
     return card

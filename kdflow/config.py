@@ -42,7 +42,7 @@ def _one_of(package: str) -> AfterValidator:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """What a user is told of a name that is not there: a close match, or all that are."""
-    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(known))}")
+    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(set(known)))}")
 
 
 def _allowed(name: str, names: list[str]) -> str:
@@ -178,22 +178,30 @@ class Dataset(Frozen):
 class Folder(Frozen):
     """Images of one's own: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
 
-    Of the latter a share `val_share` of every class is kept for testing: which, `split_seed` says and the files' names.
-    Files that cannot be read are refused, or left out if `skip_broken`. Mirror images are of another class, or none,
-    where `flip` is false.
+    valid/, validation/ or test/ may take val/'s place. Where there are classes alone, a share `val_share` of each is
+    kept for testing: which, `split_seed` says and the files' names. Files that cannot be read are refused, or left out
+    if `skip_broken`. Mirror images are of another class, or none, where `flip` is false. `side`: pixels of the shorter
+    side in testing, of which the centre is taken; none: recipes/own.yaml's share.
     """
 
     folder: Annotated[str, Field(min_length=1)]
     image_size: Positive
+    side: Positive | None = None
     val_share: Share = 0.2
     split_seed: Annotated[int, Field(ge=0)] = 0
     skip_broken: bool = False
     flip: bool = True
 
+    @model_validator(mode="after")
+    def _is_not_enlarged(self) -> Folder:
+        if self.side is not None and self.side < self.image_size:
+            raise ValueError(f"side: {self.side} is less than image_size, {self.image_size}")
+        return self
+
     @property
     def name(self) -> str:
         """What it is called in records and tables: as its folder."""
-        return Path(self.folder).expanduser().absolute().name
+        return Path(os.path.abspath(Path(self.folder).expanduser())).name  # noqa: PTH100 (not where a link leads)
 
 
 class Own(Frozen):
@@ -749,7 +757,7 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
                 text = "unknown key" + _allowed(str(location[-1]), _keys(kind, location[:-1]))
             elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
                 text = f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
-            mistakes.append(f"{file}: {where.strip('.')}: {text}")
+            mistakes.append(": ".join(filter(None, (str(file), where.strip("."), text))))
         return None
 
 

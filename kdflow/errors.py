@@ -19,6 +19,16 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def escaped(text: str) -> str:
+    """Text for a terminal: what is no character to be seen, and might steer it, as an escape."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def printable(path: bytes) -> str:
+    """A file's name as text; what is no UTF-8 in it as its bytes in hex."""
+    return path.decode(errors="backslashreplace")
+
+
 def describe(error: Exception) -> str | None:
     """One line for an error that a user can do something about, None for a defect of ours."""
     if isinstance(error, UserError):
@@ -45,7 +55,7 @@ def one_line_errors() -> Iterator[None]:
         if line is None:
             raise
         for part in line.splitlines():
-            print(f"error: {part}", file=sys.stderr)
+            print(f"error: {escaped(part)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdflow import files, record
+from kdflow import files, latency, record
 from kdflow.card import Card, card_of
 from kdflow.config import Frozen
 from kdflow.cost import count
@@ -19,7 +19,7 @@ from kdflow.data import Images, ImageSet, Loaded, balanced_order, load
 from kdflow.errors import UserError
 from kdflow.evaluate import BATCH, predict
 from kdflow.formats import Run, form_named
-from kdflow.latency import BATCHES, ROUNDS, measure
+from kdflow.latency import BATCHES, measure
 from kdflow.models import create_model, load_weights
 from kdflow.trained import Trained
 
@@ -90,8 +90,11 @@ def export(found: Trained, form_name: str, out: Path | None, threads: int) -> tu
     out = out or Path(f"{run.dataset}-{run.architecture}-{found.weights.parent.name}-seed{run.seed}{form.SUFFIX}")
     if out.suffix != form.SUFFIX:
         raise UserError(f"--out: {out}: a file of {form_name} ends with {form.SUFFIX}")
-    if out.absolute() == found.weights.absolute():
-        raise UserError(f"--out: {out}: is the student itself")
+    for what, file in (("student", found.weights), ("teacher", found.teacher)):
+        if file is not None and out.resolve() == file.resolve():
+            raise UserError(f"--out: {out}: is the {what} itself")
+    if form_name == "safetensors" and out.exists() and form.read(out) is None:
+        raise UserError(f"--out: {out}: is there and no export of kdflow, but other weights; they are not written over")
     torch.set_num_threads(threads)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
     load_weights(model, found.weights, found.log.weights_sha256)
@@ -119,7 +122,7 @@ def export(found: Trained, form_name: str, out: Path | None, threads: int) -> tu
         student=costs["student"],
         teacher=costs.get("teacher"),
         threads=threads,
-        rounds=ROUNDS,
+        rounds=latency.ROUNDS,
         machine=record.machine("cpu", threads, 0, 1),
         card=card,
     )

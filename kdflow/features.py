@@ -103,7 +103,7 @@ def probe(architecture: Architecture, classes: int, image_size: int) -> Outputs:
             raise ValueError(f"it answers with {list(said.logits.shape)} instead of logits [2, {classes}]")
     except Exception as error:  # a library's model fails in any way it likes
         reason = one_line(error) or type(error).__name__
-        raise UserError(f"recipes/models.yaml: {name}: cannot take images of {image_size} px: {reason}") from None
+        raise UserError(f"model {name}: cannot take images of {image_size} px: {reason}") from None
     return said
 
 

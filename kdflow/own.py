@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torchvision.datasets.folder import find_classes, make_dataset
 
 from kdflow import data, files
 from kdflow.config import Data, Folder, Own, Prepared, Resize, Triple, Views
 from kdflow.data import Splits
-from kdflow.errors import UserError, one_line
+from kdflow.data.image_folder import class_folders
+from kdflow.errors import UserError, one_line, printable
 from kdflow.progress import counted
 from kdflow.stream import Listing, decode, formats, transforms
 
-PARTS = ("train", "val")
+TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # in small letters or large
 BROKEN = "broken.txt"
 SHOWN = 3  # broken files in the line; all are in the file
 
@@ -38,8 +39,11 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
             not set.
     """
     folder = Path(source.folder).expanduser()
-    names, found = _list(folder)
-    side = round(source.image_size * own.side)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    parts = _parts(folder)
+    names, found = _list(folder, parts)
+    side = source.side or round(source.image_size * own.side)
     views = Views(
         crop=0,
         flip=source.flip,
@@ -51,17 +55,17 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
     listed = out.parent / BROKEN
     listed.unlink(missing_ok=True)
     if broken:
-        files.write_text(listed, "".join(f"{name}: {why}\n" for name, why in broken.items()))
-        few = ", ".join(list(broken)[:SHOWN]) + (", ..." if len(broken) > SHOWN else "")
+        files.write_text(listed, "".join(f"{printable(path)}: {why}\n" for path, why in broken.items()))
+        few = ", ".join(map(printable, list(broken)[:SHOWN])) + (", ..." if len(broken) > SHOWN else "")
         if not source.skip_broken:
             raise UserError(
-                f"dataset.folder: {folder}: {len(broken)} of {len(found.labels):,} images cannot be read: {few} "
-                f"({listed} lists them); skip_broken: true leaves them out"
+                f"{folder}: {len(broken)} of {len(found.labels):,} images cannot be read: {few} "
+                f"({listed} lists them); skip_broken: true, or --skip-broken, leaves them out"
             )
         print(f"{folder}: {len(broken)} images cannot be read and are left out: {few} ({listed} lists them)")
-    good = np.array([os.fsdecode(path) not in broken for path in found.paths.tolist()])
+    good = np.array([path not in broken for path in found.paths.tolist()])
     kept, sums = found.take(np.flatnonzero(good)), sums[good]
-    testing = _for_testing(folder, kept, names, source)
+    testing = _for_testing(folder, parts, kept, names, source)
     train, test = kept.take(np.flatnonzero(~testing)), kept.take(np.flatnonzero(testing))
     mean, std = _statistics(sums[~testing], source.image_size)
     views = views.model_copy(update={"mean": mean, "std": std})
@@ -81,43 +85,90 @@ def prepare(source: Folder, own: Own, out: Path) -> Prepared:
         demo=False,
         sha256=sha256,
         class_names=tuple(names),
-        left_out=tuple(broken),
+        left_out=tuple(map(printable, broken)),
     )
 
 
-def _list(folder: Path) -> tuple[list[str], Listing]:
+def _parts(folder: Path) -> tuple[str, str] | None:
+    """The folders of what is trained and of what is tested on; None where there are classes alone."""
+    found = [name for name in class_folders(folder) if name.lower() in (TRAIN, *TESTS)]
+    train = [name for name in found if name.lower() == TRAIN]
+    if not train:
+        return None
+    test = [name for name in found if name not in train]
+    if len(train) > 1 or len(test) != 1:
+        raise UserError(
+            f"{folder}: beside one {TRAIN}/ one of {_folders(TESTS)} is needed, there is "
+            f"{_folders(found)}; a class needs another name"
+        )
+    return train[0], test[0]
+
+
+def _folders(names: Sequence[str]) -> str:
+    return ", ".join(f"{name}/" for name in names)
+
+
+def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], Listing]:
     """Names of the classes and all image files, by their paths relative to `folder`."""
-    if not folder.is_dir():
-        raise UserError(f"dataset.folder: {folder}: no such folder")
-    parts = list(PARTS) if all((folder / part).is_dir() for part in PARTS) else [""]
     endings = tuple(ending for of_format in formats().values() for ending in of_format)
     names: list[str] = []
-    paths, labels = [], []
-    for part in parts:
-        try:
-            classes = find_classes(folder / part)[0]
-        except FileNotFoundError:
-            classes = []
+    for part in parts or ("",):
+        classes = class_folders(folder / part)
         if len(classes) < 2:
             raise UserError(
-                f"dataset.folder: {folder / part}: {len(classes)} class folders in it, at least 2 are needed"
+                f"{folder / part}: {len(classes)} class folders in it, at least 2 are needed"
                 " (<class>/*, or train/<class>/* and val/<class>/*)"
             )
-        if names and classes != names:
+        if parts and names and classes != names:
             odd = min(set(names) ^ set(classes))
-            raise UserError(f"dataset.folder: {folder}: class {odd} is in {'train' if odd in names else 'val'}/ only")
+            raise UserError(f"{folder}: class {odd} is in {parts[odd not in names]}/ only")
         names = classes
-        numbers = {name: number for number, name in enumerate(names)}
-        for path, label in make_dataset(str(folder / part), numbers, endings, allow_empty=True):
-            paths.append(os.fsencode(os.path.relpath(path, folder)))
-            labels.append(label)
+    of_classes = [(folder / part / name, label) for part in parts or ("",) for label, name in enumerate(names)]
+    entered: set[str] = set()
+    for inside in (folder, *(folder / part for part in parts or ()), *(inside for inside, _ in of_classes)):
+        if not _is_new(inside, entered):
+            raise UserError(f"{inside}: a link to a folder that is among these already")
+    paths, labels = [], []
+    for inside, label in of_classes:
+        found = _images(inside, endings, entered)
+        within = {Path(path).relative_to(inside).parts[0] for path in found}
+        if parts is None and len(within) > 1 and all((inside / name).is_dir() for name in within):
+            raise UserError(
+                f"{inside}: no class, its images are in {_folders(sorted(within)[:SHOWN])}...; "
+                f"expected <class>/*, or {TRAIN}/<class>/* beside one of {_folders(TESTS)}"
+            )
+        paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
+        labels += [label] * len(found)
     if not paths:
-        raise UserError(f"dataset.folder: {folder}: no images in it ({', '.join(endings)})")
-    sizes = [os.stat(folder / os.fsdecode(path)).st_size for path in paths]  # noqa: PTH116
+        raise UserError(f"{folder}: no images in it ({', '.join(endings)})")
+    sizes = [_size(folder / os.fsdecode(path)) for path in paths]
     return names, Listing(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
 
 
-def _read_all(folder: Path, found: Listing, views: Views, size: int) -> tuple[npt.NDArray[np.int64], dict[str, str]]:
+def _images(folder: Path, endings: tuple[str, ...], entered: set[str]) -> list[str]:
+    """Image files below a folder, in torchvision's order; no hidden folder is entered, and none twice by a link."""
+    below = []
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and _is_new(Path(inside, name), entered)]
+        below.append((inside, sorted(names)))
+    return [f"{inside}/{name}" for inside, names in sorted(below) for name in names if name.lower().endswith(endings)]
+
+
+def _is_new(folder: Path, entered: set[str]) -> bool:
+    before = len(entered)
+    entered.add(os.path.realpath(folder))
+    return len(entered) > before
+
+
+def _size(file: Path) -> int:
+    """In bytes; 0 of a link that leads nowhere, which then cannot be read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read_all(folder: Path, found: Listing, views: Views, size: int) -> tuple[npt.NDArray[np.int64], dict[bytes, str]]:
     """Of every image, as it is tested on, sum and sum of squares of each channel [n, 2, 3]; what cannot be read."""
     transform = transforms(views, size, training=False)
 
@@ -141,17 +192,19 @@ def _read_all(folder: Path, found: Listing, views: Views, size: int) -> tuple[np
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sums, {os.fsdecode(paths[place]): broken[place] for place in sorted(broken)}
+    return sums, {paths[place]: broken[place] for place in sorted(broken)}
 
 
-def _for_testing(folder: Path, kept: Listing, names: list[str], source: Folder) -> npt.NDArray[np.bool_]:
-    """Which files are tested on: those of val/, or of every class those that a hash of seed and name puts first.
+def _for_testing(
+    folder: Path, parts: tuple[str, str] | None, kept: Listing, names: list[str], source: Folder
+) -> npt.NDArray[np.bool_]:
+    """Which files are tested on: those of their part, or of every class those that a hash of seed and name puts first.
 
     By its name, so that a file that is added or taken away moves no other, but at the edge.
     """
     paths = kept.paths.tolist()
-    if (folder / PARTS[0]).is_dir() and (folder / PARTS[1]).is_dir():
-        testing = np.array([path.startswith(b"val" + os.fsencode(os.sep)) for path in paths])
+    if parts is not None:
+        testing = np.array([path.startswith(os.fsencode(f"{parts[1]}/")) for path in paths])
     else:
         testing = np.zeros(len(paths), dtype=bool)
         for label in range(len(names)):
@@ -162,7 +215,7 @@ def _for_testing(folder: Path, kept: Listing, names: list[str], source: Folder) 
         of_class = testing[kept.labels == label]
         if of_class.all() or not of_class.any():
             part = "training" if of_class.all() else "testing"
-            raise UserError(f"dataset.folder: {folder}: class {name}: {len(of_class)} images, none is left for {part}")
+            raise UserError(f"{folder}: class {name}: {len(of_class)} images, none is left for {part}")
     return testing
 
 

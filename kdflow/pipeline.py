@@ -77,7 +77,10 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
     given = experiment.params.teacher_weights
     run = experiment.teacher_run()
     weights = out / "model.safetensors"
+    for method in experiment.params.methods:  # before the teacher takes its hours
+        _check_last_batch(experiment.student_run(method, 0))
     if given.file is None:
+        _check_last_batch(run)
         job = Job(
             name="seed 0",
             run=run,
@@ -178,6 +181,7 @@ def jobs(
     """
     params = experiment.params
     found = []
+    _check_last_batch(experiment.student_run(method, 0))
     for place, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
         found.append(
@@ -196,6 +200,13 @@ def jobs(
             )
         )
     return found
+
+
+def _check_last_batch(run: RunSettings) -> None:
+    if (run.train_images - 1) % run.training.batch_size == 0:
+        from kdflow.step import check_batch_of_one
+
+        check_batch_of_one(run)
 
 
 def train(title: str, jobs: list[Job], compute: Compute) -> None:

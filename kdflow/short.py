@@ -59,6 +59,8 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
     from kdflow import cost
 
     out, experiment = asked.out, _experiment(asked, config.load_recipes(root))
+    if out.resolve().is_relative_to(Path(asked.data.folder).expanduser().resolve()):
+        raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, scratch = out / "dataset.h5", out / "teacher", out / ".kdflow"
     with files.held(scratch, f"{out}", print):
         prepared = pipeline.prepare(experiment, dataset, scratch / "downloads", out / "dataset.json")
@@ -82,7 +84,7 @@ def distill(asked: Asked, root: Path) -> paid.Summary:
             )
             for method in methods
         }
-    summary = _summary(experiment, teacher, students, records, costs)
+    summary = _summary(experiment, dataset, teacher, students, records, costs)
     record.write(out / "summary.json", summary)
     return summary
 
@@ -154,10 +156,18 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
 def _teacher(asked: Asked, recipes: Recipes) -> tuple[Architecture, Path | None]:
     """The teacher, and the file of its weights if it is not to be trained."""
     file = Path(asked.teacher).expanduser()
-    if asked.teacher in recipes.models or not (file.suffix or file.is_file()):
+    named = asked.teacher in recipes.models or asked.teacher.partition(":")[0] in OWN_FAMILIES
+    if named or not (file.suffix or file.is_file()):
         if asked.teacher_model is not None:
             raise UserError(f"--teacher-model: {asked.teacher} is a model; this is for a file of weights")
-        return _model("--teacher", asked.teacher, recipes), None
+        try:
+            return _model("--teacher", asked.teacher, recipes), None
+        except UserError:
+            if not file.is_dir():
+                raise
+            raise UserError(
+                f"--teacher: {file}: is a folder; name the file in it, model.safetensors or another"
+            ) from None
     if not file.is_file():
         raise UserError(f"--teacher: {file}: no such file, and no model of that name")
     if asked.teacher_model is not None:
@@ -215,11 +225,14 @@ def _is_log_of(log: Path, weights: Path, settings: str, dataset: str, teacher: s
 
 def _summary(
     experiment: Experiment,
+    dataset: Path,
     teacher: Path,
     students: dict[str, Path],
     records: dict[str, list[RunRecord]],
     costs: list[Cost],
 ) -> paid.Summary:
+    from kdflow.data import largest_class
+
     params, data = experiment.params, experiment.dataset.data
     taught = record.read(teacher / "record.json", TeacherRecord)
     (of_teacher, of_student), method = [(cost.params, cost.flops) for cost in costs], params.methods[-1]
@@ -228,7 +241,7 @@ def _summary(
     for name in (method, *params.methods[:-1]):
         places = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
         rows.append(paid.student_row(name, records[name], of_student, places))
-    alone = records.get(ALONE)
+    alone, from_file = records.get(ALONE), params.teacher_weights.file is not None
     return paid.Summary(
         dataset=params.dataset_name,
         classes=data.classes,
@@ -238,6 +251,7 @@ def _summary(
         epochs=records[method][0].settings.training.epochs,
         stamp=record.stamp(run for runs in records.values() for run in runs),
         teacher_source=taught.source,
+        largest_class=largest_class(dataset) if from_file else None,
         models=tuple(rows),
         gain=None if alone is None else paid.gain(records[method], alone, data.test_images),
     )

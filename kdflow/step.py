@@ -67,6 +67,28 @@ def _new_loss(run: RunSettings, student: Outputs, labels: Int64[Tensor, " n"]) -
     return loss
 
 
+def check_batch_of_one(run: RunSettings) -> None:
+    """Refuse a model whose batch norm would have one value per channel, where the last batch is one image.
+
+    Raises:
+        UserError: it has.
+    """
+    strong = run.method.strong
+    pick = strong.pick if strong is not None and strong.instead else None  # else x, one view, is passed as well
+    views = 1 if pick is None else len(hardest(torch.zeros(pick.pool), pick.keep))
+    with torch.device("meta"):
+        model = create_model(run.architecture, run.model, run.classes, run.image_size).train()
+    try:
+        model(torch.zeros(views, 3, run.image_size, run.image_size, device="meta"))
+    except Exception as error:  # anything else is told when it is trained
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                f"{run.role} {run.architecture}: {run.train_images:,} training images in batches of "
+                f"{run.training.batch_size} leave a last one of 1, too few for its batch norm at {run.image_size} px; "
+                "change train_images or batch_size"
+            ) from None
+
+
 def asks_about(method: Method) -> tuple[str, ...]:
     """About which views of a batch the method's step asks the teacher."""
     strong = method.strong

@@ -104,7 +104,7 @@ class Archived(Listing):
             raise UserError(f"{file}: has {found} bytes, at least {end} when it was listed; {AGAIN}")
 
 
-AGAIN = "`dvc repro -f prepare` lists the folder that data_folder names anew"
+AGAIN = "`dvc repro -f prepare`, or `kdflow distill` given again, lists the folder anew"
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def formats() -> dict[str, list[str]]:
 
 
 def decode(file: Path | io.BytesIO, name: str | None = None, largest: int | None = None) -> Image.Image:
-    """Read an image, of whatever ending, as RGB: grey, palette and CMYK become that.
+    """Read an image, of whatever ending, as RGB: grey of 8 and 16 bits, palette and CMYK become that.
 
     Raises:
         UserError: it is none, is cut short, or would have more pixels than `largest`, else than Pillow thinks safe.
@@ -218,6 +218,10 @@ def decode(file: Path | io.BytesIO, name: str | None = None, largest: int | None
             most = largest or Image.MAX_IMAGE_PIXELS or sys.maxsize
             if image.width * image.height > most:
                 raise UserError(f"{image.width} x {image.height} pixels, at most {most:,} are allowed")
+            if image.mode in ("I", "F"):
+                raise UserError(f"pixels of 32 bits (Pillow's mode {image.mode}), of which nothing says what is white")
+            if image.mode.startswith("I;16"):  # convert would cut off at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:  # a damaged file fails in any way it likes
         raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None

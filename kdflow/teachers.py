@@ -233,7 +233,9 @@ def adopt(registry: Registry, source: Path, about: About | str | None) -> tuple[
     elif isinstance(about, About):
         name, new = about.name, about.entry(registry, sha256, size)
     elif about is not None:
-        name = about
+        name, there = about, registry.file(about)
+        if there.exists() and files.sha256(there) != sha256:
+            raise UserError(f"--name: {name} is there with other weights; remove {there} if these are the right ones")
     else:
         raise UserError(
             f"{source}: no teacher that is known has its sha256, {sha256}; "

@@ -232,7 +232,7 @@ def pick_device(name: str, place: int = 0) -> torch.device:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"params.yaml: compute.device: {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"compute.device (--device): {name}: {str(error).splitlines()[0]}") from None
     return torch.device(name)
 
 

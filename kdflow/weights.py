@@ -27,6 +27,18 @@ ROOM = 512 * 2**20  # bytes that reading may take beyond twice the file's size: 
 LONGEST = 500  # characters of a weight's name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# What makes a numpy scalar, as the best accuracy beside the weights is. Nothing of numpy is called: its dtypes would
+# believe whatever flags a file gives them.
+NUMPY = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
+
+
+class _Left:
+    """A value that nobody asks for."""
+
+    def __init__(self, *_arguments: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
 
 def check_is_file(path: Path) -> int:
     """The size of a file that can be read to its end.
@@ -61,14 +73,14 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        with _bounded(2 * size + ROOM), warnings.catch_warnings():
+        with bounded(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own remarks on old or rare kinds of tensors, refused later
             if head[8:] == b"{":  # after the eight bytes of its length, a safetensors header
                 return safetensors.torch.load_file(path)
             if head.startswith(b"PK"):
                 _check_archive(path, size)
             # A Namespace is a bag of values: training scripts keep their options in one beside the weights.
-            with torch.serialization.safe_globals([Namespace]):
+            with torch.serialization.safe_globals([Namespace, *((_Left, name) for name in NUMPY)]):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -78,11 +90,7 @@ def read(path: Path) -> Any:
         raise UserError(
             f"{path}: refused: a pickle that asks for more than tensors{asked}, or no weights at all"
         ) from None
-    except MemoryError:
-        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
     except Exception as error:  # a damaged file fails in any way it likes
-        if "allocate memory" in str(error):
-            raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
         kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
         raise UserError(f"{path}: {kind} ({_printable(error)})") from None
 
@@ -146,7 +154,24 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _bounded(more: int) -> Iterator[None]:
+def bounded(path: Path) -> Iterator[None]:
+    """Let this process map no more in addition than a file's size explains.
+
+    Raises:
+        UserError: it wanted more.
+    """
+    size = path.stat().st_size
+    try:
+        with _limited(2 * size + ROOM):
+            yield
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc", str(error))):
+            raise
+        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
+
+
+@contextmanager
+def _limited(more: int) -> Iterator[None]:
     """Let this process map no more than so many bytes in addition; where there is no /proc, as it is."""
     statm = Path("/proc/self/statm")
     if not statm.exists():

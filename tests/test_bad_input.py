@@ -151,7 +151,7 @@ def test_missing_or_superfluous_arguments(project):
 def test_model_options_that_the_family_refuses(project):
     project.edit("recipes/models.yaml", "resnet14.options.depth", 15)
     project.edit("params.yaml", "student", "resnet14")
-    refused(project, "distill", "ce", says="recipes/models.yaml: resnet14.options: depth is 6n + 2")
+    refused(project, "distill", "ce", says="model resnet14: its options (recipes/models.yaml): depth is 6n + 2")
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,19 @@ def test_what_does_not_go_together_is_refused_before_training(project, method, p
     refused(project, "distill", method, says=says)
 
 
+@pytest.mark.parametrize("stage", [("teacher",), ("distill", "kd")], ids=" ".join)
+def test_a_last_batch_of_one_is_refused_before_the_teacher_is_trained(project, stage):
+    project.edit("params.yaml", "student", "mobilenetv2")  # comes to maps of 1x1
+    project.edit("params.yaml", "batch_size", 23)
+    project.edit("params.yaml", "train_images", 300)
+    says = "student mobilenetv2: 300 training images in batches of 23 leave a last one of 1, too few for its batch norm"
+    refused(project, *stage, says=says)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there(project):
     project.edit("params.yaml", "compute.device", "cuda:3")
-    refused(project, "distill", "kd", says="params.yaml: compute.device: cuda:3")
+    refused(project, "distill", "kd", says="compute.device (--device): cuda:3")
 
 
 # --- a dataset from a folder or an archive -----------------------------------------------------------------

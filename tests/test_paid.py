@@ -53,13 +53,14 @@ def test_equal_and_perfect_students_are_noise_too():
     assert "cannot be told from noise" in gain(runs([100.0]), runs([100.0]), 50).verdict
 
 
-def summary(found: Gain | None) -> Summary:
+def summary(found: Gain | None, largest_class: float | None = None) -> Summary:
     models = [
         Model(role=role, model=role, params=params, flops=flops, top1=spread([90.0]), agreement=None, weights=())
         for role, params, flops in (("teacher", 1000, 4000), ("student", 100, 1000))
     ]
     counts = {"classes": 5, "image_size": 64, "train_images": 500, "test_images": 250, "epochs": 8}
-    return Summary(dataset="photos", **counts, stamp="", teacher_source="trained here", models=models, gain=found)
+    told = {"stamp": "", "teacher_source": "trained here", "largest_class": largest_class}
+    return Summary(dataset="photos", **counts, **told, models=models, gain=found)
 
 
 def test_the_summary():
@@ -69,3 +70,10 @@ def test_the_summary():
     assert "500 training and 250 test images" in found.title
     assert [row[0] for row in rows(found)] == ["teacher", "student"]
     assert Summary.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(("largest_class", "warned"), [(None, False), (89.9, False), (90.0, True), (95.0, True)])
+def test_a_teacher_that_knows_nothing_is_warned_of(largest_class, warned):
+    found = summary(None, largest_class).warning
+    assert (found is not None) == warned
+    assert not warned or f"{largest_class:.2f} % of the test images" in found

@@ -51,19 +51,24 @@ def asked(folder: Path, **options: object) -> short.Asked:
         ({"student": "keras:resnet9"}, "--student: keras:resnet9: family: unknown name 'keras'; allowed: timm, torchv"),
         ({"teacher": "resnet"}, "--teacher (recipes/models.yaml or torchvision): unknown name 'resnet'"),
         ({"teacher": "weights.pt"}, "--teacher: weights.pt: no such file, and no model of that name"),
+        ({"teacher": "timm:resnet18.x_in1k"}, "images: no such folder"),
+        ({"teacher": "."}, "--teacher: .: is a folder; name the file in it, model.safetensors or another"),
         ({"teacher_model": "resnet8"}, "--teacher-model: resnet14 is a model; this is for a file of weights"),
         ({"method": "kdd"}, "--method: unknown name 'kdd'; did you mean 'kd'?"),
         ({"method": "ce"}, "--method: ce asks no teacher; --compare adds ce to another method"),
         ({"method": "crd", "student": "squeezenet1_0"}, "--method: crd compares features, and squeezenet1_0 (student)"),
+        ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
         ({}, "images: no such folder"),
     ],
 )
-def test_what_does_not_go_together(tmp_path, options, said):
+def test_what_does_not_go_together(tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         short.distill(asked(tmp_path, **options), ROOT)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out/teacher").exists()
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_file_of_weights_says_what_it_is_or_is_told(tmp_path):
@@ -79,6 +84,7 @@ def test_a_file_of_weights_says_what_it_is_or_is_told(tmp_path):
 
 
 def test_names_of_models():
+    assert str(short.config.unknown("--student", "zzz", ["b", "a", "a"])).endswith("allowed: a, b")
     recipes = short.config.load_recipes(ROOT)
     assert short._model("--student", "resnet50", recipes).model.family == "bottleneck", "a recipe comes first"
     theirs = short._model("--student", "torchvision:resnet50", recipes)

@@ -2,10 +2,12 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from factories import ROOT
 from small import CPU, DATA, METHODS, VIEWS, batches_of, run_of, same, state_of, step_of, teacher_for
 from torch import nn
 
@@ -15,7 +17,7 @@ from kdflow.data import ImageSet
 from kdflow.epoch_plan import Row
 from kdflow.errors import UserError
 from kdflow.features import FeatureExtractor
-from kdflow.step import Learner, new_learner
+from kdflow.step import Learner, check_batch_of_one, new_learner
 
 
 class Oracle:
@@ -282,6 +284,31 @@ def test_the_same_seed_gives_every_method_the_same_first_weights():
 
 
 # --- what does not go together -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "picked", "fails"),
+    [
+        ("resnet8", "ce", None, False),  # its last maps are 2x2
+        ("vgg8", "ce", None, True),
+        ("vgg8", "kd_tlcutmix_pick", None, True),  # of its pool of 2 views 1 is kept, and x is 1
+        ("vgg8", "kd_cutmix_only", None, True),
+        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=2), True),
+        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=4), False),
+    ],
+)
+def test_a_batch_of_one_is_refused_where_a_step_of_it_fails(model, method, picked, fails):
+    settings = METHODS[method]
+    if picked is not None:
+        settings = settings.model_copy(update={"strong": settings.strong.model_copy(update={"pick": picked})})
+    run = run_of(settings, batch_size=19).model_copy(update={"model": config.load(ROOT).models[model]})
+    step = step_of(run, new_learner(run, DATA.train.labels), teacher_for(settings))
+    batch = batches_of(run)[-1]
+    assert len(batch.labels) == 1
+    said = r"more than 1 value per channel|too few for its batch norm"
+    for call in (lambda: step(batch, 0.1), lambda: check_batch_of_one(run)):
+        with pytest.raises(ValueError, match=said) if fails else nullcontext():
+            call()
 
 
 def _refused(run: config.RunSettings, *, says: list[str]) -> None:

@@ -200,7 +200,14 @@ def test_a_teacher_without_a_hash_is_taken_as_it_comes_and_measured(kdflow, proj
     file = tmp_path / "mine.pt"
     torch.save(torch.load(weights[0])["net"], file)
     refused(kdflow("import", file), "no teacher that is known has its sha256")
-    assert kdflow("import", file, "--name", "small")[0] == 0
+    contrary = {"dataset": "cifar100", "architecture": "vgg8", "top1": 1.5, "licence": "mine", "source": "mine"}
+    for option, given in contrary.items():
+        refused(kdflow("import", file, "--name", "small", f"--{option}", given), f"--{option}: {given}, but small is a")
+    refused(kdflow("import", file, "--name", "small"), "--name: small is there with other weights; remove ")
+    assert (project / ".kdflow/teachers/small.weights").read_bytes() == weights[0].read_bytes()
+    (project / ".kdflow/teachers/small.weights").unlink()
+    assert kdflow("import", file, "--name", "small", "--dataset", "digits")[0] == 0
+    assert kdflow("import", file, "--name", "small")[0] == 0, "the same again"
     assert (project / ".kdflow/teachers/small.weights").read_bytes() == file.read_bytes()
     (project / ".kdflow/teachers/small.weights").unlink()
     write(project, small={**entry, "urls": [url.replace("resnet8.pth", "cut.pth") for url in entry["urls"]]})

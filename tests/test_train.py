@@ -254,7 +254,7 @@ def test_a_device_that_is_not_there_is_refused(name):
         pytest.skip("there is one here")
     with pytest.raises(UserError) as caught:
         train.pick_device(name)
-    assert str(caught.value).startswith(f"params.yaml: compute.device: {name}: ")
+    assert str(caught.value).startswith(f"compute.device (--device): {name}: ")
     assert "\n" not in str(caught.value)
 
 

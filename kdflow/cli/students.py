@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdflow.cli.options import PAPER, Paper, Root
-from kdflow.errors import UserError
+from kdflow.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from kdflow.export import Report
@@ -94,7 +94,10 @@ def predict(
         for one in said:
             if one.error is None:
                 shown.add_row(
-                    *(escape(text) for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes)))
+                    *(
+                        escape(escaped(text))
+                        for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes))
+                    )
                 )
         print_whole(shown)
     broken = [one.error for one in said if one.error is not None]
@@ -116,6 +119,9 @@ def distill(
     teacher_epochs: Annotated[int | None, typer.Option(min=1, help="Of a teacher; else as many.")] = None,
     teacher_model: Annotated[str | None, typer.Option(help="What a file of weights is, if it does not say so.")] = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels of a side.")] = 64,
+    side: Annotated[
+        int | None, typer.Option(help="Pixels of the shorter side before the crop; else as in recipes/own.yaml.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many students: seeds 0, 1, ...")] = 1,
     compare: Annotated[bool, typer.Option("--compare", help="Train the student on the labels alone as well.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for all that is made; given again, it goes on there.")] = Path(
@@ -130,7 +136,8 @@ def distill(
     """Distil one student from a folder of images, without params.yaml and DVC."""
     from kdflow import config, short
 
-    folder = {"folder": str(data), "image_size": image_size, "flip": not no_flip, "skip_broken": skip_broken}
+    folder = {"folder": str(data), "image_size": image_size, "side": side}
+    folder |= {"flip": not no_flip, "skip_broken": skip_broken}
     compute = {"device": device, "threads": threads, "side_by_side": None, "processes": 1, "replay_gb": 50.0}
     asked = short.Asked(
         data=config.given("kdflow distill", config.Folder, folder),
@@ -161,6 +168,8 @@ def _print_summary(summary: Summary, out: Path) -> None:
         shown.add_row(*row)
     print_whole(shown)
     best = summary.models[1].weights[0]
+    if summary.warning:
+        typer.echo(summary.warning)
     typer.echo(f"teacher: {summary.teacher_source}\n{summary.smaller}\n{summary.verdict}")
     if summary.stamp:
         typer.echo(f"Not a full run: {summary.stamp}.")

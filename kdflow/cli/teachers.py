@@ -59,7 +59,7 @@ def import_teacher(
     top1: Annotated[
         float | None, typer.Option(min=0, max=100, help="Percent on the test set, as its publisher says.")
     ] = None,
-    licence: Annotated[str, typer.Option(help="What may be done with it.")] = "not stated",
+    licence: Annotated[str | None, typer.Option(help="What may be done with it; else: not stated.")] = None,
     source: Annotated[str | None, typer.Option(help="Where it is from; else the file's name.")] = None,
     verbose: Verbose = False,
     root: Root = Path(),
@@ -70,11 +70,16 @@ def import_teacher(
     registry = teachers.load(root)
     about: teachers.About | str | None = None
     if name is not None and registry.has_no_hash(name):
-        about = name
+        entry, about = registry.named(name), name
+        told = {"dataset": dataset, "architecture": architecture, "top1": top1, "licence": licence, "source": source}
+        for option, given in told.items():
+            known = getattr(entry, option)
+            if given not in (None, known):
+                raise UserError(f"--{option}: {given}, but {name} is a teacher of recipes/teachers.yaml, with {known}")
     elif name is not None:
         if dataset is None or architecture is None or top1 is None:
             raise UserError("kdflow teachers import: --name goes with --dataset, --architecture and --top1")
-        about = teachers.About(name, dataset, architecture, top1, licence, source or file.name)
+        about = teachers.About(name, dataset, architecture, top1, licence or "not stated", source or file.name)
     found, mapped = teachers.adopt(registry, file.expanduser(), about)
     _tell(teachers.load(root), found, mapped, verbose)
 

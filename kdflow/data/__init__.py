@@ -26,7 +26,7 @@ from kdflow.config import Data, Views
 from kdflow.errors import UserError, one_line
 from kdflow.stream import Archived, ImageFiles, Listing
 
-SPLITS = ("train", "test")
+SPLITS, CLASSES = ("train", "test"), "class_names"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
         with h5py.File(beside, "w", locking=False) as file:
             _reserve(beside, splits, 0)
             file.attrs["name"] = name
-            file.attrs["classes"] = splits.class_names
+            file[CLASSES] = splits.class_names  # no attribute, of which HDF5 takes 64 kB
             file.attrs["sha256"] = digest
             if splits.folder is not None:
                 file.attrs["folder"] = os.fsencode(splits.folder)
@@ -159,7 +159,20 @@ def download(spec: Data, downloads: Path, name: str) -> Path:
 def class_names(path: Path) -> list[str]:
     """The names of the classes of a dataset that was written just now."""
     with h5py.File(path, "r") as file:
-        return list(file.attrs["classes"])
+        return _names(file)
+
+
+def largest_class(path: Path) -> float:
+    """Of how many percent of the test images it is right always to say the same class."""
+    with h5py.File(path, "r") as file:
+        counts = np.bincount(file["test/labels"][:])
+    return float(100 * counts.max() / counts.sum())
+
+
+def _names(file: h5py.File) -> list[str]:
+    if CLASSES in file:
+        return list(file[CLASSES].asstr()[:])
+    return list(file.attrs["classes"])  # of files from before
 
 
 def load(path: Path, train_images: int, device: torch.device, workers: int = 0) -> Loaded:
@@ -177,7 +190,7 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
         with h5py.File(path, "r") as file:
             kind = Archived if "offsets" in file["train"] else Listing if "folder" in file.attrs else Split
             train, test = (kind(*(_value(file[key][field.name]) for field in fields(kind))) for key in SPLITS)
-            splits = Splits(train, test, list(file.attrs["classes"]))
+            splits = Splits(train, test, _names(file))
             place = None if kind is Split else _place(file.attrs)
             expected = str(file.attrs["sha256"])
         found = _digest(splits)

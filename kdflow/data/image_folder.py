@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from kdflow.config import Data
 from kdflow.data import Splits
-from kdflow.errors import UserError
+from kdflow.errors import UserError, printable
 from kdflow.stream import Listing
 
 PARTS = ("train", "val")
@@ -36,10 +36,23 @@ def read(spec: Data, folder: Path | None, downloads: Path) -> Splits:  # noqa: A
 def _classes(part: Path) -> list[str]:
     if not part.is_dir():
         raise UserError(f"data_folder: {part}: no such folder (expected train/<class>/ and val/<class>/)")
-    try:
-        return find_classes(part)[0]  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        raise UserError(f"data_folder: {part}: no class folders in it (expected {part.name}/<class>/)") from None
+    names = class_folders(part)
+    if not names:
+        raise UserError(f"data_folder: {part}: no class folders in it (expected {part.name}/<class>/)")
+    return names
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones apart, in order.
+
+    Raises:
+        UserError: one is no UTF-8, so no name of a class.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    for name, shown in ((name, printable(os.fsencode(name))) for name in names):
+        if shown != name:
+            raise UserError(f"{folder}: {shown}/: the name of a class must be UTF-8")
+    return names
 
 
 def _listing(folder: Path, part: str, classes: list[str]) -> Listing:
@@ -50,7 +63,7 @@ def _listing(folder: Path, part: str, classes: list[str]) -> Listing:
     if len(empty):
         kinds = ", ".join(IMG_EXTENSIONS)
         raise UserError(f"data_folder: {folder / part / classes[empty[0]]}: no images in it ({kinds})")
-    before = len(f"{folder}{os.sep}")
+    before = len(f"{folder / part}") - len(part)  # of "." nothing, of "/" itself
     paths = np.array([os.fsencode(path[before:]) for path, _ in found])
     sizes = np.array([os.stat(path).st_size for path, _ in found], dtype=np.int64)  # noqa: PTH116
     return Listing(paths, sizes, labels)

@@ -70,12 +70,26 @@ def read(path: Path) -> str | None:
     return text
 
 
-def runner(path: Path, card: Card, threads: int) -> Run:  # noqa: ARG001 (a form's signature)
-    """The model in onnxruntime, on the CPU."""
-    session = _session(path, threads)
+def runner(path: Path, card: Card, threads: int) -> Run:
+    """The model in onnxruntime, on the CPU.
+
+    Raises:
+        UserError: it does not take and give what its card says; likewise when it is run.
+    """
+    session, size = _session(path, threads), card.settings.image_size
+    ends = [(end.name, end.type, list(end.shape)[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
+    said = [
+        ("images", "tensor(uint8)", [3, size, size]),
+        ("logits", "tensor(float)", [card.settings.classes]),
+    ]
+    if ends != said:
+        raise UserError(f"{path}: takes and gives {ends}, its card says {said}"[:500])
 
     def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+        try:
+            (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+        except Exception as error:  # a graph from elsewhere fails in any way it likes
+            raise UserError(f"{path}: onnxruntime cannot run it: {one_line(error)[:200]}") from None
         return torch.from_numpy(logits)
 
     return run

@@ -17,6 +17,7 @@ from kdflow.errors import UserError
 from kdflow.formats import Run
 from kdflow.models import create_model, load_weights
 from kdflow.views import channel_statistics, normalise
+from kdflow.weights import bounded
 
 SUFFIX = ".safetensors"
 
@@ -40,7 +41,9 @@ def runner(path: Path, card: Card, threads: int) -> Run:
     """The model as kdflow evaluates it, on the CPU."""
     torch.set_num_threads(threads)
     run = card.settings
-    model = create_model(run.architecture, run.model, run.classes, run.image_size)
+    # A recipe from elsewhere may ask for any depth and width: for no more memory than the weights explain.
+    with bounded(path):
+        model = create_model(run.architecture, run.model, run.classes, run.image_size)
     load_weights(model, path)
     model = model.to(memory_format=torch.channels_last).eval()
     mean, std = channel_statistics(run.views, torch.device("cpu"))

@@ -26,11 +26,13 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     family: Any = importlib.import_module(f"kdflow.models.{recipe.family}")
     for option in ("num_classes", "image_size"):
         if option in recipe.options:
-            raise UserError(f"recipes/models.yaml: {name}.options: {option} is no option: it is the dataset's")
+            raise UserError(
+                f"model {name}: its options (recipes/models.yaml): {option} is no option: it is the dataset's"
+            )
     try:
         model: nn.Module = family.build(num_classes, image_size, **recipe.options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"recipes/models.yaml: {name}.options: {one_line(error)}") from None
+        raise UserError(f"model {name}: its options (recipes/models.yaml): {one_line(error)}") from None
     return model
 
 

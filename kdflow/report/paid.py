@@ -63,7 +63,10 @@ class Model(Frozen):
 
 
 class Summary(Frozen):
-    """What came of a distillation; `stamp` says at which budget, where that is less than a full one."""
+    """What came of a distillation; `stamp` says at which budget, where that is less than a full one.
+
+    `largest_class` is the percentage of the test images that are of one class; not told of a teacher trained here.
+    """
 
     dataset: str
     classes: int
@@ -73,6 +76,7 @@ class Summary(Frozen):
     epochs: int
     stamp: str
     teacher_source: str
+    largest_class: float | None
     models: Annotated[tuple[Model, ...], Field(strict=False, min_length=2)]
     gain: Gain | None
 
@@ -82,6 +86,16 @@ class Summary(Frozen):
         return (
             f"{self.dataset}: {self.classes} classes at {self.image_size} px, {self.train_images:,} training and "
             f"{self.test_images:,} test images, {self.epochs} epochs"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Of a teacher from a file that knows nothing of these images."""
+        if self.largest_class is None or self.models[0].top1.mean > self.largest_class:
+            return None
+        return (
+            f"warning: always to say one class would be right on {self.largest_class:.2f} % of the test images, and "
+            "the teacher is no better; are its classes these, in this order, and were its images resized so (--side)?"
         )
 
     @property

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdflow.config import Data
-from kdflow.data import balanced_order, digits, load, prepare
+from kdflow.data import Split, Splits, balanced_order, digits, largest_class, load, prepare, write
 from kdflow.errors import UserError
 
 SPEC = Data(reader="digits", classes=10, image_size=8, train_images=100, test_images=1697)
@@ -123,20 +123,39 @@ def test_flipped_byte_of_the_content_is_refused(prepared, tmp_path, key):
     assert "hash" in _refused(path)
 
 
+def test_the_share_of_the_largest_class(prepared):
+    labels = load(prepared[0], 100, CPU).test.labels.tolist()
+    assert largest_class(prepared[0]) == pytest.approx(100 * max(Counter(labels).values()) / len(labels))
+
+
 def test_changed_class_name_is_refused(prepared, tmp_path):
     path = tmp_path / "renamed.h5"
     path.write_bytes(prepared[0].read_bytes())
     with h5py.File(path, "r+") as file:
-        file.attrs["classes"] = [*"012345678", "x"]
+        file["class_names"][9] = "x"
     assert "hash" in _refused(path)
 
 
-@pytest.mark.parametrize("missing", ["train/images", "test/labels", "sha256", "classes"])
+def test_any_number_of_classes_and_a_file_from_before(prepared, tmp_path):
+    names = [f"class {number:05}" for number in range(9000)]
+    labels = np.arange(9000)
+    split = Split(np.zeros((9000, 1, 1, 3), dtype=np.uint8), labels)
+    write("many", 1, Splits(split, split, names), tmp_path / "many.h5")
+    assert load(tmp_path / "many.h5", 9000, CPU).class_names == names
+    path = tmp_path / "before.h5"
+    path.write_bytes(prepared[0].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["classes"] = list(file["class_names"].asstr()[:])
+        del file["class_names"]
+    assert load(path, 100, CPU).class_names == load(prepared[0], 100, CPU).class_names
+
+
+@pytest.mark.parametrize("missing", ["train/images", "test/labels", "sha256", "class_names"])
 def test_missing_part_is_refused(prepared, tmp_path, missing):
     path = tmp_path / "partial.h5"
     path.write_bytes(prepared[0].read_bytes())
     with h5py.File(path, "r+") as file:
-        del (file if "/" in missing else file.attrs)[missing]
+        del (file.attrs if missing == "sha256" else file)[missing]
     _refused(path)
 
 
@@ -164,15 +183,18 @@ def _a_type(file: h5py.File) -> None:
 
 
 def _numbers_for_names(file: h5py.File) -> None:
-    file.attrs["classes"] = np.arange(10)
+    del file["class_names"]
+    file["class_names"] = np.arange(10)
 
 
 def _one_number_for_names(file: h5py.File) -> None:
-    file.attrs["classes"] = 10
+    del file["class_names"]
+    file["class_names"] = 10
 
 
 def _names_that_are_no_utf8(file: h5py.File) -> None:
-    file.attrs["classes"] = np.array([b"\xb4"] * 10, dtype=h5py.string_dtype("utf-8"))
+    del file["class_names"]
+    file["class_names"] = np.array([b"\xb4"] * 10, dtype=h5py.string_dtype("utf-8"))
 
 
 @pytest.mark.parametrize(

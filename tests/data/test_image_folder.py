@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import h5py
 import pytest
@@ -55,6 +56,12 @@ def test_the_list_is_the_tree(source, tmp_path):
     assert loaded.class_names == ["n01 dark", "n02 hell ä"]
     assert loaded.sha256 == digest == expected.hexdigest()
     assert (tmp_path / "tree.h5").stat().st_size < 30_000, "the pixels stay where they are"
+
+
+def test_the_list_is_the_same_from_within(source, tmp_path, monkeypatch):
+    digest = prepare("tree", SPEC, source, tmp_path, tmp_path / "a.h5")
+    monkeypatch.chdir(source)
+    assert prepare("tree", SPEC, Path(), tmp_path, tmp_path / "b.h5") == digest
 
 
 def test_a_copy_elsewhere_has_the_same_hash_and_another_image_has_not(source, tree, tmp_path):

@@ -313,7 +313,7 @@ def _refusal(family, options, image_size):
     with pytest.raises(UserError) as caught:
         create_model("mine", Model(family=family, options=options), 10, image_size)
     message = str(caught.value)
-    assert message.startswith("recipes/models.yaml: mine.options: ")
+    assert message.startswith("model mine: its options (recipes/models.yaml): ")
     assert "\n" not in message
     return message
 
@@ -393,7 +393,10 @@ def test_wrong_options_of_timm_are_refused_in_one_line(options, said):
 
 
 def test_what_is_the_dataset_s_is_no_option():
-    with pytest.raises(UserError, match=r"own\.options: num_classes is no option: it is the dataset's"):
+    with pytest.raises(
+        UserError,
+        match=r"model own: its options \(recipes/models.yaml\): num_classes is no option: it is the dataset's",
+    ):
         create_model("own", Model(family="torchvision", options={"name": "resnet18", "num_classes": 3}), 10, 32)
 
 
