@@ -7,7 +7,7 @@ export DO_NOT_TRACK := 1
 # pip compiles nothing ahead (below): where Python may not keep what it compiled, every start compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow check micro miniature serve clean
+.PHONY: demo test test-slow test-long check micro miniature serve clean
 
 MINIATURE := paper/miniature/dvc.yaml
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
@@ -19,8 +19,12 @@ demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
 test: $(VENV)/dev.ok  ## the default suite
 	pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
-test-slow: $(VENV)/dev.ok  ## the end-to-end runs with real DVC, all models at all sizes
-	pytest -m slow -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+SLOW := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+test-slow: $(VENV)/dev.ok  ## end to end with real DVC and Prefect, all models at all sizes
+	pytest -m "slow and not long" $(SLOW)
+
+test-long: $(VENV)/dev.ok  ## what of that takes longest, and is left out of CI
+	pytest -m long $(SLOW)
 
 check: $(VENV)/dev.ok  ## lint, format, types, settings
 	ruff check .

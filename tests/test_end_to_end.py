@@ -170,6 +170,7 @@ def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished
     assert all(point["pick_ratio"] is None for r in finished.records("kd").values() for point in r["curve"])
 
 
+@pytest.mark.long
 def test_stored_logits_give_the_same_records(project):
     online = project.records("kd_tlcutmix_pick")["seed0.json"]
     project.settings(methods=["kd_tlcutmix_pick"], seeds=[0], logits="replay-float32")
@@ -187,6 +188,7 @@ def test_stored_logits_give_the_same_records(project):
     assert said == [(views, 0), (0, views)]
 
 
+@pytest.mark.long
 def test_all_views_are_asked_ahead(project):
     project.settings(methods=["kd"], seeds=[0], logits="views")
     ran, output = project.dvc("repro")
@@ -206,6 +208,7 @@ def test_all_views_are_asked_ahead(project):
     assert (project.folder / "data/students/kd/seed0.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_another_number_of_epochs_leaves_data_and_teacher_alone(project):
     before = (project.folder / "params.yaml").read_text()
     budget = project.folder / "paper/params.yaml"
@@ -241,6 +244,7 @@ def test_where_it_is_computed_is_no_reason_to_compute_again(project):
     assert project.dvc("repro")[0] == []
 
 
+@pytest.mark.long
 def test_the_same_seed_twice_gives_the_same_record(project):
     before = project.records("kd_tlcutmix_pick")
     ran, _ = project.dvc("repro", "-f", "-s", "distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick")
@@ -248,6 +252,7 @@ def test_the_same_seed_twice_gives_the_same_record(project):
     assert project.records("kd_tlcutmix_pick") == before and len(before) == 2
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_does(project):
     before = project.records("kd_tlcutmix_pick")
     project.settings(seeds=[0], compute={**COMPUTE, "threads": 1, "processes": 2})
@@ -271,7 +276,9 @@ def command_of(pid: int) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes to kill in Linux's /proc")
-@pytest.mark.parametrize("how", ["ctrl-c", "kill the stage", "kill dvc"])
+@pytest.mark.parametrize(
+    "how", ["ctrl-c", *(pytest.param(f"kill {whom}", marks=pytest.mark.long) for whom in ("the stage", "dvc"))]
+)
 def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, how):
     project.settings(**LONGER)
     process = project.start("dvc", "repro", "evaluate@kd_tlcutmix_pick")

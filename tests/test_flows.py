@@ -224,6 +224,7 @@ def test_a_worker_says_what_a_flow_refuses(server, fresh):
         assert server.tasks(unknown) == server.tasks(misspelt) == []
 
 
+@pytest.mark.long
 def test_variants_of_the_experiment_are_experiments_of_dvc(server, chained):
     project, _ = chained
     with working(server, project):
@@ -272,6 +273,7 @@ def test_a_cron_has_runs_scheduled(server, fresh):
     raise AssertionError("nothing was scheduled in two minutes")
 
 
+@pytest.mark.long
 def test_what_drifts_fails(server, swept, tmp_path):
     project = copy_of(swept[0], tmp_path / "copy")
     cell = "cell@digits-resnet8-ce"

@@ -110,6 +110,7 @@ def test_a_new_row_adds_its_cell_and_leaves_the_others(project):
     assert stale(project) == {f"cell@{KD}-e80"}
 
 
+@pytest.mark.long
 def test_changed_arithmetic_is_seen_by_drift(project):
     for file, old, new in (
         ("kdflow/losses/__init__.py", "tau**2", "1.01 * tau**2"),

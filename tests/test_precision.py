@@ -47,6 +47,7 @@ def test_bfloat16_is_close_and_gives_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_step_is_the_same_to_rounding(tmp_path):
     """In a process of its own: torch's compiler does not see through the checks of shapes that tests run under."""
     (tmp_path / "script.py").write_text(

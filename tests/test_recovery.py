@@ -185,6 +185,7 @@ def asked_elsewhere(server: Server) -> tuple[str, list[dict]]:
     return run, wait_for(lambda: server.ask("flow_runs/filter", flow_runs=parent).json())
 
 
+@pytest.mark.long
 def test_a_coordinator_that_is_killed_leaves_nothing_asked_elsewhere(server, shared):
     with working(server, shared) as worker:
         run, waiting = asked_elsewhere(server)
@@ -196,6 +197,7 @@ def test_a_coordinator_that_is_killed_leaves_nothing_asked_elsewhere(server, sha
     assert wait_for(lambda: not left_behind(shared), 20), left_behind(shared)
 
 
+@pytest.mark.long
 def test_a_run_elsewhere_that_is_lost_can_be_deleted(server, shared):
     project = shared
     with working(server, project):

@@ -135,6 +135,7 @@ def test_one_command_makes_all_of_it(undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_again_makes_nothing_and_more_seeds_only_those(undisturbed, tmp_path):
     folder = Path(shutil.copytree(undisturbed, tmp_path / "again"))
     before = weights_of(folder)
@@ -151,6 +152,7 @@ def test_again_makes_nothing_and_more_seeds_only_those(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_it_goes_on_to_the_same_weights(undisturbed, tmp_path):
     make_tree(tmp_path / "images")
     running = subprocess.Popen(

@@ -327,7 +327,7 @@ def _first_photos(classes, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("classes", "images"), [(2, 6), (20, 2)])
+@pytest.mark.parametrize(("classes", "images"), [(2, 6), pytest.param(20, 2, marks=pytest.mark.long)])
 def test_real_photos_at_224_pixels_from_both_forms(tmp_path, classes, images):
     """torchvision's resnet34, as it begins, teaches resnet18: from the archives to the same digits as from the tree."""
     photos = _first_photos(classes, images)
