@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -142,9 +143,13 @@ def test_a_sweeps_status_tells_what_runs_what_is_lost_and_how_far_the_cells_are(
     notes = root / NOTES
     for name, runner, worker in (("here", own, None), ("lost", own, dead)):
         record.write(notes / f"run/{name}.json", Run(run=name, flow="sweep", process=runner, worker=worker))
-    for name, of in (("a", "here"), ("b", "gone")):
-        record.write(notes / f"group/{name}.json", Group(leader=own, what=f"stage {name}", run=of))
+    living = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    groups = (("a", "here", process(living.pid)), ("b", "gone", process(living.pid)), ("c", "gone", dead))
+    for name, of, leader in groups:
+        record.write(notes / f"group/{name}.json", Group(leader=leader, what=f"stage {name}", run=of))
     *lines, last = run("sweep", "--status", "table1", cwd=root).stdout.splitlines()
+    living.kill()
+    living.wait()
     here, lost, a, b = lines
     assert "run here" in here and "lost" not in here and "lost: the next flow marks it" in lost
     assert "stage a" in a and "orphan" not in a and "stage b" in b and "orphan: the next flow ends it" in b

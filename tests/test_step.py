@@ -367,4 +367,4 @@ def test_an_option_that_a_loss_does_not_know():
 def test_an_image_smaller_than_the_model_allows():
     model = Model(family="torchvision", options={"name": "alexnet"})
     run = run_of(METHODS["ce"]).model_copy(update={"model": model, "architecture": "alexnet"})
-    _refused(run, says=["recipes/models.yaml", "alexnet", "8 px"])
+    _refused(run, says=["model alexnet", "8 px"])
