@@ -262,6 +262,7 @@ def test_a_file_that_says_something_else_is_not_kept(weights, exported, tmp_path
     assert not there or out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_the_packages_of_onnx(weights, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = refused(attempt(weights, tmp_path / "x.onnx", "onnx"))

@@ -53,6 +53,7 @@ def test_show(root):
     fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
 
 
+@pytest.mark.slow
 def test_table_in_all_forms(root):
     shown = run("table", "table1", cwd=root).stdout
     assert "90.10 (0.10)" in shown and "90.00 (0.50), +0.10" in shown and "missing" in shown
@@ -67,6 +68,7 @@ def test_report(root):
     assert done.stdout == "data/paper/report.html\n" and "90.10 (0.10)" in (root / "data/paper/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_drift_ends_with_its_code(root):
     fails_in_one_line(run("drift", cwd=root), "paper/baseline.json: no such baseline")
     assert run("drift", "--update", cwd=root).stdout == "paper/baseline.json: 2 cells\n"

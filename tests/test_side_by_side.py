@@ -137,6 +137,7 @@ def test_the_ends_of_runs(start, tmp_path):
     assert any((tmp_path / "long 3/runs").glob("*/checkpoint.safetensors")), "what was trained is kept"
 
 
+@pytest.mark.slow
 def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):
     """By Ctrl-C, by a polite request and by force; all three at once, since each loads torch first."""
     codes = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}

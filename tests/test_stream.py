@@ -171,6 +171,7 @@ def _fit(prepared, file, workers, stop_after=None):
     return progress, state_of(learner), [event.text for event in events if isinstance(event, Note)]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_digits_with_any_number_of_workers(prepared, tmp_path):
     expected, expected_state, _ = _fit(prepared, tmp_path / "undisturbed", 0)
     with pytest.raises(StopError):
