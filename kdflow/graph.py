@@ -91,11 +91,16 @@ def check_remote(what: str) -> None:
     Raises:
         UserError: it has none.
     """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
-        if not repo.config["core"].get("remote"):
-            raise UserError(f"{what}: DVC has no default remote to share by; `dvc remote add -d NAME URL` adds one")
+    try:
+        with Repo() as repo:
+            remote = repo.config["core"].get("remote")
+    except DvcException as error:
+        raise UserError(f"dvc: {one_line(error)}") from None
+    if not remote:
+        raise UserError(f"{what}: DVC has no default remote to share by; `dvc remote add -d NAME URL` adds one")
 
 
 def forget(experiments: Collection[str]) -> None:

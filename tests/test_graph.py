@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -124,3 +125,14 @@ def test_targets_are_found_by_name_and_by_pattern(tmp_path):
 def test_targets_that_are_not_there_are_refused(tmp_path, pattern, says):
     with pytest.raises(UserError, match=says):
         graph.targets(paper_of(tmp_path), ["table1", pattern])
+
+
+def test_a_remote_is_there_or_said_to_be_missing(root):
+    with pytest.raises(UserError, match="share: DVC has no default remote"):
+        graph.check_remote("share")
+    run(root, *DVC, "remote", "add", "-d", "shared", "elsewhere")
+    graph.check_remote("share")
+    shutil.rmtree(root / ".dvc")
+    with pytest.raises(UserError, match="dvc: ") as caught:
+        graph.check_remote("share")
+    assert "\n" not in str(caught.value)
