@@ -143,11 +143,10 @@ async def sweep(
     """
     if (targets is None) == (variants is None):
         raise UserError("targets, variants: one of the two is needed")
-    if share or spread:
-        for name, value in (("share", share), ("spread", spread)):
-            if value and variants is not None:
-                raise UserError(f"{name}: variants are run here, by one machine; leave it out, or name targets")
-        await asyncio.to_thread(graph.check_remote, "share" if share else "spread")
+    if together := "share" if share else "spread" if spread else None:
+        if variants is not None:
+            raise UserError(f"{together}: variants are run here, by one machine; leave it out, or name targets")
+        await asyncio.to_thread(graph.check_remote, together)
     if variants is not None:
         await _vary(variants, at_once, hours)
         return
