@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from kdflow.losses.crd import OtherClasses
+from kdflow.methods.losses.crd import NegativeSampler
 
 # All draw `count` of `candidates` without replacement.
 REFERENCES = {
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     generator, numpy_generator = torch.Generator().manual_seed(0), np.random.default_rng(0)
     labels = torch.arange(asked.images) % asked.classes
-    ours = OtherClasses(labels, asked.negatives, replacement=False)
+    ours = NegativeSampler(labels, asked.negatives, replacement=False)
     candidates = [np.flatnonzero(labels.numpy() != label) for label in range(asked.classes)]
     reference = REFERENCES[asked.reference]
 

@@ -23,9 +23,12 @@ from pathlib import Path
 from machine import keep, told
 from ruamel.yaml import YAML
 
-from kdflow import cells, files, plan, record
-from kdflow.plan import Paper
-from kdflow.record import RunRecord
+from kdflow.core import files
+from kdflow.paper import cells
+from kdflow.paper.dvc_yaml import write_generated
+from kdflow.paper.paper import Paper, load_paper
+from kdflow.training import record
+from kdflow.training.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
 KDFLOW = (sys.executable, "-m", "kdflow.cli")
@@ -59,8 +62,8 @@ def project(root: Path, count: int) -> Paper:
     table = {"kind": "results", "caption": "Many", "dataset": "digits", "pairs": pairs, "rows": rows}
     YAML().dump({"table1": table}, root / "paper/tables.yaml")
     shutil.copy(root / "paper/miniature/params.yaml", root / "paper/params.yaml")
-    paper = plan.load(root=root)
-    plan.write(paper)
+    paper = load_paper(root=root)
+    write_generated(paper)
     seconds(root, "git", "init", "-q")
     seconds(root, "git", "add", "-A")
     seconds(root, "git", "commit", "-qm", "copy")
@@ -70,7 +73,7 @@ def project(root: Path, count: int) -> Paper:
 def fill(paper: Paper, made: str) -> None:
     """Give every cell records like those of the cell that was made."""
     experiment = paper.experiment(paper.cells[made])
-    some = record.read(cells.folder(paper, made) / f"seed{experiment.params.seeds[0]}.json", RunRecord)
+    some = record.read_record(cells.cell_folder(paper, made) / f"seed{experiment.params.seeds[0]}.json", RunRecord)
     for name, cell in paper.cells.items():
         if name == made:
             continue
@@ -78,8 +81,8 @@ def fill(paper: Paper, made: str) -> None:
         for seed in experiment.params.seeds:
             run = experiment.student_run(cell.method, seed)
             found.append(some.model_copy(update={"settings": run, "settings_sha256": run.sha256}))
-            files.write_text(cells.folder(paper, name) / f"seed{seed}.json", found[-1].model_dump_json())
-        record.write(cells.folder(paper, name) / cells.NOTE, cells.describe(paper, name, found))
+            files.write_text(cells.cell_folder(paper, name) / f"seed{seed}.json", found[-1].model_dump_json())
+        record.write_record(cells.cell_folder(paper, name) / cells.NOTE, cells.make_cell_record(paper, name, found))
 
 
 def measure(count: int, rounds: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from machine import keep, told
 from ruamel.yaml import YAML
 
-from kdflow.processes import QUIET
+from kdflow.sweep.processes import NO_TELEMETRY
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -44,7 +44,7 @@ def project(root: Path, count: int) -> None:
     }
     YAML().dump({"stages": stages}, root / "dvc.yaml")
     for command in (("git", "init", "-q"), (*DVC, "init", "-q")):
-        subprocess.run(command, cwd=root, check=True, env={**os.environ, **QUIET})
+        subprocess.run(command, cwd=root, check=True, env={**os.environ, **NO_TELEMETRY})
 
 
 def again(root: Path) -> None:
@@ -60,14 +60,14 @@ async def run_here(at_once: int) -> None:
     """The flow: what kdflow's flows do with a graph."""
     from prefect import flow
 
-    from kdflow import graph
-    from kdflow.flows import repro
-    from kdflow.tasks import Hours, here, watched
+    from kdflow.sweep import dvc_graph
+    from kdflow.sweep.flows import repro
+    from kdflow.sweep.tasks import StageTimeouts, registered_flow_run, run_local
 
     @flow
     async def cells() -> None:
-        async with watched():
-            await here(await asyncio.to_thread(graph.stale, []), repro(), at_once, Hours())
+        async with registered_flow_run():
+            await run_local(await asyncio.to_thread(dvc_graph.stale, []), repro(), at_once, StageTimeouts())
 
     await cells()
 
@@ -79,7 +79,7 @@ def server(home: Path) -> Iterator[dict[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
-    environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api"}
+    environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api"}
     environment["PREFECT_LOGGING_LEVEL"] = "WARNING"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

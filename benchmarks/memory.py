@@ -27,18 +27,21 @@ from typing import TypeVar
 import torch
 from machine import keep, told
 
-from kdflow import checkpoint, config, train
-from kdflow.checkpoint import Progress
+from kdflow import config
 from kdflow.config import RunSettings
+from kdflow.core.progress import Event, RunUpdate
 from kdflow.data import ImageSet, Loaded
-from kdflow.epoch_plan import draw_plan
-from kdflow.evaluate import accuracy
-from kdflow.feed import InMemory
-from kdflow.logits import Online
+from kdflow.launch.parallel_runs import MALLOC_ENV
 from kdflow.models import create_model
-from kdflow.progress import Event, Update
-from kdflow.side_by_side import ALLOCATOR
-from kdflow.step import Step, new_learner
+from kdflow.training import checkpoint, loop
+from kdflow.training.batches import InMemoryBatches
+from kdflow.training.checkpoint import RunProgress
+from kdflow.training.epoch_plan import draw_plan
+from kdflow.training.evaluate import accuracy
+from kdflow.training.loop import fit
+from kdflow.training.run import teacher_extractor
+from kdflow.training.step import Step, new_student
+from kdflow.training.teacher_logits import Online
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -79,7 +82,7 @@ def source(run: RunSettings) -> Online | None:
         return None
     model = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
     model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Online(train.extractor(run, model))
+    return Online(teacher_extractor(run, model))
 
 
 def measure(method: str, pair: str, steps: int) -> dict[str, float]:
@@ -89,9 +92,9 @@ def measure(method: str, pair: str, steps: int) -> dict[str, float]:
     run = settings(method, names.teacher, names.student)
     images, test = (noise(count, run.classes, run.image_size) for count in (run.train_images, 1_000))
     found = {"data": peak()}
-    learner, training = new_learner(run, images.labels), run.training
+    learner, training = new_student(run, images.labels), run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    step, feed = Step(run, learner, source(run), optimizer), InMemory(images, run.views)
+    step, feed = Step(run, learner, source(run), optimizer), InMemoryBatches(images, run.views)
     batch_size, strong = training.batch_size, run.method.strong
     plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, strong, CPU)
     for batch in itertools.islice(feed(plan), steps):
@@ -100,7 +103,7 @@ def measure(method: str, pair: str, steps: int) -> dict[str, float]:
     accuracy(learner.student, test, run.views)
     found["test"] = peak()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder) / "checkpoint", learner, optimizer, Progress(run="", started=""))
+        checkpoint.save(Path(folder) / "checkpoint", learner, optimizer, RunProgress(run="", started=""))
     return {**found, "checkpoint": peak()}
 
 
@@ -119,19 +122,19 @@ def growth(method: str, steps: int = 1_000) -> dict[int, float]:
     found: dict[int, float] = {}
 
     def look(event: Event) -> None:
-        if isinstance(event, Update) and event.done % 100 == 0:
+        if isinstance(event, RunUpdate) and event.done % 100 == 0:
             found[event.done] = resident()
 
-    train.REPORT_EVERY = 0.0  # an event after every step
-    learner = new_learner(run, data.train.labels)
+    loop.REPORT_EVERY = 0.0  # an event after every step
+    learner = new_student(run, data.train.labels)
     with tempfile.TemporaryDirectory() as folder:
-        train.fit(method, run, data, learner, source(run), Path(folder) / "checkpoint", "", look)
+        fit(method, run, data, learner, source(run), Path(folder) / "checkpoint", "", look)
     return found
 
 
 def alone(work: Callable[..., T], *arguments: object) -> T:
     """What it returns in a process of its own, with the allocator that runs have."""
-    os.environ.update(ALLOCATOR | os.environ)
+    os.environ.update(MALLOC_ENV | os.environ)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from machine import keep, told
 
-from kdflow import config, record, train
+from kdflow import config
 from kdflow.config import Experiment
-from kdflow.job import Job
+from kdflow.core.progress import Event
 from kdflow.models import create_model, save_weights
-from kdflow.progress import Event
-from kdflow.record import RunLog
+from kdflow.training import record
+from kdflow.training.job import Job
+from kdflow.training.record import RunLog
+from kdflow.training.run import run_job
 
 ROOT = Path(__file__).parents[1]
 METHODS = (
@@ -63,7 +65,7 @@ def job(experiment: Experiment, method: str, source: str, asked: argparse.Namesp
     return Job(
         name=f"{method} {source}",
         run=run,
-        budget=record.budget(run, experiment.dataset),
+        budget=record.make_budget(run, experiment.dataset),
         dataset=asked.data,
         teacher=asked.teacher,
         store=None,
@@ -110,9 +112,9 @@ def main() -> None:
             for source in SOURCES:
                 work = job(experiment, method, source, asked, folder)
                 start = time.perf_counter()
-                train.run_job(work, silent)
+                run_job(work, silent)
                 seconds[source] += time.perf_counter() - start
-                curves[source] = [point.loss for point in record.read(work.log, RunLog).curve]
+                curves[source] = [point.loss for point in record.read_record(work.log, RunLog).curve]
                 far = [abs(a / b - 1) for a, b in zip(curves[source], curves["online"], strict=True)]
                 differ[source] = max(differ[source], *far)
             print(f"{method:34} " + "  ".join(f"{key} {value:.0f} s" for key, value in seconds.items()), flush=True)

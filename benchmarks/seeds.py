@@ -21,11 +21,12 @@ from pathlib import Path
 
 from machine import keep, told
 
-from kdflow import config, data, record
+from kdflow import config, data
 from kdflow.config import Experiment
-from kdflow.job import Job
+from kdflow.launch.parallel_runs import run_parallel
 from kdflow.models import create_model, save_weights
-from kdflow.side_by_side import run_all
+from kdflow.training import record
+from kdflow.training.job import Job
 
 ROOT = Path(__file__).parents[1]
 CORES = os.cpu_count() or 1
@@ -50,7 +51,7 @@ def jobs(experiment: Experiment, folder: Path, method: str, threads: int) -> lis
             Job(
                 name=f"seed {seed}",
                 run=run,
-                budget=record.budget(run, experiment.dataset),
+                budget=record.make_budget(run, experiment.dataset),
                 dataset=folder / "dataset.h5",
                 teacher=folder / "teacher.safetensors" if run.teacher is not None else None,
                 store=None,
@@ -67,7 +68,7 @@ def seconds(work: list[Job], at_most: int | None) -> float:
     """How long the jobs take together."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):  # their progress
-        run_all("", work, at_most)
+        run_parallel("", work, at_most)
     return time.perf_counter() - start
 
 

@@ -36,19 +36,20 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from kdflow import config, logits
+from kdflow import config
 from kdflow.config import Experiment, Precision, RunSettings
-from kdflow.cost import count
 from kdflow.data import ImageSet
-from kdflow.epoch_plan import EpochPlan, Row, draw_plan
-from kdflow.feed import InMemory
-from kdflow.logits import Online, Source, X, store
-from kdflow.logits.replay import Replay, Shelf
-from kdflow.logits.views import StoredViews, read_views, rows, shape_of
+from kdflow.launch.parallel_runs import MALLOC_ENV
 from kdflow.models import create_model
-from kdflow.side_by_side import ALLOCATOR
-from kdflow.step import Step, asks_about, new_learner
-from kdflow.train import extractor
+from kdflow.models.cost import count_cost
+from kdflow.training import teacher_logits
+from kdflow.training.batches import InMemoryBatches
+from kdflow.training.epoch_plan import EpochPlan, StepPlan, draw_plan
+from kdflow.training.run import teacher_extractor
+from kdflow.training.step import Step, new_student, teacher_views
+from kdflow.training.teacher_logits import BASE_VIEW, Online, TeacherSource, store
+from kdflow.training.teacher_logits.all_views import StoredViews, read_views, store_rows, store_shape
+from kdflow.training.teacher_logits.replay import Replay, ReplayCache
 
 ROOT = Path(__file__).parents[1]
 STORES = ("views", "replay")
@@ -58,7 +59,7 @@ CPU = torch.device("cpu")
 class Usual(Dataset[tuple[Tensor, int]]):
     """Images as files would give them: cropped, flipped and normalised one by one."""
 
-    def __init__(self, images: ImageSet, run: RunSettings, rows: list[Row]) -> None:
+    def __init__(self, images: ImageSet, run: RunSettings, rows: list[StepPlan]) -> None:
         self.pictures = [Image.fromarray(image) for image in images.images.permute(0, 2, 3, 1).numpy()]
         self.labels, self.views = images.labels.tolist(), run.views
         self.index, self.shift, self.flip = (
@@ -99,7 +100,7 @@ class Reference:
         training = run.training
         self.optimizer = torch.optim.SGD(student.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
 
-    def __call__(self, x: Tensor, labels: Tensor, row: Row) -> float:
+    def __call__(self, x: Tensor, labels: Tensor, row: StepPlan) -> float:
         """Update the student; returns the loss."""
         method, tau = self.run.method, self.run.method.tau
         logits = self.student(x)
@@ -145,26 +146,28 @@ def teacher_of(experiment: Experiment, name: str) -> nn.Module:
     return create_model(name, experiment.models[name], 100, 32).eval().requires_grad_(False)
 
 
-def source_of(run: RunSettings, teacher: nn.Module, feed: InMemory, plan: EpochPlan, folder: Path) -> Source | None:
+def source_of(
+    run: RunSettings, teacher: nn.Module, feed: InMemoryBatches, plan: EpochPlan, folder: Path
+) -> TeacherSource | None:
     """Where the teacher's logits come from; a store has all that the plan will ask for."""
     if run.teacher is None:
         return None
-    ask, about = extractor(run, teacher), logits.about(run, "", "")
+    ask, about = teacher_extractor(run, teacher), teacher_logits.cache_key(run, "", "")
     kind, dtype = run.store
-    source: Source = Online(ask)
+    source: TeacherSource = Online(ask)
     if kind == "views":
-        start = store.create(folder / "views.h5", shape_of(run), dtype, about)
-        kept = np.memmap(folder / "views.h5", dtype, "r+", start, shape_of(run))
+        start = store.create_store(folder / "views.h5", store_shape(run), dtype, about)
+        kept = np.memmap(folder / "views.h5", dtype, "r+", start, store_shape(run))
         for batch in feed(plan):
             row = batch.row
-            kept[rows(row.index, row.shift, row.flip, run.views)] = ask(batch.x).logits.numpy()
+            kept[store_rows(row.index, row.shift, row.flip, run.views)] = ask(batch.x).logits.numpy()
         kept.flush()
-        store.seal(folder / "views.h5")
+        store.finalize(folder / "views.h5")
         source = StoredViews(ask, read_views(folder / "views.h5", run, dtype, about), run.views)
     if kind == "replay":
-        shelf = Shelf(folder, about, 10**12)
+        shelf = ReplayCache(folder, about, 10**12)
         source = Replay(ask, shelf, about, run.classes, dtype, print)
-        learner = new_learner(run, feed.images.labels)
+        learner = new_student(run, feed.images.labels)
         filling = Step(run, learner, source, torch.optim.SGD(learner.parameters(), 0.0))
         source.begin(0, plan)
         for batch in feed(plan):
@@ -188,14 +191,14 @@ def peak() -> float:
 
 def flops(experiment: Experiment, run: RunSettings) -> float:
     """Of one image in our step."""
-    student = count(create_model(run.architecture, run.model, run.classes, run.image_size), run.image_size).flops
+    student = count_cost(create_model(run.architecture, run.model, run.classes, run.image_size), run.image_size).flops
     strong = run.method.strong
     scoring = strong.pick.pool if strong and strong.pick else 0
     total = student * (3 * (2 if strong else 1) + scoring)
     if run.teacher is not None:
-        read = {"online": (), "views": (X,), "replay": asks_about(run.method)}[run.store[0]]
-        views = len(set(asks_about(run.method)) - set(read))
-        total += count(teacher_of(experiment, run.teacher.name), run.image_size).flops * views
+        read = {"online": (), "views": (BASE_VIEW,), "replay": teacher_views(run.method)}[run.store[0]]
+        views = len(set(teacher_views(run.method)) - set(read))
+        total += count_cost(teacher_of(experiment, run.teacher.name), run.image_size).flops * views
     return float(total)
 
 
@@ -208,12 +211,12 @@ def compare(experiment: Experiment, pair: str, method: str, source: str, asked: 
     pixels = torch.randint(256, (n, 32, 32, 3), generator=generator, dtype=torch.uint8)
     images = ImageSet(pixels.permute(0, 3, 1, 2), torch.randint(100, (n,), generator=generator))
     plan = draw_plan(0, 0, n, batch_size, 32, run.views, run.method.strong, CPU)
-    teacher, learner = teacher_of(experiment, experiment.pairs[pair].teacher), new_learner(run, images.labels)
+    teacher, learner = teacher_of(experiment, experiment.pairs[pair].teacher), new_student(run, images.labels)
     student = create_model(run.architecture, run.model, 100, 32)
     student.load_state_dict(learner.student.state_dict())
     training = run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    feed = InMemory(images, run.views)
+    feed = InMemoryBatches(images, run.views)
     with tempfile.TemporaryDirectory() as folder:
         fast = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
         step = Step(run, learner, source_of(run, fast, feed, plan, Path(folder)), optimizer)
@@ -277,6 +280,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not ALLOCATOR.keys() <= os.environ.keys():  # as a run has it, and so both steps
-        os.execve(sys.executable, [sys.executable, *sys.argv], ALLOCATOR | os.environ)
+    if not MALLOC_ENV.keys() <= os.environ.keys():  # as a run has it, and so both steps
+        os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC_ENV | os.environ)
     main()

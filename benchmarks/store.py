@@ -23,9 +23,9 @@ import torch
 from machine import keep, told
 
 from kdflow import config
-from kdflow.features import FeatureExtractor
-from kdflow.logits import store
-from kdflow.logits.views import StoredViews, per_image
+from kdflow.models.features import FeatureExtractor
+from kdflow.training.teacher_logits import store
+from kdflow.training.teacher_logits.all_views import StoredViews, views_per_image
 
 ROOT = Path(__file__).parents[1]
 CLASSES, BATCH, FEW = 100, 64, 1024  # FEW views are enough of what is slow
@@ -42,12 +42,12 @@ def main() -> None:
     views = config.load(ROOT).datasets["cifar100"].views
     assert views is not None
     rng = np.random.default_rng(0)
-    rows = asked.images * per_image(views)
+    rows = asked.images * views_per_image(views)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "views.h5"
         logits = rng.standard_normal((rows, CLASSES), np.float32).astype(np.float16)
-        store.write(path, logits, {})
-        mapped, size = store.read(path, logits.shape, "float16", {}), logits.nbytes
+        store.write_store(path, logits, {})
+        mapped, size = store.read_store(path, logits.shape, "float16", {}), logits.nbytes
         del logits
         identity = FeatureExtractor("none", torch.nn.Identity(), config.Model(family="resnet"))
         source = StoredViews(identity, mapped, views)

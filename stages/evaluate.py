@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config, pipeline
-from kdflow.errors import run_stage
+from kdflow.core.errors import run_script
 
 
 def main(method: str) -> None:
@@ -15,4 +15,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from kdflow import config, pipeline
-from kdflow.errors import run_stage
+from kdflow.core.errors import run_script
 
 
 def main() -> None:
     """Read the dataset and data/teacher/, write data/logits/."""
     experiment = config.load()
     dataset = Path("data/dataset.h5")
-    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.scratch())
+    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.work_dir())
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from kdflow import plan, targets
-from kdflow.errors import run_stage
+from kdflow.core.errors import run_script
+from kdflow.paper.paper import load_paper
+from kdflow.pipeline import paper
 
 
 def main(folder: str, name: str) -> None:
     """Read dataset and teacher, write data/<paper>/cells/<name>/."""
-    targets.cell(plan.load(Path(folder)), name)
+    paper.cell(load_paper(Path(folder)), name)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from kdflow import plan, targets
-from kdflow.errors import run_stage
+from kdflow.core.errors import run_script
+from kdflow.paper.paper import load_paper
+from kdflow.pipeline import paper
 
 
 def main(folder: str, dataset: str) -> None:
     """Write data/<paper>/<dataset>.h5 and .json."""
-    targets.prepare(plan.load(Path(folder)), dataset)
+    paper.prepare(load_paper(Path(folder)), dataset)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from kdflow import plan
-from kdflow.errors import run_stage
-from kdflow.report import page
+from kdflow.core.errors import run_script
+from kdflow.paper.paper import load_paper
+from kdflow.report import paper_page
 
 
 def main(folder: str) -> None:
     """Read data/<paper>/, write data/<paper>/report.html."""
-    paper = plan.load(Path(folder))
-    page.write(paper, paper.data / "report.html")
+    paper = load_paper(Path(folder))
+    paper_page.write(paper, paper.data / "report.html")
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

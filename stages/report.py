@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config, report
-from kdflow.errors import run_stage
+from kdflow.core.errors import run_script
 
 
 def main() -> None:
@@ -12,4 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_script(main)

@@ -13,6 +13,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    """The option of tests/test_golden.py."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ again instead of comparing")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A Prefect server, for all tests of a process."""

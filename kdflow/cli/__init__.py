@@ -6,7 +6,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kdflow.cli import experiment, paper, students, sweep, tables, teachers
-from kdflow.errors import UserError, one_line_errors
+from kdflow.core.errors import UserError, exit_on_user_error
 
 app = typer.Typer(
     help="Knowledge distillation as a pipeline. `dvc repro` runs the experiment in params.yaml.",
@@ -20,7 +20,7 @@ for group in (experiment, tables, paper, sweep, teachers, students):
 
 def main() -> None:
     """Run the command line."""
-    with one_line_errors():
+    with exit_on_user_error():
         try:
             code = app(standalone_mode=False)
         except TyperException as error:  # a flag or command that is not known

@@ -9,7 +9,7 @@ import typer
 
 from kdflow.cli.options import Root
 from kdflow.cli.tables import print_whole
-from kdflow.errors import UserError
+from kdflow.core.errors import UserError
 
 app = typer.Typer()
 
@@ -43,7 +43,8 @@ def cost(
     from rich import box
     from rich.table import Table
 
-    from kdflow import config, cost
+    from kdflow import config
+    from kdflow.models import cost
 
     experiment = config.load(root)
     if dataset is None:
@@ -58,12 +59,12 @@ def cost(
         return
     size = experiment.datasets[dataset].data.image_size
     shown = Table(title=f"{dataset}: 3 x {size} x {size}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(cost.HEAD):
+    for i, column in enumerate(cost.COLUMNS):
         shown.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         if row.ratios is None:
             shown.add_section()
-        shown.add_row(*cost.cells(row))
+        shown.add_row(*cost.format_row(row))
     console = print_whole(shown)
     for line in cost.NOTES:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -73,7 +74,7 @@ def cost(
 def methods(root: Root = Path()) -> None:
     """Print what every method and its parts are, as Markdown (docs/methods.md)."""
     from kdflow import config
-    from kdflow.report.methods import page
+    from kdflow.report.methods_page import page
 
     typer.echo(page(config.load(root).methods), nl=False)
 
@@ -106,8 +107,9 @@ def estimate_logits(
     from rich.console import Console
     from rich.table import Table
 
-    from kdflow import config, estimate
-    from kdflow.train import pick_device
+    from kdflow import config
+    from kdflow.training.device import pick_device
+    from kdflow.training.teacher_logits import estimate
 
     experiment = config.load(root)
     params = experiment.params

@@ -8,5 +8,5 @@ from typing import Annotated
 import typer
 
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
-Paper = Annotated[Path, typer.Option(help="The folder of a paper's tables.yaml.")]
+PaperFolder = Annotated[Path, typer.Option(help="The folder of a paper's tables.yaml.")]
 PAPER = Path("paper")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kdflow.cli.options import PAPER, Paper, Root
+from kdflow.cli.options import PAPER, PaperFolder, Root
 
 app = typer.Typer()
 
@@ -15,19 +15,20 @@ app = typer.Typer()
 @app.command()
 def plan(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a file is not up to date.")] = False,
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Make cells.json and dvc.yaml of a paper's tables.yaml."""
-    from kdflow import plan
+    from kdflow.paper.dvc_yaml import check_generated, write_generated
+    from kdflow.paper.paper import load_paper, total_epochs
 
-    found = plan.load(paper, root)
+    found = load_paper(paper, root)
     if not check:
-        plan.write(found)
-    plan.check(found)
+        write_generated(found)
+    check_generated(found)
     typer.echo(
         f"{paper}: {len(found.parts)} tables and figures, {len(found.cells)} cells, {len(found.teachers)} teachers; "
-        f"in full {plan.total(found):,.0f} epochs of students"
+        f"in full {total_epochs(found):,.0f} epochs of students"
     )
 
 
@@ -36,16 +37,16 @@ def cells(
     table: Annotated[str | None, typer.Option(help="Only what this table prints: 3 or table3.")] = None,
     figure: Annotated[str | None, typer.Option(help="Only what this figure prints: 1 or figure1.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Look at what is made of each.")] = False,
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """List the paper's cells and their teachers: dvc repro paper/dvc.yaml:cell@NAME, or teacher@NAME."""
     from collections import Counter
 
-    from kdflow import plan
-    from kdflow.cells import States
+    from kdflow.paper.cells import CellStatuses
+    from kdflow.paper.paper import load_paper
 
-    found = plan.load(paper, root)
+    found = load_paper(paper, root)
     chosen = [f"{kind}{key}" if key.isdigit() else key for kind, key in (("table", table), ("figure", figure)) if key]
     for part in chosen:
         found.part_named(part)
@@ -55,7 +56,7 @@ def cells(
     if not status:
         typer.echo("\n".join([*teachers, *names]))
         return
-    states, counts = States(found), Counter[str]()
+    states, counts = CellStatuses(found), Counter[str]()
     for name in teachers:
         record = states.teacher(name)
         top1 = "" if record is None else f"{record[0].accuracy.top1:.2f}"
@@ -70,28 +71,28 @@ def cells(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="CELL|TEACHER")], paper: Paper = PAPER, root: Root = Path()
+    name: Annotated[str, typer.Argument(metavar="CELL|TEACHER")], paper: PaperFolder = PAPER, root: Root = Path()
 ) -> None:
     """Print a cell or teacher: settings, command, inputs, state, what the paper prints, and its record."""
-    from kdflow import plan
-    from kdflow.report.show import told
+    from kdflow.paper.paper import load_paper
+    from kdflow.report.cell_text import describe_cell
 
-    typer.echo(told(plan.load(paper, root), name))
+    typer.echo(describe_cell(load_paper(paper, root), name))
 
 
 @app.command()
 def report(
     out: Annotated[Path | None, typer.Option(help="The page; else data/<paper>/report.html.")] = None,
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Make one page of all tables and figures, as far as their cells are there."""
-    from kdflow import plan
-    from kdflow.report import page
+    from kdflow.paper.paper import load_paper
+    from kdflow.report import paper_page
 
-    found = plan.load(paper, root)
+    found = load_paper(paper, root)
     out = out or root / found.data / "report.html"
-    page.write(found, out)
+    paper_page.write(found, out)
     typer.echo(out)
 
 
@@ -105,23 +106,29 @@ def drift(
     update: Annotated[bool, typer.Option("--update", help="Make the baseline of what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all comparisons as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown for a pull request.")] = False,
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Hold the paper's records against a baseline; exit code 0: nothing moved, 2: something did, 1: bad input."""
-    from kdflow import drift, plan
-    from kdflow.cells import States
+    from kdflow.paper import drift
+    from kdflow.paper.cells import CellStatuses
+    from kdflow.paper.paper import load_paper
 
-    found, file = plan.load(paper, root), baseline or root / paper / "baseline.json"
+    found, file = load_paper(paper, root), baseline or root / paper / "baseline.json"
     for name in names or []:
         found.cell_named(name)
     if update:
-        states = States(found)
+        states = CellStatuses(found)
         chosen = names or [name for name in found.cells if states(name).status == "done"]
-        drift.write(file, drift.make(found, chosen, drift.read(file).tolerances if file.exists() else drift.TOLERANCES))
+        drift.write_baseline(
+            file,
+            drift.make_baseline(
+                found, chosen, drift.read_baseline(file).tolerances if file.exists() else drift.TOLERANCES
+            ),
+        )
         typer.echo(f"{file}: {len(chosen)} cells")
         return
-    findings = drift.compare(found, drift.read(file), names or [])
+    findings = drift.compare(found, drift.read_baseline(file), names or [])
     if as_json:
         typer.echo(drift.as_json(findings))
     else:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdflow.cli.options import PAPER, Paper, Root
-from kdflow.errors import UserError, escaped
+from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.core.errors import UserError, escape_control
 
 if TYPE_CHECKING:
-    from kdflow.export import Report
-    from kdflow.report.paid import Summary
+    from kdflow.export.export import Report
+    from kdflow.report.gain import Summary
 
 app = typer.Typer()
 
@@ -35,20 +35,20 @@ def export(
         Path | None, typer.Option(help="The teacher's weights, to be timed beside; else looked for.")
     ] = None,
     threads: Threads = 1,
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Write a student as one file for use elsewhere, verified on test images and timed beside its teacher."""
-    from kdflow import export, trained
+    from kdflow.export import export, locate
 
-    found = trained.look(trained.find(what, seed, paper, root), data, teacher)
+    found = locate.locate_inputs(locate.find_weights(what, seed, paper, root), data, teacher)
     file, report = export.export(found, form, out, threads)
     typer.echo(f"{file}: {report.verified}")
     _print_costs(report)
     if report.teacher is None and found.log.settings.teacher is not None:
         typer.echo("the teacher's weights were not found, so it is not measured; name them by --teacher")
     trust = " --trust" if form == "torch" else ""
-    typer.echo(f"report: {export.beside(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
+    typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
 
 
 def _print_costs(report: Report) -> None:
@@ -84,7 +84,7 @@ def predict(
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
-    from kdflow.predict import TOP, predict
+    from kdflow.export.predict import TOP, predict
 
     said = predict(images, model, threads, trusted=trust)
     if as_json:
@@ -95,7 +95,7 @@ def predict(
             if one.error is None:
                 shown.add_row(
                     *(
-                        escape(escaped(text))
+                        escape(escape_control(text))
                         for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes))
                     )
                 )
@@ -134,13 +134,14 @@ def distill(
     root: Root = Path(),
 ) -> None:
     """Distil one student from a folder of images, without params.yaml and DVC."""
-    from kdflow import config, short
+    from kdflow import config
+    from kdflow.pipeline import one_command
 
     folder = {"folder": str(data), "image_size": image_size, "side": side}
     folder |= {"flip": not no_flip, "skip_broken": skip_broken}
     compute = {"device": device, "threads": threads, "side_by_side": None, "processes": 1, "replay_gb": 50.0}
-    asked = short.Asked(
-        data=config.given("kdflow distill", config.Folder, folder),
+    asked = one_command.DistillOptions(
+        data=config.settings_from_options("kdflow distill", config.UserFolder, folder),
         teacher=teacher,
         student=student,
         method=method,
@@ -150,19 +151,19 @@ def distill(
         teacher_model=teacher_model,
         seeds=seeds,
         compare=compare,
-        compute=config.given("kdflow distill", config.Compute, {**compute, "workers": None}),
+        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "workers": None}),
     )
-    _print_summary(short.distill(asked, root), out)
+    _print_summary(one_command.distill(asked, root), out)
 
 
 def _print_summary(summary: Summary, out: Path) -> None:
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
-    from kdflow.report.paid import HEAD, rows
+    from kdflow.report.gain import COLUMNS, rows
 
     shown = Table(title=summary.title, title_justify="left")
-    for i, column in enumerate(HEAD):
+    for i, column in enumerate(COLUMNS):
         shown.add_column(column, justify="right" if i > 1 else "left")
     for row in rows(summary):
         shown.add_row(*row)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kdflow.cli.options import PAPER, Paper, Root
-from kdflow.errors import UserError
+from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from kdflow.report.grid import Grid
+    from kdflow.report.paper_grid import Grid
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def table(
     form: Annotated[
         Literal["terminal", "md", "tex", "csv", "json"], typer.Option("--format", help="Of a table of the paper.")
     ] = "terminal",
-    paper: Paper = PAPER,
+    paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Print the table of the experiment in params.yaml, or a table of the paper with what is there of it."""
@@ -36,14 +36,14 @@ def table(
     from rich.table import Table
 
     from kdflow import config, report
-    from kdflow.report.table import HEAD, notes, rows
+    from kdflow.report.experiment_table import COLUMNS, notes, rows
 
     if name is not None:
         _paper_table(name, form, paper, root)
         return
     results = report.collect(config.load(root), root / "data/teacher/record.json", root / "data/records")
     shown = Table(title=results.title, title_justify="left")
-    for i, column in enumerate(HEAD):
+    for i, column in enumerate(COLUMNS):
         shown.add_column(column, justify="right" if i else "left")
     for row in rows(results):
         shown.add_row(*row)
@@ -55,22 +55,22 @@ def table(
 
 
 def _paper_table(name: str, form: str, folder: Path, root: Path) -> None:
-    from kdflow import plan
-    from kdflow.cells import States
-    from kdflow.plan import Costs, Results
-    from kdflow.report import costs, tables
-    from kdflow.report.grid import grid
+    from kdflow.paper.cells import CellStatuses
+    from kdflow.paper.paper import load_paper
+    from kdflow.paper.tables import AccuracyTable, CostTable
+    from kdflow.report import cost_table, paper_table
+    from kdflow.report.paper_grid import grid
 
-    paper = plan.load(folder, root)
+    paper = load_paper(folder, root)
     part = paper.part_named(name)
-    if isinstance(part, Results):
-        found = grid(paper, States(paper), name, part)
+    if isinstance(part, AccuracyTable):
+        found = grid(paper, CellStatuses(paper), name, part)
         if form == "terminal":
             _print_grid(found)
         else:
-            typer.echo(tables.all_forms(found)[form], nl=False)
-    elif isinstance(part, Costs):
-        forms = costs.all_forms(name, part, costs.rows(paper, part))
+            typer.echo(paper_table.all_formats(found)[form], nl=False)
+    elif isinstance(part, CostTable):
+        forms = cost_table.all_formats(name, part, cost_table.rows(paper, part))
         typer.echo(forms["md" if form == "terminal" else form], nl=False)
     else:
         made = f"dvc repro {folder}/dvc.yaml:{name}"
@@ -80,11 +80,11 @@ def _paper_table(name: str, form: str, folder: Path, root: Path) -> None:
 def _print_grid(found: Grid) -> None:
     from rich.table import Table
 
-    from kdflow.report.tables import figure, heads, notes, papers
+    from kdflow.report.paper_table import column_names, figure, notes, paper_text
 
     shown = Table(title=f"{found.name}: {found.caption}", title_justify="left")
     shown.add_column("")
-    for head in heads(found):
+    for head in column_names(found):
         shown.add_column(head, justify="right")
     styles = {1: "bold", 2: "underline", None: ""}
     for label, entries in found.rows.items():
@@ -92,7 +92,7 @@ def _print_grid(found: Grid) -> None:
         for entry in entries:
             style = styles[found.rank(entry)] if entry.ours else "dim"
             ours = f"[{style}]{figure(entry)}[/]" if style else figure(entry)
-            texts.append(f"{ours}\n[dim]{papers(entry)}[/]" if papers(entry) else ours)
+            texts.append(f"{ours}\n[dim]{paper_text(entry)}[/]" if paper_text(entry) else ours)
         shown.add_row(label, *texts)
     console = print_whole(shown)
     console.print("Below each figure: the paper's, and ours less the paper's.", highlight=False, soft_wrap=True)

@@ -10,10 +10,10 @@ import typer
 
 from kdflow.cli.options import Root
 from kdflow.cli.tables import print_whole
-from kdflow.errors import UserError
+from kdflow.core.errors import UserError
 
 if TYPE_CHECKING:
-    from kdflow.foreign import Mapped
+    from kdflow.models.convert_weights import Conversion
     from kdflow.teachers import Registry
 
 app = typer.Typer()
@@ -47,7 +47,7 @@ def fetch_teacher(name: Name, verbose: Verbose = False, root: Root = Path()) -> 
     from kdflow import teachers
 
     registry = teachers.load(root)
-    _tell(registry, name, teachers.take(registry, name), verbose)
+    _tell(registry, name, teachers.fetch_and_check(registry, name), verbose)
 
 
 @teachers_app.command("import")
@@ -68,7 +68,7 @@ def import_teacher(
     from kdflow import teachers
 
     registry = teachers.load(root)
-    about: teachers.About | str | None = None
+    about: teachers.NewTeacher | str | None = None
     if name is not None and registry.has_no_hash(name):
         entry, about = registry.named(name), name
         told = {"dataset": dataset, "architecture": architecture, "top1": top1, "licence": licence, "source": source}
@@ -79,8 +79,8 @@ def import_teacher(
     elif name is not None:
         if dataset is None or architecture is None or top1 is None:
             raise UserError("kdflow teachers import: --name goes with --dataset, --architecture and --top1")
-        about = teachers.About(name, dataset, architecture, top1, licence or "not stated", source or file.name)
-    found, mapped = teachers.adopt(registry, file.expanduser(), about)
+        about = teachers.NewTeacher(name, dataset, architecture, top1, licence or "not stated", source or file.name)
+    found, mapped = teachers.import_weights(registry, file.expanduser(), about)
     _tell(teachers.load(root), found, mapped, verbose)
 
 
@@ -92,22 +92,22 @@ def verify_teacher(
 ) -> None:
     """Measure a teacher on its test set; exit code 0: as good as expected, 2: not, 1: bad input."""
     from kdflow import teachers
-    from kdflow.pipeline import TOLERANCE
+    from kdflow.pipeline import TEACHER_TOLERANCE
 
     registry = teachers.load(root)
     entry = registry.named(name)
     data = data or root / "data/dataset.h5"
-    measured = teachers.measure(registry, name, data, workers=min(8, os.cpu_count() or 1))
-    good = measured >= entry.expected - TOLERANCE
+    measured = teachers.evaluate_teacher(registry, name, data, workers=min(8, os.cpu_count() or 1))
+    good = measured >= entry.expected - TEACHER_TOLERANCE
     typer.echo(
         f"{name}: expected {entry.expected:.2f}, measured {measured:.2f} % top-1 on {entry.dataset}'s test set: "
-        f"{'OK' if good else f'more than {TOLERANCE} lower'}"
+        f"{'OK' if good else f'more than {TEACHER_TOLERANCE} lower'}"
     )
     if not good:
         raise typer.Exit(2)
 
 
-def _tell(registry: Registry, name: str, mapped: Mapped, verbose: bool) -> None:
+def _tell(registry: Registry, name: str, mapped: Conversion, verbose: bool) -> None:
     file, architecture = registry.file(name), registry.entries[name].architecture
     typer.echo(f"{file}: {file.stat().st_size:,} bytes, sha256 {mapped.sha256}")
     if registry.has_no_hash(name):

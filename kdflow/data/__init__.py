@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from kdflow import files
-from kdflow.config import Data, Views
-from kdflow.errors import UserError, one_line
-from kdflow.stream import Archived, ImageFiles, Listing
+from kdflow.config import BaseView, DatasetSource
+from kdflow.core import files
+from kdflow.core.errors import UserError, one_line
+from kdflow.data.image_files import FileList, ImageFiles, TarFileList
 
 SPLITS, CLASSES = ("train", "test"), "class_names"
 
@@ -50,8 +50,8 @@ class Split:
 class Splits:
     """What a reader returns: images, or files of `folder`."""
 
-    train: Split | Listing
-    test: Split | Listing
+    train: Split | FileList
+    test: Split | FileList
     class_names: list[str]
     folder: Path | None = None
 
@@ -72,7 +72,7 @@ class ImageSet:
         """Height and width in pixels."""
         return self.images.shape[-1]
 
-    def for_testing(self, batch_size: int, views: Views, rows: slice) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:  # noqa: ARG002
+    def for_testing(self, batch_size: int, views: BaseView, rows: slice) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:  # noqa: ARG002
         """Some of the images in order, as they are."""
         return torch.split(self.images[rows], batch_size)
 
@@ -91,7 +91,9 @@ class Loaded:
     sha256: str
 
 
-def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Path, wanted: int | None = None) -> str:
+def prepare(
+    name: str, spec: DatasetSource, folder: Path | None, downloads: Path, out: Path, wanted: int | None = None
+) -> str:
     """Read dataset `name` by its reader, check it against `spec` and write it to `out` as HDF5.
 
     Args:
@@ -104,7 +106,7 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
     Raises:
         UserError: the source is missing, damaged, or not what `spec` says.
     """
-    reader: Any = importlib.import_module(f"kdflow.data.{spec.reader}")
+    reader: Any = importlib.import_module(f"kdflow.data.readers.{spec.reader}")
     splits: Splits = reader.read(spec, folder, downloads)
     _check(spec, splits, wanted)
     return write(name, spec.image_size, splits, out)
@@ -113,7 +115,7 @@ def prepare(name: str, spec: Data, folder: Path | None, downloads: Path, out: Pa
 def write(name: str, image_size: int, splits: Splits, out: Path) -> str:
     """Write both splits to `out` as HDF5, all or nothing; returns the SHA-256 of images and labels, or of the list."""
     digest = _digest(splits)
-    with files.replacing(out) as beside:
+    with files.atomic_write(out) as beside:
         _reserve(beside, splits, 2**20)  # refused before HDF5 begins, which then lets go of it
         with h5py.File(beside, "w", locking=False) as file:
             _reserve(beside, splits, 0)
@@ -137,7 +139,7 @@ def _reserve(file: Path, splits: Splits, more: int) -> None:
             os.posix_fallocate(raw.fileno(), 0, size + more)
 
 
-def download(spec: Data, downloads: Path, name: str) -> Path:
+def download(spec: DatasetSource, downloads: Path, name: str) -> Path:
     """Download the archive of a dataset, if it is not there, and check it.
 
     Raises:
@@ -188,7 +190,7 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
     """
     try:
         with h5py.File(path, "r") as file:
-            kind = Archived if "offsets" in file["train"] else Listing if "folder" in file.attrs else Split
+            kind = TarFileList if "offsets" in file["train"] else FileList if "folder" in file.attrs else Split
             train, test = (kind(*(_value(file[key][field.name]) for field in fields(kind))) for key in SPLITS)
             splits = Splits(train, test, _names(file))
             place = None if kind is Split else _place(file.attrs)
@@ -227,7 +229,7 @@ def balanced_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
     return shuffled[np.argsort(rank[shuffled], kind="stable")]
 
 
-def _to_device(split: Split | Listing, place: tuple[Path, int] | None, device: torch.device, workers: int) -> Images:
+def _to_device(split: Split | FileList, place: tuple[Path, int] | None, device: torch.device, workers: int) -> Images:
     labels = torch.from_numpy(split.labels).to(device)
     if isinstance(split, Split):
         # Stored as [n, h, w, 3]: seen as [n, 3, h, w] this is the channels-last layout, without a copy.
@@ -238,11 +240,11 @@ def _to_device(split: Split | Listing, place: tuple[Path, int] | None, device: t
     return ImageFiles(folder, split, labels, image_size, workers)
 
 
-def _check(spec: Data, splits: Splits, wanted: int | None) -> None:
+def _check(spec: DatasetSource, splits: Splits, wanted: int | None) -> None:
     if len(splits.class_names) != spec.classes:
         raise UserError(f"{spec.reader}: {len(splits.class_names)} class names found, expected {spec.classes}")
     for key, count in (("train", spec.train_images), ("test", spec.test_images)):
-        split: Split | Listing = getattr(splits, key)
+        split: Split | FileList = getattr(splits, key)
         there = len(split.labels)
         enough = key == "train" and wanted is not None and wanted <= there < count
         less = f"; train_images: {there} would do with these" if key == "train" and 0 < there < count else ""

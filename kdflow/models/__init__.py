@@ -12,9 +12,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from kdflow import files, weights
 from kdflow.config import Model
-from kdflow.errors import UserError, one_line
+from kdflow.core import files
+from kdflow.core.errors import UserError, one_line
+from kdflow.models import safe_weights
 
 
 def create_model(name: str, recipe: Model, num_classes: int, image_size: int) -> nn.Module:
@@ -23,7 +24,7 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     Raises:
         UserError: the family does not know an option, or not this value of it.
     """
-    family: Any = importlib.import_module(f"kdflow.models.{recipe.family}")
+    family: Any = importlib.import_module(f"kdflow.models.families.{recipe.family}")
     for option in ("num_classes", "image_size"):
         if option in recipe.options:
             raise UserError(
@@ -52,7 +53,7 @@ def save_weights(model: nn.Module, path: Path) -> str:
     return files.sha256(path)
 
 
-def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> str:
+def load_exact(model: nn.Module, path: Path, sha256: str | None = None) -> str:
     """Load safetensors or a torch state dict into `model`, which must fit exactly; no code is ever run.
 
     Weights in other forms than ours: `kdflow.foreign`.
@@ -66,14 +67,14 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None = None) -> str
     Raises:
         UserError: the file is missing, has another hash, cannot be read, or is of another architecture.
     """
-    weights.check_is_file(path)
+    safe_weights.check_is_file(path)
     found = files.sha256(path)
     if sha256 is not None and found != sha256:
         raise UserError(f"{path}: sha256 is {found}, expected {sha256}")
-    state = weights.read(path)
+    state = safe_weights.read(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    state = {key: weights.plain(path, key, value) for key, value in dict.items(state)}
+    state = {key: safe_weights.dense_tensor(path, key, value) for key, value in dict.items(state)}
     _check_fit(path, model.state_dict(), state)
     model.load_state_dict(state)
     return found

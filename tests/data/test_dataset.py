@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdflow.config import Data
-from kdflow.data import Split, Splits, balanced_order, digits, largest_class, load, prepare, write
-from kdflow.errors import UserError
+from kdflow.config import DatasetSource
+from kdflow.core.errors import UserError
+from kdflow.data import Split, Splits, balanced_order, largest_class, load, prepare, write
+from kdflow.data.readers import digits
 
-SPEC = Data(reader="digits", classes=10, image_size=8, train_images=100, test_images=1697)
+SPEC = DatasetSource(reader="digits", classes=10, image_size=8, train_images=100, test_images=1697)
 CPU = torch.device("cpu")
 
 

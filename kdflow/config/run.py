@@ -1,0 +1,71 @@
+"""Settings of one run: everything that decides its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from kdflow.config.base import Settings
+from kdflow.config.dataset import BaseView, Training
+from kdflow.config.method import Method, Model
+
+
+class Precision(Settings):
+    """What is faster and costs last digits, or more: part of a run's settings, so of its record."""
+
+    fold_teacher: bool = False
+    teacher: Literal["float32", "bfloat16"] = "float32"
+    student: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+
+
+LogitSource = Literal["online", "views", "views-float32", "replay", "replay-float32"]
+
+
+class Architecture(Settings):
+    """A model by the name of its recipe."""
+
+    name: str
+    model: Model
+
+
+class RunSettings(Settings):
+    """Everything that decides a run's numbers apart from data, teacher weights and code; nothing else."""
+
+    dataset: str
+    train_images: int
+    classes: int
+    image_size: int
+    views: BaseView
+    role: Literal["teacher", "student"]
+    architecture: str
+    model: Model
+    teacher: Architecture | None
+    method: Method
+    training: Training
+    seed: int
+    logits: LogitSource
+    precision: Precision = Precision()
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """Where the teacher's logits come from, online, views or replay, and the dtype that a store keeps them in."""
+        kind, _, dtype = self.logits.partition("-")
+        return kind, dtype or "float16"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the settings as canonical JSON, in hex."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of 0-based step `step`: divided where a share `decay_at` of all steps is done.
+
+        Decay points are shares of the run, not epochs, so that they scale with any number of epochs: 240
+        epochs decay after 150, 180 and 210; 960 after 600, 720 and 840; 2 after 1.25, 1.5 and 1.75.
+        """
+        done = step / (steps_per_epoch * self.training.epochs)
+        return self.training.lr * self.training.decay_by ** sum(done >= at for at in self.training.decay_at)

@@ -1,0 +1,1 @@
+"""Errors, files, progress and downloads, which every other package uses."""

@@ -1,0 +1,69 @@
+"""What a user is told when something is wrong: one line, exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: the field or file, what is wrong, what is allowed."""
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def escape_control(text: str) -> str:
+    """Text for a terminal: what is no character to be seen, and might steer it, as an escape."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def decode_filename(path: bytes) -> str:
+    """A file's name as text; what is no UTF-8 in it as its bytes in hex."""
+    return path.decode(errors="backslashreplace")
+
+
+def user_message(error: Exception) -> str | None:
+    """One line for an error that a user can do something about, None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):  # a full disk, a missing right, a broken mount
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return None
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn bad input into one line on stderr and exit code 1, Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was trained so far is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except Exception as error:
+        line = user_message(error)
+        if line is None:
+            raise
+        for part in line.splitlines():
+            print(f"error: {escape_control(part)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run_script(main: Callable[..., None]) -> None:
+    """Call a stage's `main` with the arguments of the command line."""
+    script, *arguments = sys.argv
+    with exit_on_user_error():
+        wanted = inspect.signature(main).parameters
+        if len(arguments) != len(wanted):
+            raise UserError(f"usage: {' '.join([Path(script).name, *(name.upper() for name in wanted)])}")
+        main(*arguments)

@@ -1,0 +1,1 @@
+"""Several runs at once, or one run by several processes."""

@@ -1,0 +1,26 @@
+"""TL: the teacher labels x' (the paper's Section 3.2 (1)).
+
+tau^2 KL(softmax(t(x') / tau) || softmax(s(x') / tau)), mean over the batch: no hard label.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from kdflow.methods.losses import distillation_loss
+from kdflow.methods.views import StrongBatch
+
+NEEDS_X, NEEDS_STRONG = False, True
+
+
+def loss(
+    student: Float[Tensor, "k classes"],
+    strong: StrongBatch,
+    labels: Int64[Tensor, " b"],  # noqa: ARG001
+    taught_x: Float[Tensor, "b classes"] | None,  # noqa: ARG001
+    tau: float,
+) -> Float[Tensor, ""]:
+    """The divergence from what the teacher says of x'."""
+    assert strong.taught is not None
+    return distillation_loss(strong.taught, student, tau)

@@ -1,0 +1,74 @@
+"""Variational information distillation (Ahn et al., 2019): the student's features foretell the teacher's.
+
+Formula: sum over layers of mean(((mu(f_s) - f_t)^2 / v_c + log v_c) / 2), the mean over batch, channels c and places:
+the negative log-likelihood of the teacher's feature map f_t under a normal distribution around what is predicted
+from the student's, without its constant. mu is three 1x1 convolutions without bias (student's channels -> teacher's
+-> teacher's -> teacher's) with ReLU between; v_c = softplus(a_c) + 1e-5 is one trained variance per channel. The
+layers are all feature maps but the first, paired in their order; where two maps differ in size, each side of the
+larger is average-pooled to the smaller's. The loss is not zero where student and teacher agree, and can be negative.
+
+Settings: variance (default 5.0), what v_c starts at. The usual weight is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdflow.models.features import Map, Outputs, match_spatial_size, paired_middle_features
+
+EPS = 1e-5
+
+
+class Regressor(nn.Module):
+    """Predicts the teacher's feature map of one layer, with a variance for each channel."""
+
+    def __init__(self, student_channels: int, channels: int, variance: float) -> None:
+        super().__init__()
+        widths = pairwise((student_channels, channels, channels, channels))
+        first, second, third = (nn.Conv2d(before, after, kernel_size=1, bias=False) for before, after in widths)
+        self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        self.raw_variance = nn.Parameter(torch.full((channels, 1, 1), math.log(math.expm1(variance - EPS))))
+
+    def forward(self, ours: Map, theirs: Map) -> Float[Tensor, ""]:
+        """How unlikely the teacher's map is, given the student's."""
+        ours, theirs = match_spatial_size(ours, theirs)
+        variance = F.softplus(self.raw_variance) + EPS
+        error: Tensor = self.mean(ours) - theirs
+        return (error.square() / variance + variance.log()).mean() / 2
+
+
+class VariationalInformation(nn.Module):
+    """One regressor for each pair of middle feature maps."""
+
+    def __init__(self, pairs: list[tuple[Map, Map]], variance: float) -> None:
+        super().__init__()
+        channels = ((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs)
+        self.regressors = nn.ModuleList(Regressor(ours, theirs, variance) for ours, theirs in channels)
+
+    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
+        """The loss of a batch, without its weight."""
+        pairs = zip(self.regressors, paired_middle_features("vid", student, teacher), strict=True)
+        return torch.stack([regressor(ours, theirs) for regressor, (ours, theirs) in pairs]).sum()
+
+
+def build(
+    student: Outputs,
+    teacher: Outputs,
+    labels: Int64[Tensor, " n"],  # noqa: ARG001
+    *,
+    variance: float = 5.0,
+) -> VariationalInformation:
+    """Fresh regressors from torch's global generator.
+
+    Raises:
+        ValueError: the models' feature maps cannot be paired, or `variance` is too small.
+    """
+    if not EPS < variance < math.inf:
+        raise ValueError(f"variance: must be finite and more than {EPS}, not {variance}; set it in loss.options")
+    return VariationalInformation(paired_middle_features("vid", student, teacher), variance)

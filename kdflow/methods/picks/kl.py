@@ -1,0 +1,17 @@
+"""The divergence of teacher and student: what the student would minimise, pick maximises (the paper's Eq. 3).
+
+KL(softmax(t / tau) || softmax(s / tau)) with the method's tau.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kdflow.methods.losses import kl_per_sample
+from kdflow.methods.picks import Pool
+
+
+def score(pool: Pool) -> Float[Tensor, " n"]:
+    """The divergence of each view, in nats."""
+    return kl_per_sample(pool.taught, pool.ask_student(), pool.tau)

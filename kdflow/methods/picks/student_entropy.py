@@ -1,0 +1,17 @@
+"""The student's entropy: where the student is least certain (the paper's Table 2, "S ent.").
+
+H(softmax(s)) at temperature 1.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kdflow.methods.losses import entropy_per_sample
+from kdflow.methods.picks import Pool
+
+
+def score(pool: Pool) -> Float[Tensor, " n"]:
+    """The student's entropy of each view, in nats."""
+    return entropy_per_sample(pool.ask_student())

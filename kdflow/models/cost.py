@@ -1,0 +1,149 @@
+"""What a model costs for one image: parameters and floating point operations, true and as the paper counts them.
+
+Parameters are the weights and biases of convolutions and fully connected layers, the projections inside
+`nn.MultiheadAttention` among them. Left out is what no such layer owns: normalisation, class tokens, position
+embeddings, layer scales. A parameter that several layers share counts once.
+
+FLOPs are torch's own count (`FlopCounterMode`): 2 for each multiply-add of those layers' weights, and of the
+products of queries, keys and values inside attention. Biases, normalisation, activations and pooling count nothing.
+
+The paper (Tables 6-8) divides the FLOPs of grouped and depthwise convolutions by `groups` twice. Its convention
+has a name of its own here, `paper_flops`; for models without such convolutions both are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from kdflow.config import Experiment, unknown_name
+from kdflow.core.errors import UserError, one_line
+from kdflow.models import create_model
+
+COLUMNS = ("Model", "Params\n1e6", "Compression", "GFLOPs", "Speed-up", "Paper's\nGFLOPs", "Paper's\nspeed-up")
+NOTES = (
+    "Params: weights and biases of convolutions and fully connected layers. FLOPs: 2 for each multiply-add of these "
+    "weights, for one image.",
+    "Compression, speed-up: against the teacher above. Paper's: its tables divide the FLOPs of grouped convolutions "
+    "by groups twice.",
+)
+LAYERS_THAT_COUNT = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and FLOPs for one image: true, and by the paper's convention."""
+
+    params: int
+    flops: int
+    paper_flops: int
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """How much smaller and faster a student is than its teacher, from figures that are not rounded."""
+
+    compression: float
+    speed_up: float
+    paper_speed_up: float
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A model, its cost, and its ratios against the first model of its group (None for that one)."""
+
+    model: str
+    cost: Cost
+    ratios: Ratios | None
+
+
+def count_cost(model: nn.Module, image_size: int) -> Cost:
+    """The cost of `model` for one image of 3 channels; nothing is computed, and `model` stays as it is."""
+    # On the meta device attention takes no fused kernel that the counter knows no formula for.
+    shapes = copy.deepcopy(model).to("meta", torch.float32).eval()
+    true = FlopCounterMode(display=False)
+    paper = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _paper_convolution})
+    with torch.no_grad(), true, paper:
+        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
+    layers = (module for module in shapes.modules() if isinstance(module, LAYERS_THAT_COUNT))
+    weights = {parameter for layer in layers for parameter in layer.parameters()}
+    return Cost(sum(weight.numel() for weight in weights), true.get_total_flops(), paper.get_total_flops())
+
+
+def _paper_convolution(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
+    """The formula of `aten.convolution`, which is handed shapes for tensors: divided by `groups` once more."""
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, groups = rest
+    return int(conv_flop_count(x, weight, out_shape, transposed)) // int(groups)
+
+
+def ratios(teacher: Cost, student: Cost) -> Ratios:
+    """The student against its teacher."""
+    return Ratios(
+        compression=teacher.params / student.params,
+        speed_up=teacher.flops / student.flops,
+        paper_speed_up=teacher.paper_flops / student.paper_flops,
+    )
+
+
+def compare(experiment: Experiment, dataset: str, names: Sequence[str]) -> list[CostRow]:
+    """The cost of models on a dataset's images, the first as the others' teacher; of no names, that of all its pairs.
+
+    Raises:
+        UserError: a name that no recipe has, no pair to show, or a model that cannot take such images.
+    """
+    if dataset not in experiment.datasets:
+        raise unknown_name("dataset", dataset, experiment.datasets)
+    groups = [names] if names else [(p.teacher, p.student) for p in experiment.pairs.values() if dataset in p.datasets]
+    if not groups:
+        paired = sorted({name for pair in experiment.pairs.values() for name in pair.datasets})
+        raise UserError(f"dataset: {dataset} has no pairs ({', '.join(paired)} have); name the models to count")
+    once = dict.fromkeys(name for group in groups for name in group)
+    costs = {name: _cost(experiment, dataset, name) for name in once}
+    return [
+        CostRow(name, costs[name], ratios(costs[group[0]], costs[name]) if i else None)
+        for group in groups
+        for i, name in enumerate(group)
+    ]
+
+
+def _cost(experiment: Experiment, dataset: str, name: str) -> Cost:
+    if name not in experiment.models:
+        raise unknown_name("model", name, experiment.models)
+    data = experiment.datasets[dataset].data
+    with torch.device("meta"):  # no weights are drawn, no memory is taken
+        model = create_model(name, experiment.models[name], data.classes, data.image_size)
+    try:
+        return count_cost(model, data.image_size)
+    except RuntimeError as error:
+        raise UserError(f"{name} cannot take images of {data.image_size} pixels: {one_line(error)}") from None
+
+
+def format_row(row: CostRow) -> tuple[str, ...]:
+    """A row of `HEAD`, to the digits that the paper prints."""
+    cost, found = row.cost, row.ratios
+    millions, billions = 1e6, 1e9
+    return (
+        row.model,
+        f"{cost.params / millions:.4f}",
+        f"{found.compression:.4f}" if found else "",
+        f"{cost.flops / billions:.4f}",
+        f"{found.speed_up:.4f}" if found else "",
+        f"{cost.paper_flops / billions:.4f}",
+        f"{found.paper_speed_up:.4f}" if found else "",
+    )
+
+
+def as_json(rows: Sequence[CostRow]) -> str:
+    """The rows with every digit; ratios are null for the models that others are set against."""
+    none = dict.fromkeys((field.name for field in fields(Ratios)), None)
+    return json.dumps(
+        [{"model": row.model, **asdict(row.cost), **(asdict(row.ratios) if row.ratios else none)} for row in rows],
+        indent=2,
+    )

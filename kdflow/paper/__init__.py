@@ -1,0 +1,1 @@
+"""The paper as build targets: tables.yaml -> cells -> DVC stages."""

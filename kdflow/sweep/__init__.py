@@ -1,0 +1,1 @@
+"""Prefect flows that run stale DVC stages."""

@@ -1,0 +1,1 @@
+"""Training of one run, from its seed to its record."""

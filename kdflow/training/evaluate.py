@@ -1,0 +1,47 @@
+"""Accuracy on the test set, and agreement with the teacher."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from kdflow.config import BaseView
+from kdflow.data import Images
+from kdflow.methods.views import channel_mean_std, normalise
+from kdflow.training.distributed import all_gather_rows, shard
+from kdflow.training.record import Accuracy
+
+BATCH = 128  # small enough for its activations to stay in the cache of a CPU
+
+
+def predict_logits(model: nn.Module, images: Images, views: BaseView) -> Float[Tensor, "n classes"]:
+    """Logits of all images, the model in eval mode, images normalised and otherwise as `for_testing` gives them.
+
+    The model is left in the mode that it was in.
+    """
+    was_training = model.training
+    model.eval()
+    mean, std = channel_mean_std(views, images.labels.device)
+    mine = images.for_testing(BATCH, views, shard(len(images)))
+    with torch.inference_mode():
+        logits = [model(normalise(batch, mean, std)) for batch in mine]
+    model.train(was_training)
+    return all_gather_rows(torch.cat(logits), len(images))
+
+
+def accuracy(model: nn.Module, images: Images, views: BaseView) -> Accuracy:
+    """Top-1 and top-5 accuracy of `predict` in percent."""
+    return topk_accuracy(predict_logits(model, images, views), images)
+
+
+def topk_accuracy(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:
+    """Top-1 and top-5 accuracy in percent."""
+    hits = logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
+    top1, top5 = hits[:, 0].sum().item(), hits.sum().item()
+    return Accuracy(top1=100 * top1 / len(images), top5=100 * top5 / len(images))
+
+
+def agreement(logits: Float[Tensor, "n classes"], answers: Int64[Tensor, " n"]) -> float:
+    """Share of images, in percent, to which the logits give the same class as `answers`."""
+    return 100 * (logits.argmax(1) == answers).double().mean().item()

@@ -1,0 +1,155 @@
+"""The training loop over epochs."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from kdflow.config import RunSettings
+from kdflow.core.errors import UserError
+from kdflow.core.progress import Emit, Note, RunUpdate
+from kdflow.data import Images, Loaded
+from kdflow.training import checkpoint, distributed, record
+from kdflow.training.batches import make_batches
+from kdflow.training.checkpoint import RunProgress
+from kdflow.training.epoch_plan import EpochPlan, draw_plan
+from kdflow.training.evaluate import accuracy
+from kdflow.training.step import Step, StepResult, StudentWithLoss
+from kdflow.training.teacher_logits import Counts, TeacherSource
+
+REPORT_EVERY = 0.5  # seconds between two progress updates
+
+
+def fit(
+    name: str,
+    run: RunSettings,
+    data: Loaded,
+    learner: StudentWithLoss,
+    teacher: TeacherSource | None,
+    checkpoint_file: Path,
+    key: str,
+    emit: Emit,
+) -> RunProgress:
+    """Train for the epochs that the run's checkpoint has not seen; returns the finished progress.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    training = run.training
+    optimizer = torch.optim.SGD(
+        learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    step, feed = Step(run, learner, teacher, optimizer), make_batches(data.train, run.views)
+    progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
+    steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
+    pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
+    for epoch in range(len(progress.curve), training.epochs):
+        started = time.perf_counter()
+        first = epoch * steps_per_epoch
+        plan = _plan(run, epoch, data.train)
+        if teacher is not None:
+            teacher.begin(epoch, plan)
+        steps, total = list[StepResult](), torch.zeros((), device=data.train.labels.device)
+        for i, batch in enumerate(feed(plan)):
+            steps.append(step(batch, run.learning_rate(first + i, steps_per_epoch)))
+            total += steps[-1].loss * len(batch.labels)
+            pace.steps_done(first + i + 1, progress.curve)
+        _check_finite(name, run, epoch, steps)
+        if teacher is not None:
+            teacher.end()
+        loss, first_loss = total.item() / len(data.train), steps[0].loss.item()
+        lr = run.learning_rate(first, steps_per_epoch)
+        test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
+        top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
+        point = record.Epoch(
+            epoch=epoch + 1, lr=lr, loss=loss, first_loss=first_loss, top1=top1, pick_ratio=_pick_ratio(steps)
+        )
+        seconds = progress.seconds + time.perf_counter() - started
+        progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
+        if teacher is not None:
+            counts, teacher.counts = teacher.counts, Counts()
+            asked, read = progress.asked + counts.asked, progress.read + counts.read
+            progress = progress.model_copy(update={"asked": asked, "read": read})
+        if distributed.rank() == 0:
+            checkpoint.save(checkpoint_file, learner, optimizer, progress)
+        pace.epoch_done(first + steps_per_epoch, progress.curve)
+    return progress
+
+
+def _plan(run: RunSettings, epoch: int, images: Images) -> EpochPlan:
+    size, device = run.training.batch_size, images.labels.device
+    return draw_plan(run.seed, epoch, len(images), size, run.image_size, run.views, run.method.strong, device)
+
+
+def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResult]) -> None:
+    """Look at an epoch's losses at its end: a look at every step would make the device wait for each."""
+    wrong = torch.stack([done.loss for done in steps]).isfinite().logical_not().nonzero().flatten().tolist()
+    if wrong:
+        step = epoch * len(steps) + wrong[0]
+        kept = f"of epoch {epoch}" if epoch else "none"
+        raise UserError(
+            f"{name}: the loss is {steps[wrong[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
+            f"{run.learning_rate(step, len(steps)):g}; last checkpoint: {kept}"
+        )
+
+
+def _pick_ratio(steps: list[StepResult]) -> float | None:
+    picked = [done.pick_ratio for done in steps if done.pick_ratio is not None]
+    return torch.stack(picked).mean().item() if picked else None
+
+
+def _resume(
+    name: str, file: Path, learner: StudentWithLoss, optimizer: torch.optim.Optimizer, key: str, emit: Emit
+) -> RunProgress:
+    """From the checkpoint, or the one before if that is damaged, or from the first epoch."""
+    for candidate in (file, checkpoint.previous_path(file)):
+        try:
+            progress = checkpoint.load(candidate, learner, optimizer, key)
+        except ValueError as error:
+            emit(Note(name, f"{error}; it is left out"))
+            continue
+        if progress is not None:
+            emit(Note(name, f"going on after epoch {len(progress.curve)}"))
+            return progress
+    return RunProgress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class _Pace:
+    """Measures a run's speed and reports it, without asking the device for anything."""
+
+    def __init__(self, name: str, steps: int, batch_size: int, emit: Emit) -> None:
+        self.name, self.steps, self.batch_size, self.emit = name, steps, batch_size, emit
+        self.began: tuple[float, int] | None = None
+        self.reported = -math.inf
+
+    def steps_done(self, done: int, curve: tuple[record.Epoch, ...]) -> None:
+        """Report when it is time."""
+        now = time.perf_counter()
+        self.began = self.began or (now, done)
+        if done < self.steps and now - self.reported >= REPORT_EVERY:
+            self._report(now, done, curve)
+
+    def epoch_done(self, done: int, curve: tuple[record.Epoch, ...]) -> None:
+        """Report every epoch's end."""
+        self._report(time.perf_counter(), done, curve)
+
+    def _report(self, now: float, done: int, curve: tuple[record.Epoch, ...]) -> None:
+        began, first = self.began or (now, done)
+        speed = (done - first) / (now - began) if now > began else 0.0  # steps a second
+        self.reported = now
+        self.emit(
+            RunUpdate(
+                name=self.name,
+                done=done,
+                steps=self.steps,
+                epoch=len(curve),
+                loss=curve[-1].loss if curve else None,
+                top1=next((point.top1 for point in reversed(curve) if point.top1 is not None), None),
+                images_per_second=speed * self.batch_size,
+                seconds_left=(self.steps - done) / speed if speed else None,
+            )
+        )

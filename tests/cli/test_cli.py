@@ -1,0 +1,138 @@
+"""The command line, as a user meets it: real processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from factories import DEMO, EXPERIMENT, make_record, make_teacher
+from paths import ROOT
+
+from kdflow.training import record
+
+KDFLOW = [sys.executable, "-m", "kdflow.cli"]
+
+
+def run(*arguments, cwd=None, command=KDFLOW):
+    env = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+@pytest.fixture
+def root(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    return tmp_path
+
+
+def change(root, old, new):
+    text = (root / "params.yaml").read_text()
+    assert old in text
+    (root / "params.yaml").write_text(text.replace(old, new))
+
+
+def fails_in_one_line(done, *words):
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert all(word in done.stderr for word in words)
+
+
+def test_check_says_what_is_valid(root):
+    done = run("check", cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "settings are valid: digits, resnet20 -> resnet8, 4 methods x 3 seeds\n"
+
+
+def test_check_of_another_folder(root):
+    assert run("check", "--root", root, cwd="/").returncode == 0
+
+
+def test_check_says_what_is_wrong_in_a_line_per_mistake(root):
+    change(root, "\nepochs:\nbatch_size:", "\nepochs: '3'\nbatch_size: 0")
+    done = run("check", cwd=root)
+    assert (done.returncode, done.stdout) == (1, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: params.yaml: epochs: ")
+    assert "params.yaml: batch_size: " in second
+
+
+def test_check_outside_of_a_project(tmp_path):
+    fails_in_one_line(run("check", cwd=tmp_path), "no such file; run from the project's folder")
+
+
+def test_the_installed_command_shows_its_help():
+    done = run("--help", command=[Path(sys.executable).with_name("kdflow")])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(word in done.stdout for word in ("check", "table", "dvc repro"))
+
+
+def test_a_wrong_flag_names_the_whole_command():
+    fails_in_one_line(run("logits", "estimate", "--foo"), "error: kdflow logits estimate: No such option: --foo")
+
+
+def test_without_a_command_help_is_shown_and_no_traceback():
+    done = run()
+    assert "Traceback" not in done.stderr
+    assert "Usage:" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--bogus"], "--bogus"),
+        (["chek"], "chek"),
+        (["check", "--rot", "x"], "--rot"),
+        (["check", "more"], "more"),
+        (["check", "--root"], "--root"),
+    ],
+)
+def test_bad_arguments_are_one_line(root, arguments, word):
+    fails_in_one_line(run(*arguments, cwd=root), word)
+
+
+@pytest.mark.parametrize("arguments", [[], ["ce", "kd"]])
+@pytest.mark.parametrize("stage", ["distill", "evaluate"])
+def test_a_stage_without_its_method_is_one_line(root, stage, arguments):
+    fails_in_one_line(run(*arguments, cwd=root, command=[sys.executable, ROOT / "stages" / f"{stage}.py"]))
+
+
+def test_a_stage_with_an_unknown_method_is_one_line(root):
+    command = [sys.executable, ROOT / "stages/distill.py"]
+    fails_in_one_line(run("kdd", cwd=root, command=command), "'kdd'", "did you mean 'kd'")
+
+
+def test_table_without_records_is_one_line(root):
+    fails_in_one_line(run("table", cwd=root), "data/teacher/record.json: no such record; `dvc repro` makes it")
+
+
+def test_table_shows_every_method_and_where_the_figure_lies(root):
+    for i, method in enumerate(EXPERIMENT.params.methods):
+        for seed in EXPERIMENT.params.seeds:
+            made = make_record(seed, 80.0 + i, method=method, budget=DEMO)
+            record.write_record(root / f"data/records/{method}/seed{seed}.json", made)
+    record.write_record(root / "data/teacher/record.json", make_teacher())
+    done = run("table", cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(method in done.stdout for method in EXPERIMENT.params.methods)
+    assert "83.00 (0.00)" in done.stdout
+    assert "+2.00 (0.00)" in done.stdout
+    assert "Not a full run: demo dataset." in done.stdout
+    assert "data/report/accuracy.svg" in done.stdout
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(root):
+    (root / "recipes/models.yaml").unlink()
+    os.mkfifo(root / "recipes/models.yaml")
+    process = subprocess.Popen([*KDFLOW, "check"], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with (root / "recipes/models.yaml").open("wb"):  # opens when the command reads: it waits for content now
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert (process.returncode, out) == (130, ""), err
+    assert [line[:13] for line in err.splitlines() if line] == ["interrupted: "]

@@ -1,0 +1,161 @@
+"""The commands about a paper, as a user meets them: real processes, records without training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from papers import CE, KD, PICK, fill, fill_teacher, folder_of, paper_of
+from paths import ROOT
+from test_cli import fails_in_one_line, run
+
+from kdflow.paper import cells
+from kdflow.sweep.processes import PID_DIR, FlowRunProcess, Group, Process, process
+from kdflow.training import record
+
+
+@pytest.fixture
+def root(tmp_path):
+    paper = paper_of(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    fill_teacher(paper)
+    for name, top1 in ((CE, [80.0, 81.0, 82.0]), (KD, [90.0, 90.1, 90.2])):
+        fill(paper, name, top1)
+    return tmp_path
+
+
+def test_plan_writes_and_checks(root):
+    fails = run("plan", "--check", "--paper", "papers", cwd=root).stderr
+    assert fails == "error: papers/tables.yaml: no such file\nerror: papers/params.yaml: no such file\n"
+    done = run("plan", cwd=root)
+    assert done.returncode == 0 and done.stdout.startswith("paper: 4 tables and figures, 16 cells, 1 teachers")
+    assert run("plan", "--check", cwd=root).returncode == 0
+    with (root / "paper/cells.json").open("a") as file:
+        file.write("\n")
+    fails_in_one_line(run("plan", "--check", cwd=root), "paper/cells.json: not what `kdflow plan` makes")
+
+
+def test_cells_and_their_states(root):
+    assert {CE, "digits-resnet20"} <= set(run("cells", cwd=root).stdout.splitlines())
+    lines = run("cells", "--table", "1", "--status", cwd=root).stdout.splitlines()
+    assert f"done     3/3  90.10 (0.10)  {KD}" in lines
+    assert sorted(lines[-1].split(", ")) == ["2 done", "6 missing"]
+    assert run("cells", "--figure", "4", cwd=root).stdout.splitlines() == ["digits-resnet20", PICK]
+    assert lines[0].split() == ["done", "teacher", "95.50", "digits-resnet20"]
+    fails_in_one_line(run("cells", "--table", "7", cwd=root), "unknown name 'table7'")
+
+
+def test_show(root):
+    assert "state     done, 3 of 3 seeds" in run("show", KD, cwd=root).stdout
+    shown = run("show", "digits-resnet20", cwd=root).stdout
+    assert "state     done, top1 95.50" in shown and "teacher@digits-resnet20" in shown
+    fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
+
+
+@pytest.mark.slow
+def test_table_in_all_forms(root):
+    shown = run("table", "table1", cwd=root).stdout
+    assert "90.10 (0.10)" in shown and "90.00 (0.50), +0.10" in shown and "missing" in shown
+    assert run("table", "table1", "--format", "csv", cwd=root).stdout.startswith("row,pair,metric,status,mean")
+    assert "by the paper's count" in run("table", "table6", cwd=root).stdout.lower()
+    fails_in_one_line(run("table", "figure1", cwd=root), "figure1: a figure", "dvc repro paper/dvc.yaml:figure1")
+    fails_in_one_line(run("table", "tabel1", cwd=root), "did you mean 'table1'?")
+
+
+def test_report(root):
+    done = run("report", cwd=root)
+    assert done.stdout == "data/paper/report.html\n" and "90.10 (0.10)" in (root / "data/paper/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_drift_ends_with_its_code(root):
+    fails_in_one_line(run("drift", cwd=root), "paper/baseline.json: no such baseline")
+    assert run("drift", "--update", cwd=root).stdout == "paper/baseline.json: 2 cells\n"
+    fails_in_one_line(run("drift", "--update", PICK, cwd=root), f"{PICK}: missing; a baseline is made of what is done")
+    done = run("drift", cwd=root)
+    assert done.returncode == 0 and done.stdout.endswith("0 of 11 figures have moved or are missing\n")
+    (cells.cell_folder(paper_of(root), KD) / cells.NOTE).unlink()
+    done = run("drift", cwd=root)
+    assert (done.returncode, done.stderr) == (2, "") and f"missing {KD}: record: there -> none" in done.stdout
+    assert json.loads(run("drift", "--json", cwd=root).stdout)["drift"] is True
+    assert f"| {KD} | record | there | none |" in run("drift", "--md", cwd=root).stdout
+    assert run("drift", CE, cwd=root).returncode == 0
+    fails_in_one_line(run("drift", "nothing", cwd=root), "cell: unknown name 'nothing'")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "says"),
+    [
+        (
+            "cell",
+            "digits-resnet20-resnet8-kdd",
+            "paper: cell: unknown name 'digits-resnet20-resnet8-kdd'; did you mean",
+        ),
+        (
+            "teacher",
+            "digits-resnet56",
+            "paper: teacher: unknown name 'digits-resnet56'; did you mean 'digits-resnet20'?",
+        ),
+        ("prepare", "digit", "paper: dataset: unknown name 'digit'; did you mean 'digits'?"),
+        ("part", "table2", "paper: table or figure: unknown name 'table2'; did you mean"),
+        ("part", "", "usage: paper_part.py FOLDER NAME"),
+        ("cell", CE, "data/paper/digits.h5: no such file; `dvc repro prepare` makes it"),
+    ],
+)
+def test_a_stage_says_what_is_wrong_in_a_line(root, stage, name, says):
+    before = {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()}
+    arguments = ["paper", name] if name else ["paper"]
+    fails_in_one_line(run(*arguments, cwd=root, command=[sys.executable, str(ROOT / f"stages/paper_{stage}.py")]), says)
+    assert {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()} == before
+
+
+def test_a_dataset_without_a_reader_is_refused(tmp_path):
+    folder_of(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    recipes = tmp_path / "recipes/datasets.yaml"
+    recipes.write_text(recipes.read_text().replace("    reader: digits\n", ""))
+    fails_in_one_line(run("check", cwd=tmp_path), "params.yaml: dataset: digits cannot be prepared yet", "data.reader")
+    stage = [sys.executable, str(ROOT / "stages/paper_prepare.py")]
+    done = run("paper", "digits", cwd=tmp_path, command=stage)
+    fails_in_one_line(done, "paper/tables.yaml: dataset: digits cannot be prepared yet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "either targets or variants (--epochs, --method, --student) are needed"),
+        (("table1", "--epochs", "40"), "either targets or variants"),
+        (("tabel1",), "targets: unknown name 'tabel1'; did you mean 'table1'?"),
+        (("table1", "cell@*-crd"), "targets: cell@*-crd matches none of the"),
+        (("table1", "--at-once", "0"), "kdflow sweep: Invalid value for '--at-once'"),
+        (("table1", "--paper", "gone"), "gone/tables.yaml: no such file"),
+    ],
+)
+def test_a_sweep_refuses_what_is_not_there_before_prefect_is_asked(root, arguments, says):
+    done = run("sweep", *arguments, cwd=root)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+def test_a_sweeps_status_tells_what_runs_what_is_lost_and_how_far_the_cells_are(root):
+    lines = run("sweep", "--status", cwd=root).stdout.splitlines()
+    assert lines == ["nothing runs here", "paper: 16 cells: 2 done, 14 missing"]
+    own, dead = process(os.getpid()), Process(pid=os.getpid(), began=1.0)
+    notes = root / PID_DIR
+    for name, runner, worker in (("here", own, None), ("lost", own, dead)):
+        record.write_record(
+            notes / f"run/{name}.json", FlowRunProcess(run=name, flow="sweep", process=runner, worker=worker)
+        )
+    living = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    groups = (("a", "here", process(living.pid)), ("b", "gone", process(living.pid)), ("c", "gone", dead))
+    for name, of, leader in groups:
+        record.write_record(notes / f"group/{name}.json", Group(leader=leader, what=f"stage {name}", run=of))
+    *lines, last = run("sweep", "--status", "table1", cwd=root).stdout.splitlines()
+    living.kill()
+    living.wait()
+    here, lost, a, b = lines
+    assert "run here" in here and "lost" not in here and "lost: the next flow marks it" in lost
+    assert "stage a" in a and "orphan" not in a and "stage b" in b and "orphan: the next flow ends it" in b
+    assert last == "paper: 8 cells: 2 done, 6 missing"

@@ -1,0 +1,59 @@
+"""What a user is told: one line and an exit code, and a traceback for defects only."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from kdflow.core.errors import UserError, exit_on_user_error, user_message
+
+
+def ended(error, capsys):
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        raise error
+    out, err = capsys.readouterr()
+    assert out == ""
+    return caught.value.code, err
+
+
+def test_bad_input_is_one_line_and_exit_code_1(capsys):
+    assert ended(UserError("params.yaml: epochs: bad"), capsys) == (1, "error: params.yaml: epochs: bad\n")
+
+
+def test_an_error_of_the_system_names_its_file(capsys):
+    full = OSError(errno.ENOSPC, "anything", "data/a.h5")
+    assert ended(full, capsys) == (1, "error: data/a.h5: No space left on device\n")
+
+
+def test_an_error_of_the_system_without_a_file(capsys):
+    assert ended(OSError(errno.ENOSPC, "anything"), capsys) == (1, "error: No space left on device\n")
+    assert ended(OSError("a\nb  c"), capsys) == (1, "error: a b c\n")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+    code, line = ended(KeyboardInterrupt(), capsys)
+    assert code == 130
+    assert line.startswith("interrupted: ")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("defect", [ZeroDivisionError, ValueError, KeyError, AssertionError])
+def test_a_defect_keeps_its_traceback(defect, capsys):
+    with pytest.raises(defect), exit_on_user_error():
+        raise defect("ours")
+    assert capsys.readouterr() == ("", "")
+    assert user_message(defect("ours")) is None
+
+
+def test_nothing_happens_without_an_error(capsys):
+    with exit_on_user_error():
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_real_process_shows_no_traceback_for_a_missing_file():
+    script = "from kdflow.core.errors import exit_on_user_error\nwith exit_on_user_error():\n    open('/no/such/file')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: /no/such/file: No such file or directory\n"

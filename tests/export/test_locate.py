@@ -1,0 +1,90 @@
+"""Where a student is found, and what lies beside it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+from shipped import make
+
+from kdflow.core.errors import UserError
+from kdflow.export import locate
+from kdflow.training import record
+from kdflow.training.record import RunLog
+
+PAPER = Path("paper")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("root")
+    make(folder, "digits")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    shutil.copytree(ROOT / "paper/miniature", folder / "paper/miniature")
+    return folder
+
+
+@pytest.fixture
+def root(source, tmp_path):
+    """A project with a student of kd, to be changed."""
+    return Path(shutil.copytree(source, tmp_path / "root"))
+
+
+def refused(call) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_method_a_cell_and_a_file(root):
+    students = root / "data/students/kd"
+    for kind in (".safetensors", ".json"):
+        shutil.copy(students / f"seed0{kind}", students / f"seed12{kind}")
+    assert locate.find_weights("kd", None, PAPER, root) == students / "seed0.safetensors"
+    assert locate.find_weights("kd", 12, PAPER, root) == students / "seed12.safetensors"
+    assert locate.find_weights("some/where.safetensors", None, PAPER, root) == Path("some/where.safetensors")
+    cell = root / "data/miniature/cells/digits-resnet20-resnet8-kd/students"
+    shutil.copytree(students, cell)
+    found = locate.find_weights("digits-resnet20-resnet8-kd", 12, Path("paper/miniature"), root)
+    assert found == cell / "seed12.safetensors"
+
+
+def test_what_is_none_of_them(root):
+    assert "neither a student's weights" in refused(lambda: locate.find_weights("kdd", None, PAPER, root))
+    assert "`dvc repro distill@ce` makes it" in refused(lambda: locate.find_weights("ce", None, PAPER, root))
+    assert refused(lambda: locate.find_weights("kd", 3, PAPER, root)).endswith("has no seed 3; it has 0")
+    assert "is a file, so of one seed" in refused(lambda: locate.find_weights("a.safetensors", 0, PAPER, root))
+
+
+def test_what_lies_above(root):
+    weights = root / "data/students/kd/seed0.safetensors"
+    found = locate.locate_inputs(weights, None, None)
+    assert (found.dataset, found.teacher) == (root / "data/digits.h5", root / "data/teacher/model.safetensors")
+    # A paper's teachers are elsewhere.
+    moved = root / "data/teachers/digits-larger/model.safetensors"
+    moved.parent.mkdir(parents=True)
+    found.teacher.rename(moved)
+    assert locate.locate_inputs(weights, None, None).teacher == moved
+    shutil.copy(weights, moved)  # the weights of something else
+    assert locate.locate_inputs(weights, None, None).teacher is None
+    assert "not the teacher's weights" in refused(lambda: locate.locate_inputs(weights, None, moved))
+
+
+def test_what_is_missing(root):
+    weights = root / "data/students/kd/seed0.safetensors"
+    (root / "data/digits.h5").unlink()
+    assert "its dataset, digits.h5 or dataset.h5, is not above; --data names it" in refused(
+        lambda: locate.locate_inputs(weights, None, None)
+    )
+    weights.with_suffix(".json").unlink()
+    assert "its log seed0.json is not beside it" in refused(lambda: locate.locate_inputs(weights, None, None))
+    assert refused(lambda: locate.locate_inputs(root / "x.safetensors", None, None)).endswith("no such file")
+
+
+def test_a_student_without_teacher_has_none(root):
+    weights = root / "data/students/kd/seed0.safetensors"
+    log = record.read_record(weights.with_suffix(".json"), RunLog)
+    run = log.settings.model_copy(update={"teacher": None})
+    record.write_record(weights.with_suffix(".json"), log.model_copy(update={"settings": run}))
+    assert locate.locate_inputs(weights, None, root / "data/teacher/model.safetensors").teacher is None

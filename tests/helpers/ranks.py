@@ -1,0 +1,168 @@
+"""What two processes compute together, for test_distributed.py."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CPU, DATA, METHODS, VIEWS, asked, run_of, state_of, teacher_for
+from torch import distributed as dist
+from torch import nn
+
+from kdflow.config import Resize, RunSettings
+from kdflow.core.errors import UserError
+from kdflow.core.progress import Event, RunUpdate
+from kdflow.data import ImageSet, Loaded
+from kdflow.data.image_files import FileList, ImageFiles
+from kdflow.methods.views import channel_mean_std, normalise
+from kdflow.training import distributed
+from kdflow.training.batches import make_batches
+from kdflow.training.epoch_plan import draw_plan
+from kdflow.training.evaluate import predict_logits
+from kdflow.training.step import new_student
+
+TOGETHER = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick")
+
+
+def run_by(name: str) -> RunSettings:
+    """Batches of 17 and 3 images; a rate at which rounding stays small."""
+    return run_of(METHODS[name], epochs=2, batch_size=17, lr=0.002)
+
+
+class StopError(Exception):
+    """Raised from emit, as an interruption would be."""
+
+
+def fit(name: str, file: Path, stop: int | None = None, device: torch.device = CPU) -> dict:
+    run = run_by(name)
+    train_set, test_set = (ImageSet(s.images.to(device), s.labels.to(device)) for s in (DATA.train, DATA.test))
+    images = Loaded(train_set, test_set, DATA.class_names, DATA.sha256)
+    teacher = teacher_for(run.method)
+    teacher = teacher and asked(run, teacher.to(device))
+    learner = new_student(run, train_set.labels)
+
+    def emit(event: Event) -> None:
+        if stop is not None and isinstance(event, RunUpdate) and event.epoch == stop:
+            raise StopError
+
+    progress = fit("run", run, images, learner, teacher, file, "k" * 64, emit)
+    curve = [(point.loss, point.pick_ratio, point.top1) for point in progress.curve]
+    state = {key: value.cpu() for key, value in state_of(learner).items()}
+    return {
+        "curve": curve,
+        "state": state,
+        "logits": predict_logits(learner.student, images.test, run.views).cpu().clone(),
+    }
+
+
+def check_shares() -> None:
+    for n in range(9):
+        rows = torch.arange(3.0 * n).reshape(n, 3)
+        mine = rows[distributed.shard(n)]
+        assert n // 2 <= len(mine) <= (n + 1) // 2
+        assert torch.equal(distributed.all_gather_rows(mine, n), rows)
+
+
+def check_batch_norm() -> None:
+    """Against torch's on the whole batch, in float64: any split, even one that leaves a process nothing."""
+    draw = random.Random(0)
+    torch.manual_seed(0)
+    for case in range(12):
+        n, shape = draw.randint(2, 7), (3, *draw.choice([(1, 2), (2, 2), (3, 1)]))
+        whole = nn.BatchNorm2d(3, momentum=draw.choice([0.1, None]), affine=case % 3 > 0).double()
+        for value in (*whole.parameters(), whole.running_mean):
+            value.data.normal_()
+        ours = distributed.SharedBatchNorm.like(whole)
+        reference = nn.BatchNorm2d(3, momentum=whole.momentum, affine=whole.affine).double()
+        reference.load_state_dict(whole.state_dict())
+        for _ in range(2):
+            x, weight = torch.randn(n, *shape).double() * 3 + 5, torch.randn(n, *shape).double()
+            cut = draw.randint(0, n)
+            mine = slice(0, cut) if distributed.rank() == 0 else slice(cut, n)
+            whole_x, own_x = x.clone().requires_grad_(), x[mine].clone().requires_grad_()
+            expected, found = reference(whole_x), ours(own_x)
+            torch.testing.assert_close(found, expected[mine])
+            (expected.sin() * weight).sum().backward()
+            (found.sin() * weight[mine]).sum().backward()
+            torch.testing.assert_close(own_x.grad, whole_x.grad[mine])
+        for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+            dist.all_reduce(a.grad)
+            torch.testing.assert_close(a.grad, b.grad)
+        assert list(ours.state_dict()) == list(reference.state_dict())
+        for key, value in reference.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value)
+        torch.testing.assert_close(ours.eval()(x), reference.eval()(x))
+
+
+class Fused(nn.BatchNorm2d):
+    """Does more than its parent, as timm's does."""
+
+
+def check_refusal() -> None:
+    with pytest.raises(UserError) as caught:
+        distributed.wrap_ddp(nn.Sequential(nn.Conv2d(3, 8, 1), Fused(8)))
+    assert str(caught.value).startswith("params.yaml: compute.processes: the model's 1 is a Fused, ")
+
+
+def check_files(folder: Path) -> None:
+    """Each process reads its share of the files, and both have the whole batch."""
+    paths = [f"{i}.png" for i in range(7)]
+    if distributed.rank() == 0:
+        for i, path in enumerate(paths):
+            Image.new("RGB", (20 + i, 15), (30 * i, 200 - 20 * i, 9 * i)).save(folder / path)
+    dist.barrier()
+    files = ImageFiles(
+        folder, FileList(np.array(paths, "S"), np.zeros(7, int), np.arange(7)), torch.arange(7), 8, workers=0
+    )
+    views = VIEWS.model_copy(update={"crop": 0, "resize": Resize(side=9, area=(0.2, 1.0))})
+    plan = draw_plan(0, 0, 7, 4, 8, views, None, CPU)
+    for batch, places in zip(make_batches(files, views)(plan), plan.order.split(4), strict=True):
+        seeds = plan.image_seeds[batch.row.start : batch.row.start + len(places)]
+        wanted = [list(pair) for pair in zip(places.tolist(), seeds.tolist(), strict=True)]
+        (pixels,) = files.for_training([wanted], views)
+        assert torch.equal(batch.x, normalise(pixels, *channel_mean_std(views, CPU)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
+    for value in model.parameters():
+        value.data.fill_(0.01)
+    every = torch.cat([model(normalise(x, *channel_mean_std(views, CPU)))
+                       for x in files.for_testing(9, views, slice(0, 7))])  # fmt: skip
+    torch.testing.assert_close(predict_logits(model, files, views), every)
+
+
+def check_resume(folder: Path, undisturbed: dict) -> None:
+    file = folder / "resumed"
+    try:
+        fit("kd_tlcutmix_pick", file, stop=1)
+    except StopError:
+        dist.barrier()
+    assert file.exists()
+    resumed = fit("kd_tlcutmix_pick", file)
+    assert resumed["curve"] == undisturbed["curve"]
+    assert all(torch.equal(value, undisturbed["state"][key]) for key, value in resumed["state"].items())
+
+
+def main(rank: int, port: int, folder: Path, device: str) -> None:
+    """What torchrun would have started: the real one is in test_together.py, and takes seconds to load."""
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    own = torch.device(device) if device == "cpu" else torch.device(device, rank)
+    with distributed.process_group(own):
+        found = {name: fit(name, folder / name, device=own) for name in TOGETHER}
+        torch.save(found, folder / f"{rank}.pt")
+        if device == "cpu":
+            check_shares()
+            check_batch_norm()
+            check_refusal()
+            check_files(folder)
+            check_resume(folder, found["kd_tlcutmix_pick"])

@@ -1,0 +1,167 @@
+"""Runs side by side, as real processes: how their ends, good and ill, are told."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+from processes import children, descendants
+
+# Run as a program of its own, as the stages are: script.py FOLDER AT_MOST NAME,NAME,... NAME,...
+# Each argument is a group that runs after the one before, from the same warm server.
+# A run called "gone" has no dataset, one called "long" has no end.
+SCRIPT = """
+import sys
+from pathlib import Path
+from kdflow import config, record
+from kdflow.errors import one_line_errors
+from kdflow.job import Job
+from kdflow.side_by_side import run_all
+
+def main(folder, at_most, names):
+    experiment = config.load(Path({root!r}))
+    compute = experiment.params.compute.model_copy(update={{"device": "cpu"}})
+    jobs = []
+    for seed, name in enumerate(names):
+        run = experiment.student_run("ce", seed)
+        epochs = 10**6 if name.startswith("long") else 1
+        training = run.training.model_copy(update={{"epochs": epochs, "test_every": 100000}})
+        run = run.model_copy(update={{"train_images": 20, "image_size": 8, "training": training}})
+        dataset = folder / ("gone.h5" if name.startswith("gone") else "digits.h5")
+        budget = record.budget(run, experiment.dataset)
+        jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None, store=None, compute=compute,
+                        weights=folder / f"{{name}}.safetensors", log=folder / f"{{name}}.json",
+                        scratch=folder / name))
+    run_all("ce", jobs, at_most)
+    print("all done")
+
+if __name__ == "__main__":
+    with one_line_errors():
+        for names in sys.argv[3:]:
+            main(Path(sys.argv[1]), int(sys.argv[2]), names.split(","))
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """20 of the handwritten digits for training, at their own size."""
+    from kdflow import config, data
+
+    spec = config.load(ROOT).datasets["digits"].data
+    spec = spec.model_copy(update={"train_images": 20, "test_images": 1777, "image_size": 8})
+    out = tmp_path_factory.mktemp("data") / "digits.h5"
+    data.prepare("digits", spec, None, out.parent, out)
+    return out
+
+
+@pytest.fixture
+def start(tmp_path, dataset):
+    """Starts the program; whatever is left of it at the test's end is killed."""
+    (tmp_path / "digits.h5").symlink_to(dataset)
+    (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
+    started = []
+
+    def begin(*groups, at_most=2, env=None):
+        command = [sys.executable, tmp_path / "script.py", tmp_path, str(at_most), *groups]
+        pipe = subprocess.PIPE
+        env = {**os.environ, **(env or {})}
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        for pid in [process.pid, *descendants(process.pid)] if process.poll() is None else []:
+            kill(pid)
+        process.communicate()
+
+
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds=40):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def training(process, scratch):
+    """The pids of the runs once only one is left and has a checkpoint: children of the server, a child itself."""
+
+    def found():
+        assert process.poll() is None, process.communicate()
+        runs = [pid for child in children(process.pid) for pid in children(child)]
+        return runs if len(runs) == 1 and any(scratch.glob("runs/*/checkpoint.safetensors")) else None
+
+    return wait_for(found)
+
+
+def test_the_ends_of_runs(start, tmp_path):
+    """Two runs that finish; then two that fail at once, one that finishes and one that is killed."""
+    process = start("seed 0,seed 1", "gone 0,seed 2,long 3,gone 4")
+    (run,) = training(process, tmp_path / "long 3")
+    for name in ("seed 0", "seed 1"):
+        assert (tmp_path / f"{name}.json").is_file()
+        assert (tmp_path / f"{name}.safetensors").is_file()
+        assert list((tmp_path / name / "runs").iterdir()) == [], "scratch of a group without failures is removed"
+    kill(run)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    gone = f"{tmp_path / 'gone.h5'}: no such file; `dvc repro prepare` makes it"
+    lines = ["ce gone 0, gone 4: " + gone, "ce long 3: ended by signal SIGKILL"]  # one reason, one line
+    assert err.startswith("error: ")
+    assert sorted(line.removeprefix("error: ") for line in err.splitlines()) == lines, "in any order"
+    assert out.count("all done") == 1, "the first group"
+    for name in ("seed 0", "seed 1", "seed 2"):
+        assert any(line.startswith(f"ce {name}  100 %") for line in out.splitlines())
+    assert (tmp_path / "seed 2.json").is_file(), "it finished although its fellows failed"
+    assert any((tmp_path / "long 3/runs").glob("*/checkpoint.safetensors")), "what was trained is kept"
+
+
+@pytest.mark.slow
+def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):
+    """By Ctrl-C, by a polite request and by force; all three at once, since each loads torch first."""
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}
+    processes = {sent: start(f"long {sent.name}") for sent in codes}
+    for sent, process in processes.items():
+        training(process, tmp_path / f"long {sent.name}")
+        everyone = descendants(process.pid)
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # a terminal's Ctrl-C reaches the whole group
+        else:
+            process.send_signal(sent)
+        assert process.wait(30) == codes[sent]
+        wait_for(lambda left=everyone: not any(alive(pid) for pid in left), 20)
+        err = process.communicate()[1]
+        assert len(err.splitlines()) == (0 if sent == signal.SIGKILL else 1), err
+        assert sent == signal.SIGKILL or err.startswith("interrupted: ")
+
+
+def test_a_run_that_cannot_even_begin_is_no_success(start, tmp_path):
+    """A library that cannot be imported in the child; the parent itself never imports it."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libcudart.so: cannot open shared object')\n")
+    process = start("seed 0", env={"PYTHONPATH": str(tmp_path / "broken")})
+    out, err = process.communicate(timeout=60)
+    assert not (tmp_path / "seed 0.json").exists()
+    assert process.returncode == 1, out + err
+    assert "all done" not in out
+    assert "ce seed 0: " in err

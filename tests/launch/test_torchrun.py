@@ -1,0 +1,153 @@
+"""One run by several processes under the real torchrun: how it ends, well and ill."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+from processes import children, descendants
+
+from kdflow import config, data
+from kdflow.core.errors import UserError
+from kdflow.launch import torchrun
+from kdflow.training import record
+from kdflow.training.job import Job
+
+# Run as a stage is: script.py FOLDER NAME,NAME,... with a learning rate for runs that are called "wild".
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_together import jobs
+from kdflow import together
+from kdflow.errors import one_line_errors
+
+if __name__ == "__main__":
+    with one_line_errors():
+        folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
+        together.run_all("ce", jobs(folder, names), 2)
+        print("all done")
+"""
+
+
+def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) -> list[Job]:
+    """Runs on 20 digits; "long" has no end, "wild" no finite loss, "gone" no dataset."""
+    experiment = config.load(ROOT)
+    found = []
+    for name in names:
+        run = experiment.student_run(method, 0)
+        change = {"epochs": 10**6 if name == "long" else 1, "test_every": 10**6, "batch_size": 17}
+        training = run.training.model_copy(update=change | ({"lr": 1e20} if name == "wild" else {}))
+        run = run.model_copy(update={"train_images": 20, "image_size": 8, "training": training})
+        found.append(
+            Job(
+                name=name,
+                run=run,
+                budget=record.make_budget(run, experiment.dataset),
+                dataset=folder / ("gone.h5" if name == "gone" else "digits.h5"),
+                teacher=None,
+                store=None,
+                compute=experiment.params.compute.model_copy(update={"device": "cpu", "processes": 2, **compute}),
+                weights=folder / f"{name}.safetensors",
+                log=folder / f"{name}.json",
+                scratch=folder / "scratch" / name,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "compute", "processes", "says"),
+    [
+        ("crd_kd", {}, 2, r"ce: crd compares the features of a whole batch, of which .*; take 1"),
+        ("ce", {}, 4, r"ce: an epoch's last batch \(20 images by 17\) learns from only 3, .* take at most 3, .*"),
+        ("kd_tlcutmix_pick", {}, 4, r"ce: .* learns from only 3, too few for 4 processes; .*"),
+        ("ce", {"device": "cuda:1"}, 2, r"ce: compute.device cuda:1 is one device; take auto \(a card each\) or cpu"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_refused(tmp_path, method, compute, processes, says):
+    with pytest.raises(UserError) as caught:
+        torchrun.run_with_torchrun("ce", jobs(tmp_path, ["seed 0"], method, **compute), processes)
+    assert re.fullmatch("params.yaml: compute.processes: " + says, str(caught.value))
+
+
+def test_logits_from_a_store_are_for_one_process(tmp_path):
+    (job,) = jobs(tmp_path, ["seed 0"])
+    job = job.model_copy(update={"run": job.run.model_copy(update={"logits": "replay"})})
+    with pytest.raises(UserError, match="ce: logits: replay is for runs of one process; take online, or 1"):
+        torchrun.run_with_torchrun("ce", [job], 2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    spec = config.load(ROOT).datasets["digits"].data
+    spec = spec.model_copy(update={"train_images": 20, "test_images": 1777, "image_size": 8})
+    data.prepare("digits", spec, None, tmp_path, tmp_path / "digits.h5")
+    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    return tmp_path
+
+
+def start(folder: Path, *names: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, *by, folder / "script.py", folder, ",".join(names)], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")])
+def test_runs_follow_one_another_and_a_loss_that_is_not_finite_ends_all_in_one_line(folder, by):
+    process = start(folder, "seed 0", "wild", "never", by=by)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert out.count("ce seed 0  100 %") == 1 and "never" not in out and "all done" not in out
+    lines = re.findall(r".*ce wild: wild: the loss is nan at step 2 \(epoch 1\), .*", err)
+    if by:
+        assert lines, err  # torchrun's own report has it
+    else:
+        assert err.splitlines() == lines and len(lines) == 1, err
+    assert json.loads((folder / "seed 0.json").read_text())["machine"]["processes"] == 2
+    assert not list((folder / "scratch/wild").rglob("checkpoint*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes to kill in Linux's /proc")
+@pytest.mark.parametrize("victim", ["a process", "who started it", "ctrl-c"])
+def test_all_end_when_one_does(folder, victim):
+    by = ("-c", "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])")
+    process = start(folder, "long", by=by if victim == "who started it" else ())
+    wait_for(lambda: list(folder.glob("scratch/long/runs/*/checkpoint.safetensors")) or process.poll() is not None)
+    everyone = [process.pid, *descendants(process.pid)]
+    ranks = [pid for pid in everyone if not children(pid)]
+    assert len(ranks) == 2 and process.poll() is None
+    if victim == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(ranks[1] if victim == "a process" else process.pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    wait_for(lambda: not any(alive(pid) for pid in everyone), 10)
+    said = {
+        "a process": (1, ["error: ce: process 1: ended by signal SIGKILL"]),
+        "ctrl-c": (130, ["interrupted: what was trained so far is kept, the same command goes on from there"]),
+    }
+    code, lines = said.get(victim, (-9, []))
+    assert process.returncode == code
+    assert [line for line in err.splitlines() if line] == lines

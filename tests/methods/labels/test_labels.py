@@ -1,0 +1,85 @@
+"""Labellers against slow loops in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdflow import config
+from kdflow.methods.labels import interpolated, mixed, teacher
+from kdflow.methods.views import StrongBatch
+
+LABELS = {"interpolated": interpolated, "mixed": mixed, "teacher": teacher}
+
+
+def test_all_labellers_are_here():
+    assert sorted(LABELS) == config.choices("labels")
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum())
+
+
+def _kl(taught: np.ndarray, student: np.ndarray, tau: float) -> float:
+    p, q = _log_softmax(taught / tau), _log_softmax(student / tau)
+    return sum(np.exp(p[c]) * (p[c] - q[c]) for c in range(len(p)))
+
+
+def _case(seed: int, batch: int = 4, views: int = 6, classes: int = 5):
+    generator = torch.Generator().manual_seed(seed)
+    strong = StrongBatch(
+        images=torch.zeros(views, 3, 2, 2),
+        image=torch.randint(batch, (views,), generator=generator),
+        partner=torch.randint(batch, (views,), generator=generator),
+        own=torch.rand(views, generator=generator),
+        taught=4 * torch.randn(views, classes, generator=generator),
+    )
+    labels = torch.randint(classes, (batch,), generator=generator)
+    student = torch.randn(views, classes, generator=generator)
+    return strong, labels, 4 * torch.randn(batch, classes, generator=generator), student
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(sorted(LABELS)), st.integers(0, 10**6), st.floats(0.5, 8))
+def test_losses_equal_slow_loops(name, seed, tau):
+    strong, labels, taught_x, student = _case(seed)
+    total = 0.0
+    for k, logits in enumerate(student.double().numpy()):
+        i, j, own = strong.image[k].item(), strong.partner[k].item(), strong.own[k].double().item()
+        of_x = taught_x.double().numpy()
+        if name == "teacher":
+            total += tau**2 * _kl(strong.taught[k].double().numpy(), logits, tau)
+        elif name == "interpolated":
+            total += tau**2 * _kl(own * of_x[i] + (1 - own) * of_x[j], logits, tau)
+        else:
+            log_p = _log_softmax(logits)
+            total -= own * log_p[labels[i]] + (1 - own) * log_p[labels[j]]
+    found = LABELS[name].loss(student, strong, labels, taught_x, tau).item()
+    assert found == pytest.approx(total / len(student), rel=1e-4, abs=1e-5)
+
+
+def test_a_student_that_says_what_it_is_taught_has_no_loss_and_no_gradient():
+    strong, labels, taught_x, _ = _case(0)
+    own = strong.own[:, None]
+    perfect = {
+        "teacher": strong.taught.clone(),
+        "interpolated": own * taught_x[strong.image] + (1 - own) * taught_x[strong.partner],
+    }
+    for name, logits in perfect.items():
+        logits.requires_grad_()
+        loss = LABELS[name].loss(logits, strong, labels, taught_x, 4.0)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+        assert gradient.abs().max() < 1e-5
+
+
+def test_of_unmixed_views_the_labels_are_those_of_x():
+    """own = 1: the mixed label is the image's, the interpolated logits are those of x."""
+    strong, labels, taught_x, student = _case(1)
+    whole = StrongBatch(strong.images, strong.image, strong.partner, torch.ones(6), strong.taught)
+    expected = torch.nn.functional.cross_entropy(student, labels[strong.image])
+    assert mixed.loss(student, whole, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    again = StrongBatch(strong.images, strong.image, strong.partner, torch.ones(6), taught_x[strong.image])
+    same = teacher.loss(student, again, labels, None, 4.0)
+    assert interpolated.loss(student, whole, labels, taught_x, 4.0).item() == pytest.approx(same.item(), rel=1e-6)

@@ -1,0 +1,70 @@
+"""Probabilistic knowledge transfer, against its definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import ask, assert_trains_the_student_only, outputs, teacher_outputs
+
+from kdflow.methods.losses import pkt
+from kdflow.models.features import Outputs
+
+LABELS = torch.arange(20) % 5
+
+
+def _cosine(one, other):
+    product = sum(x * y for x, y in zip(one, other, strict=True))
+    return product / math.sqrt(sum(x * x for x in one)) / math.sqrt(sum(y * y for y in other))
+
+
+def _rows(pooled):
+    kernel = [[(_cosine(one, other) + 1) / 2 for other in pooled.tolist()] for one in pooled.tolist()]
+    return [[value / sum(row) for value in row] for row in kernel]
+
+
+def _oracle(student, teacher):
+    ours, theirs, eps = _rows(student.pooled), _rows(teacher.pooled), 1e-7
+    pairs = [(p, q) for one, other in zip(theirs, ours, strict=True) for p, q in zip(one, other, strict=True)]
+    return sum(p * math.log((p + eps) / (q + eps)) for p, q in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("b", [2, 7])
+def test_equals_a_float64_loop(b):
+    student, teacher = outputs(b, dtype=torch.float64), teacher_outputs(b, dtype=torch.float64)
+    loss = pkt.build(student, teacher, LABELS)
+    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-9)
+    student, teacher = outputs(b), teacher_outputs(b)
+    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 8), st.integers(0, 10**6), st.floats(0.01, 100))
+def test_zero_where_equal_never_negative_and_blind_to_scale(b, seed, scale):
+    student, teacher = (outputs(b, seed=s, dtype=torch.float64) for s in (seed, seed + 1))
+    louder = Outputs(student.logits, student.maps, scale * student.pooled)
+    loss = pkt.ProbabilisticTransfer()
+    assert ask(loss, student, student) == 0
+    assert abs(ask(loss, student, louder)) < 1e-14
+    assert ask(loss, student, teacher) > -1e-6 / b
+    assert ask(loss, louder, teacher).item() == pytest.approx(ask(loss, student, teacher).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("b", [1, 4])
+def test_trains_the_student_only(b):
+    grads = assert_trains_the_student_only(pkt.ProbabilisticTransfer(), b)
+    assert grads[0].any() == (b > 1)
+    assert b > 1 or ask(pkt.ProbabilisticTransfer(), outputs(1), teacher_outputs(1)) == 0
+
+
+@pytest.mark.parametrize("pooled", [torch.zeros(3, 6), torch.eye(1, 6) * torch.tensor([[1.0], [-1.0], [1.0]])])
+def test_dead_and_opposite_features_give_no_nan(pooled):
+    pooled.requires_grad_()
+    student = outputs(3)
+    for pair in ((Outputs(student.logits, (), pooled), student), (student, Outputs(student.logits, (), pooled))):
+        found = ask(pkt.ProbabilisticTransfer(), *pair)
+        assert found.isfinite()
+        if found.requires_grad:
+            found.backward()
+            assert pooled.grad.isfinite().all()

@@ -1,0 +1,50 @@
+"""docs/methods.md: every method with its formula, every part with its docstring, and up to date."""
+
+import ast
+
+import pytest
+from paths import ROOT
+
+from kdflow import config
+from kdflow.config import Method
+from kdflow.report.methods_page import PARTS, formula, page
+
+METHODS = config.load(ROOT).methods
+PAGE = page(METHODS)
+
+
+def test_the_page_in_docs_is_the_one_that_is_made():
+    assert (ROOT / "docs/methods.md").read_text() == PAGE, "kdflow methods > docs/methods.md"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_row(name):
+    assert f"| `{name}` | {formula(METHODS[name])} |" in PAGE.splitlines()
+
+
+@pytest.mark.parametrize(("package", "name"), [(part[1], name) for part in PARTS for name in config.choices(part[1])])
+def test_every_part_has_its_docstring_with_a_source_or_a_reason(package, name):
+    text = ast.get_docstring(ast.parse((config.PACKAGE / package / f"{name}.py").read_text()))
+    assert f"### {name}\n\n{text}\n" in PAGE
+    assert any(word in text for word in ("20", "paper", "control arm")), text  # a year, the paper, or what it is for
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ce": 1.0, "kl": 0.0}, "1 CE(x, y)"),
+        ({"ce": 0.1, "kl": 0.9}, "0.1 CE(x, y) + 0.9 KL(x); tau = 4"),
+        ({"ce": 0.0, "kl": 1.0, "tau": 2.0}, "1 KL(x); tau = 2"),
+        (
+            {"ce": 1.0, "kl": 0.0, "loss": {"name": "sp", "weight": 3.0}, "strong": {"mix": "mixup", "weight": 0.5}},
+            "1 CE(x, y) + 3 sp(x) + 0.5 KL(x'); tau = 4, x' = mixup(x)",
+        ),
+        (
+            {"ce": 0.1, "kl": 0.9, "strong": {"mix": "cutmix", "instead": True, "pick": {"by": "kl", "pool": 4}}},
+            "0.1 CE(x', mixed y) + 0.9 KL(x'); tau = 4, x' = cutmix(x), "
+            "of 4 draws the share 0.5 with the largest kl is kept",
+        ),
+    ],
+)
+def test_formulas(settings, expected):
+    assert formula(Method.model_validate(settings)) == expected

@@ -1,0 +1,138 @@
+"""The store of all views: each row is what the teacher says of that view, however it was filled."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import about_of, online, trained
+from small import DATA, METHODS, VIEWS, batches_of, run_of, teacher_for
+
+from kdflow.core.errors import UserError
+from kdflow.training.run import teacher_extractor
+from kdflow.training.teacher_logits import all_views, store
+from kdflow.training.teacher_logits.all_views import (
+    StoredViews,
+    fill,
+    read_views,
+    store_rows,
+    store_shape,
+    views_per_image,
+)
+
+RUN = run_of(METHODS["kd"])
+TEACHER = teacher_for(METHODS["kd"])
+
+
+class StopError(Exception):
+    """An interruption."""
+
+
+def filled(path: Path, dtype: str = "float32", stop: int | None = None, teacher=TEACHER) -> list[int]:
+    """Fill a store, to image `stop`; returns how far it said that it was."""
+    told = []
+
+    def tell(done: int) -> None:
+        told.append(done)
+        if stop is not None and done >= stop:
+            raise StopError
+
+    fill(path, teacher, DATA.train, RUN, dtype, about_of(RUN), tell)
+    return told
+
+
+def opened(path: Path, dtype: str = "float32") -> np.ndarray:
+    return read_views(path, RUN, dtype, about_of(RUN))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("views") / "views.h5"
+    assert filled(path) == [0, 16, 20]
+    return path
+
+
+@given(crop=st.integers(0, 4), flip=st.booleans(), images=st.integers(1, 3))
+def test_every_view_has_a_row_of_its_own(crop, flip, images):
+    kind, side = VIEWS.model_copy(update={"crop": crop, "flip": flip}), 2 * crop + 1
+    every = [
+        (i, f, y, x) for i in range(images) for f in range(1 + flip) for y in range(side) for x in range(side)
+    ]  # in the order of the store
+    index, flips = torch.tensor([v[0] for v in every]), torch.tensor([bool(v[1]) for v in every])
+    assert store_rows(index, torch.tensor([v[2:] for v in every]), flips, kind).tolist() == list(range(len(every)))
+    assert len(every) == images * views_per_image(kind)
+    assert views_per_image(VIEWS.model_copy(update={"crop": 4})) == 162
+
+
+def test_a_row_is_what_the_teacher_says_of_the_view(whole):
+    logits = opened(whole)
+    assert store_shape(RUN) == logits.shape == (20 * 50, 4)
+    for batch in batches_of(RUN):
+        row = batch.row
+        stored = torch.from_numpy(logits[store_rows(row.index, row.shift, row.flip, VIEWS).numpy()])
+        torch.testing.assert_close(stored, TEACHER(batch.x), rtol=1e-5, atol=1e-5)
+
+
+def test_float16_is_float32_rounded(whole, tmp_path):
+    filled(tmp_path / "half.h5", "float16")
+    assert np.array_equal(opened(tmp_path / "half.h5", "float16"), opened(whole).astype(np.float16))
+
+
+def test_it_is_gone_on_with_where_it_stopped(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(all_views, "BLOCK", 3)
+    path = tmp_path / "views.h5"
+    told = []
+    for stop in (0, 6, 7, 18):
+        with pytest.raises(StopError):
+            filled(path, stop=stop)
+        with pytest.raises(UserError, match="fills it anew"):
+            opened(path)  # not yet whole
+    told = filled(path)
+    assert told == [18, 20]
+    assert np.allclose(opened(path), opened(whole), rtol=1e-5, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
+    run = run_of(METHODS[method])
+    return run, StoredViews(teacher_extractor(run, teacher_for(run.method)), opened(path, dtype), run.views)
+
+
+@pytest.mark.parametrize(("method", "asked"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
+def test_a_run_from_it_is_close_to_an_online_run_and_asks_about_strong_views_only(whole, tmp_path, method, asked):
+    run, source = source_of(whole, method)
+    counted, plain = [], source.online
+    source.online = lambda images: counted.extend(len(x) for x in images.values()) or plain(images)
+    curve, _ = trained(run, source, tmp_path / "run")
+    expected, _ = online(method, tmp_path)
+    assert [point.loss for point in curve] == pytest.approx([point.loss for point in expected], rel=1e-4)
+    assert sum(counted) == 20 * 3 * asked
+
+
+def test_features_are_asked_online(whole, tmp_path):
+    run, source = source_of(whole, "at_kd")
+    curve, _ = trained(run, source, tmp_path / "run")
+    assert curve == online("at_kd", tmp_path)[0]
+
+
+def test_a_store_of_another_teacher_or_view_is_refused(whole):
+    for about, says in (
+        ({**about_of(RUN), "teacher_sha256": "0" * 64}, "teacher_sha256 is tttt"),
+        ({**about_of(RUN), "base_view": "none"}, 'base_view is {"crop":2'),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_views(whole, RUN, "float32", about)
+        message = str(caught.value)
+        assert says in message and message.endswith("`dvc repro -f logits` fills it anew") and "\n" not in message
+    with pytest.raises(UserError, match="no such store; `dvc repro logits` fills it"):
+        read_views(whole.with_name("none.h5"), RUN, "float32", about_of(RUN))
+    with pytest.raises(UserError, match="store of other logits"):
+        opened(whole, "float16")
+
+
+def test_the_extractor_and_the_model_say_the_same(whole):
+    x = batches_of(RUN)[0].x
+    assert torch.equal(teacher_extractor(RUN, TEACHER)(x).logits, TEACHER(x))
+    assert store.read_store(whole, store_shape(RUN), "float32", about_of(RUN)).flags.writeable is False

@@ -1,0 +1,370 @@
+"""A step against a slow oracle, for every shipped method and for combinations that no recipe has."""
+
+import copy
+import itertools
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from paths import ROOT
+from small import CPU, DATA, METHODS, VIEWS, batches_of, run_of, same, state_of, step_of, teacher_for
+from torch import nn
+
+from kdflow import config
+from kdflow.config import Architecture, ExtraLoss, Method, Model, Pick, StrongView
+from kdflow.core.errors import UserError
+from kdflow.data import ImageSet
+from kdflow.models.features import FeatureExtractor
+from kdflow.training.epoch_plan import StepPlan
+from kdflow.training.step import StudentWithLoss, check_last_batch_norm, new_student
+
+
+class Oracle:
+    """The update as design and paper have it, in float64, with loops, and nothing of kdflow but networks and L."""
+
+    def __init__(self, run: config.RunSettings, learner: StudentWithLoss, teacher: nn.Module | None) -> None:
+        self.run, self.method = run, run.method
+        self.learner = copy.deepcopy(learner).double().train()
+        self.student = self.learner.student
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).double().eval()
+        self.velocity = [torch.zeros_like(parameter) for parameter in self.learner.parameters()]
+
+    def base_view(self, index: list[int], shift: list[list[int]], flip: list[bool]) -> torch.Tensor:
+        x = np.zeros((len(index), 3, 8, 8))
+        pixels = DATA.train.images.numpy()
+        for i, image in enumerate(index):
+            padded = np.pad(pixels[image], ((0, 0), (VIEWS.crop, VIEWS.crop), (VIEWS.crop, VIEWS.crop)))
+            cut = padded[:, shift[i][0] : shift[i][0] + 8, shift[i][1] : shift[i][1] + 8]
+            cut = cut[:, :, ::-1] if flip[i] else cut
+            for channel in range(3):
+                x[i, channel] = (cut[channel] / 255 - VIEWS.mean[channel]) / VIEWS.std[channel]
+        return torch.from_numpy(x)
+
+    def strong_view(self, x: torch.Tensor, draw: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[int], float]:
+        """x', the partner of each image, and the share that is the image's own."""
+        mix, view, itself = self.method.strong.mix, x.clone(), list(range(len(x)))
+        if mix == "identity":
+            return view, itself, 1.0
+        if mix == "cutout":
+            row, column = draw["corner"].tolist()
+            for i, j in itertools.product(range(row, row + 2), range(column, column + 2)):
+                if 0 <= i < 8 and 0 <= j < 8:
+                    view[:, :, i, j] = 0
+            return view, itself, 1.0
+        partner = draw["partner"].tolist()[: len(x)]
+        if mix == "mixup":
+            own = draw["own"].double().item()
+            for i in itself:
+                view[i] = own * x[i] + (1 - own) * x[partner[i]]
+            return view, partner, own
+        top, bottom, left, right = draw["box"].tolist()
+        for i in itself:
+            view[i, :, top:bottom, left:right] = x[partner[i], :, top:bottom, left:right]
+        return view, partner, 1 - (bottom - top) * (right - left) / 64
+
+    def kl(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        p, q = torch.softmax(teacher / self.method.tau, 1), torch.softmax(student / self.method.tau, 1)
+        return (p * (p.log() - q.log())).sum(1)
+
+    @staticmethod
+    def ce(logits: torch.Tensor, label: int) -> torch.Tensor:
+        return -torch.log_softmax(logits, 0)[label]
+
+    def scores(self, images: torch.Tensor, noise: torch.Tensor) -> np.ndarray:
+        pick = self.method.strong.pick
+        if pick.by == "random":
+            return noise.numpy()
+        if pick.by == "teacher_entropy":
+            p = torch.softmax(self.teacher(images), 1)
+            return -(p * p.log()).sum(1).numpy()
+        self.student.train(pick.scoring == "train")
+        logits = self.student(images)
+        self.student.train()
+        if pick.by == "student_entropy":
+            p = torch.softmax(logits, 1)
+            return -(p * p.log()).sum(1).numpy()
+        return self.kl(self.teacher(images), logits).numpy()
+
+    def loss_of_strong(self, x: torch.Tensor, labels: list[int], row: StepPlan) -> torch.Tensor:
+        method, strong, tau = self.method, self.method.strong, self.method.tau
+        views = [self.strong_view(x, draw) for draw in row.strong]
+        images = torch.cat([view for view, _, _ in views])
+        mixes = [(i, partner[i], own) for _, partner, own in views for i in range(len(x))]
+        self.ratio = None
+        if strong.pick is not None:
+            with torch.no_grad():
+                scores = self.scores(images, row.noise)
+            kept = np.argsort(-scores, kind="stable")[: int(len(scores) * strong.pick.keep)].copy()
+            self.ratio = scores[kept].mean() / scores.mean()
+            images, mixes = images[kept], [mixes[k] for k in kept]
+        logits = self.student(images)
+        hard = [own * self.ce(s, labels[i]) + (1 - own) * self.ce(s, labels[j])
+                for s, (i, j, own) in zip(logits, mixes, strict=True)]  # fmt: skip
+        hard = torch.stack(hard).mean()
+        weight = method.kl if strong.weight is None else strong.weight
+        loss = method.ce * hard if strong.instead else 0.0
+        if strong.label == "mixed":
+            return loss + weight * hard
+        if weight == 0:
+            return loss
+        taught = self.teacher(images)
+        if strong.label == "interpolated":
+            of_x = self.teacher(x)
+            taught = torch.stack([own * of_x[i] + (1 - own) * of_x[j] for i, j, own in mixes])
+        return loss + weight * tau**2 * self.kl(taught, logits).mean()
+
+    def __call__(self, row: StepPlan, lr: float) -> float:
+        method = self.method
+        index = row.index.tolist()
+        x, labels = self.base_view(index, row.shift.tolist(), row.flip.tolist()), DATA.train.labels[index].tolist()
+        loss = torch.zeros((), dtype=torch.float64)
+        if method.strong is None or not method.strong.instead:
+            asked = FeatureExtractor("student", self.student, self.run.model)
+            said = asked(x)
+            loss = (
+                method.ce
+                * torch.stack([self.ce(s, label) for s, label in zip(said.logits, labels, strict=True)]).mean()
+            )
+            if method.kl > 0:
+                loss = loss + method.kl * method.tau**2 * self.kl(self.teacher(x), said.logits).mean()
+            if method.loss is not None:
+                taught = FeatureExtractor("teacher", self.teacher, self.run.teacher.model)(x)
+                generator = torch.Generator().manual_seed(row.seed)
+                loss = loss + method.loss.weight * self.learner.loss(said, taught, row.index, generator)
+        if method.strong is not None:
+            loss = loss + self.loss_of_strong(x, labels, row)
+        loss.backward()
+        with torch.no_grad():
+            for parameter, velocity in zip(self.learner.parameters(), self.velocity, strict=True):
+                velocity.mul_(0.9).add_(parameter.grad + 5e-4 * parameter)
+                parameter.sub_(lr * velocity)
+                parameter.grad = None
+        return loss.item()
+
+
+def _follows_the_oracle(method: Method) -> StudentWithLoss:
+    run = run_of(method)
+    learner, teacher = new_student(run, DATA.train.labels), teacher_for(method)
+    before = None if teacher is None else state_of(teacher)
+    oracle, start = Oracle(run, learner, teacher), state_of(learner)
+    step = step_of(run, learner, teacher)
+    batches = batches_of(run)
+    assert [len(batch.labels) for batch in batches] == [8, 8, 4]
+    # A learning rate of its own for every step; at higher ones a ReLU may fall to the other side by rounding alone.
+    scale = 1.0 if method.loss is None else 0.1
+    for batch, factor in zip(batches, (0.001, 0.0005, 0.002), strict=True):
+        lr = scale * factor
+        done = step(batch, lr)
+        assert done.loss.item() == pytest.approx(oracle(batch.row, lr), rel=1e-5, abs=1e-5)
+        if method.strong is not None and method.strong.pick is not None:
+            assert done.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
+        else:
+            assert done.pick_ratio is None
+    found, expected = learner.state_dict(), oracle.learner.state_dict()
+    for key, value in found.items():
+        torch.testing.assert_close(value.double(), expected[key].double(), rtol=1e-4, atol=1e-5, msg=key)
+        assert value.isfinite().all(), key
+    assert all(not torch.equal(value, start[key]) for key, value in found.items() if key.startswith("student."))
+    if teacher is not None:
+        assert same(state_of(teacher), before)
+        assert not teacher.training
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+    return learner
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_of_every_shipped_method_equal_the_oracle(name):
+    _follows_the_oracle(METHODS[name])
+
+
+MIXES, LABELS, PICKS = config.choices("views"), config.choices("labels"), config.choices("picks")
+
+
+@pytest.mark.parametrize(("mix", "label"), list(itertools.product(MIXES, LABELS)))
+def test_every_view_goes_with_every_label(mix, label):
+    _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(mix=mix, label=label)))
+
+
+@pytest.mark.parametrize(("mix", "label", "by"), list(itertools.product(["cutmix", "mixup", "cutout"], LABELS, PICKS)))
+def test_every_pick_goes_with_every_view_that_is_drawn_and_every_label(mix, label, by):
+    pick = Pick(by=by, pool=3, keep=0.3, scoring="eval" if label == "mixed" else "train")
+    _follows_the_oracle(Method(ce=0.2, kl=0.5, tau=2.0, strong=StrongView(mix=mix, label=label, weight=0.7, pick=pick)))
+
+
+@pytest.mark.parametrize("name", config.choices("losses"))
+def test_every_loss_goes_with_a_picked_view(name):
+    options = {"negatives": 8} if name == "crd" else {}
+    loss = ExtraLoss(name=name, weight=0.5, options=options)
+    strong = StrongView(mix="mixup", label="interpolated", pick=Pick(by="student_entropy"))
+    learner = _follows_the_oracle(
+        Method(ce=1.0, kl=0.0, loss=loss, strong=StrongView(**{**dict(strong), "weight": 1.0}))
+    )
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
+def test_x_left_out_is_not_seen():
+    """With `instead` one forward pass a step: batch norm has counted as many batches as there were steps."""
+    learner = _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(mix="cutmix", instead=True)))
+    assert learner.student.bn1.num_batches_tracked.item() == 3
+    assert _follows_the_oracle(METHODS["kd_tlcutmix"]).student.bn1.num_batches_tracked.item() == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("kl", 3), ("student_entropy", 3), ("teacher_entropy", 2), ("random", 2)],
+)
+def test_only_criteria_that_ask_the_student_move_its_batch_norm(name, passes):
+    method = Method(ce=0.1, kl=0.9, strong=StrongView(mix="cutmix", pick=Pick(by=name)))
+    learner = _follows_the_oracle(method)
+    assert learner.student.bn1.num_batches_tracked.item() == 3 * passes
+
+
+def test_scoring_in_eval_mode_leaves_batch_norm_alone():
+    learner = _follows_the_oracle(METHODS["kd_tlcutmix_pick_eval"])
+    assert learner.student.bn1.num_batches_tracked.item() == 3 * 2
+    assert learner.student.training
+
+
+def test_identity_is_kd_with_its_weight_doubled():
+    """Two passes over the same x give the same gradient, so the loss is ce CE + 2 kl KL and so is the update."""
+    once, twice = run_of(Method(ce=0.1, kl=1.8)), run_of(Method(ce=0.1, kl=0.9, strong=StrongView(mix="identity")))
+    learners = [new_student(run, DATA.train.labels) for run in (once, twice)]
+    losses = [
+        step_of(run, learner, teacher_for(run.method))(batches_of(run)[0], 0.01).loss.item()
+        for run, learner in zip((once, twice), learners, strict=True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(learners[0].parameters(), learners[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_is_on_every_parameter():
+    """With a loss of next to nothing only the decay is left: every parameter shrinks by lr * decay, biases too."""
+    run = run_of(Method(ce=1e-30, kl=0.0), weight_decay=0.5)
+    learner = new_student(run, DATA.train.labels)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.uniform_(0.5, 1.0)
+    before = state_of(learner)
+    step = step_of(run, learner, None)
+    step.optimizer = torch.optim.SGD(learner.parameters(), lr=1.0, momentum=0.9, weight_decay=0.5)
+    step(batches_of(run)[0], 0.1)
+    for key, parameter in learner.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[key] * 0.95)
+
+
+@pytest.mark.parametrize("name", ["kd_tlcutmix", "kd_tlcutmix_pick", "crd_kd", "vid_kd", "cc_kd"])
+def test_cuda_is_close_to_cpu(name):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    cuda, run = torch.device("cuda"), run_of(METHODS[name])
+    states = []
+    for device in (CPU, cuda):
+        train = ImageSet(DATA.train.images.to(device), DATA.train.labels.to(device))
+        learner, teacher = new_student(run, train.labels), teacher_for(run.method).to(device)
+        step = step_of(run, learner, teacher)
+        losses = [step(batch, 0.005).loss.item() for batch in batches_of(run, train=train)]
+        states.append((losses, {key: value.cpu() for key, value in learner.state_dict().items()}))
+    assert states[0][0] == pytest.approx(states[1][0], rel=1e-4)
+    for key, value in states[0][1].items():
+        torch.testing.assert_close(value, states[1][1][key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_the_same_seed_gives_every_method_the_same_first_weights():
+    torch.manual_seed(0)
+    first = state_of(new_student(run_of(METHODS["ce"]), DATA.train.labels).student)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for name in ("kd_tlcutmix_pick", "crd_kd", "vid"):
+        assert same(first, state_of(new_student(run_of(METHODS[name]), DATA.train.labels).student))
+    assert torch.equal(before, torch.get_rng_state())
+    other = run_of(METHODS["ce"]).model_copy(update={"seed": 4})
+    assert not same(first, state_of(new_student(other, DATA.train.labels).student))
+
+
+# --- what does not go together -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "picked", "fails"),
+    [
+        ("resnet8", "ce", None, False),  # its last maps are 2x2
+        ("vgg8", "ce", None, True),
+        ("vgg8", "kd_tlcutmix_pick", None, True),  # of its pool of 2 views 1 is kept, and x is 1
+        ("vgg8", "kd_cutmix_only", None, True),
+        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=2), True),
+        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=4), False),
+    ],
+)
+def test_a_batch_of_one_is_refused_where_a_step_of_it_fails(model, method, picked, fails):
+    settings = METHODS[method]
+    if picked is not None:
+        settings = settings.model_copy(update={"strong": settings.strong.model_copy(update={"pick": picked})})
+    run = run_of(settings, batch_size=19).model_copy(update={"model": config.load(ROOT).models[model]})
+    step = step_of(run, new_student(run, DATA.train.labels), teacher_for(settings))
+    batch = batches_of(run)[-1]
+    assert len(batch.labels) == 1
+    said = r"more than 1 value per channel|too few for its batch norm"
+    for call in (lambda: step(batch, 0.1), lambda: check_last_batch_norm(run)):
+        with pytest.raises(ValueError, match=said) if fails else nullcontext():
+            call()
+
+
+def _refused(run: config.RunSettings, *, says: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        step_of(run, new_student(run, DATA.train.labels), teacher_for(run.method))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in says:
+        assert part in message, message
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_a_batch_of_one_has_no_partners(mix):
+    method = Method(ce=0.1, kl=0.9, strong=StrongView(mix=mix))
+    _refused(run_of(method, batch_size=1), says=["batch_size", mix, "2 or more"])
+    assert step_of(run_of(METHODS["kd_cutout"], batch_size=1), *_pair("kd_cutout"))  # needs none
+
+
+def _pair(name: str) -> tuple[StudentWithLoss, nn.Module | None]:
+    run = run_of(METHODS[name])
+    return new_student(run, DATA.train.labels), teacher_for(run.method)
+
+
+@pytest.mark.parametrize("name", ["at", "vid"])
+def test_feature_lists_of_different_length(name):
+    run = run_of(METHODS[name])
+    shorter = run.teacher.model.model_copy(update={"features": ("conv1", "layer1", "layer3", "layer2", "layer2.0")})
+    _refused(
+        run.model_copy(update={"teacher": Architecture(name="larger", model=shorter)}),
+        says=["recipes/methods.yaml", name, "features"],
+    )
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "cc", "pkt", "vid", "crd"])
+def test_a_loss_on_features_of_a_model_that_names_none(name):
+    bare = Model(family="resnet", options={"depth": 8, "widths": [16, 16, 16, 16]})
+    run = run_of(METHODS[name]).model_copy(update={"model": bare})
+    _refused(run, says=["recipes/methods.yaml", name, "head" if name in ("cc", "pkt", "crd") else "features"])
+
+
+def test_a_layer_that_the_model_does_not_have():
+    wrong = run_of(METHODS["at"]).model.model_copy(update={"features": ("conv1", "layer9")})
+    _refused(run_of(METHODS["at"]).model_copy(update={"model": wrong}), says=["small.features", "layer9"])
+
+
+def test_more_negatives_than_images_of_other_classes():
+    crd = config.load(config.PACKAGE.parent).methods["crd"]
+    _refused(run_of(crd), says=["recipes/methods.yaml", "crd", "negatives", "16384", "15"])
+
+
+def test_an_option_that_a_loss_does_not_know():
+    loss = ExtraLoss(name="at", weight=1.0, options={"power": 2})
+    _refused(run_of(Method(ce=1.0, kl=0.0, loss=loss)), says=["recipes/methods.yaml", "at", "power"])
+
+
+def test_an_image_smaller_than_the_model_allows():
+    model = Model(family="torchvision", options={"name": "alexnet"})
+    run = run_of(METHODS["ce"]).model_copy(update={"model": model, "architecture": "alexnet"})
+    _refused(run, says=["model alexnet", "8 px"])
