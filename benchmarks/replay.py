@@ -60,7 +60,7 @@ def noise(experiment: Experiment, out: Path) -> None:
 
 def job(experiment: Experiment, method: str, source: str, asked: argparse.Namespace, folder: Path) -> Job:
     """One run."""
-    params = experiment.params.model_copy(update={"logits": source})
+    params = experiment.params.model_copy(update={"teacher_logits": source})
     run = experiment.model_copy(update={"params": params}).student_run(method, 0)
     return Job(
         name=f"{method} {source}",
@@ -68,10 +68,10 @@ def job(experiment: Experiment, method: str, source: str, asked: argparse.Namesp
         budget=record.make_budget(run, experiment.dataset),
         dataset=asked.data,
         teacher=asked.teacher,
-        store=None,
+        views_store=None,
         weights=folder / "weights.safetensors",
         log=folder / f"{method}-{source}.json",
-        scratch=folder,
+        work_dir=folder,
         compute=params.compute,
     )
 

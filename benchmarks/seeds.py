@@ -54,10 +54,10 @@ def jobs(experiment: Experiment, folder: Path, method: str, threads: int) -> lis
                 budget=record.make_budget(run, experiment.dataset),
                 dataset=folder / "dataset.h5",
                 teacher=folder / "teacher.safetensors" if run.teacher is not None else None,
-                store=None,
+                views_store=None,
                 weights=folder / f"seed{seed}.safetensors",
                 log=folder / f"seed{seed}.json",
-                scratch=folder,
+                work_dir=folder,
                 compute=experiment.params.compute.model_copy(update={"device": "cpu", "threads": threads}),
             )
         )

@@ -133,7 +133,7 @@ def settings(experiment: Experiment, pair: str, method: str, source: str, images
             "teacher": names.teacher,
             "student": names.student,
             "train_images": images,
-            "logits": source if source in STORES else "online",
+            "teacher_logits": source if source in STORES else "online",
             "precision": Precision(fold_teacher=source == "folded"),
         }
     )
@@ -153,7 +153,7 @@ def source_of(
     if run.teacher is None:
         return None
     ask, about = teacher_extractor(run, teacher), teacher_logits.cache_key(run, "", "")
-    kind, dtype = run.store
+    kind, dtype = run.logit_source
     source: TeacherSource = Online(ask)
     if kind == "views":
         start = store.create_store(folder / "views.h5", store_shape(run), dtype, about)
@@ -196,7 +196,7 @@ def flops(experiment: Experiment, run: RunSettings) -> float:
     scoring = strong.pick.pool if strong and strong.pick else 0
     total = student * (3 * (2 if strong else 1) + scoring)
     if run.teacher is not None:
-        read = {"online": (), "views": (BASE_VIEW,), "replay": teacher_views(run.method)}[run.store[0]]
+        read = {"online": (), "views": (BASE_VIEW,), "replay": teacher_views(run.method)}[run.logit_source[0]]
         views = len(set(teacher_views(run.method)) - set(read))
         total += count_cost(teacher_of(experiment, run.teacher.name), run.image_size).flops * views
     return float(total)

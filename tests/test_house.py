@@ -29,7 +29,7 @@ LAYERS = (
     {"disagreement", "drift", "export"},
     {"step"},
     {"train", "estimate"},
-    {"side_by_side"},
+    {"max_parallel_runs"},
     {"together"},
     {"pipeline"},
     {"short", "targets", "teachers", "processes", "graph"},
@@ -52,7 +52,7 @@ LIGHT = (
     "processes",
     "graph",
     "drift",
-    "side_by_side",
+    "max_parallel_runs",
     "together",
     "progress",
     "download",
@@ -95,7 +95,7 @@ def part(name):
 
 def test_the_graph_of_imports_is_seen():
     assert "kdflow.config" in GRAPH["kdflow.record"]
-    assert "kdflow.training.run" in GRAPH["kdflow.side_by_side"], "inside a function"
+    assert "kdflow.training.run" in GRAPH["kdflow.max_parallel_runs"], "inside a function"
     assert "kdflow.pipeline" in GRAPH["stages.distill"]
 
 
@@ -182,7 +182,7 @@ PROMISED = {
     "data": {"read": ["spec", "folder", "downloads"]},
     "models": {"build": ["num_classes", "image_size"]},
     "views": {"draw": ["sizes", "image_size", "generator"], "apply": ["x", "draw"]},
-    "labels": {"loss": ["student", "strong", "labels", "taught_x", "tau"]},
+    "labels": {"loss": ["student", "strong", "labels", "teacher_logits_x", "tau"]},
     "picks": {"score": ["pool"]},
     "losses": {"build": ["student", "teacher", "labels"]},
 }

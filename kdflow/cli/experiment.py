@@ -81,7 +81,7 @@ def methods(root: Root = Path()) -> None:
 
 @app.command()
 def disagreement(
-    mix: Annotated[str, typer.Option(help="A strong view.")] = "cutmix",
+    view: Annotated[str, typer.Option(help="A strong view.")] = "cutmix",
     out: Annotated[Path, typer.Option(help="Folder for disagreement.json, samples.png and samples.svg.")] = Path(
         "data/disagreement"
     ),
@@ -92,7 +92,7 @@ def disagreement(
 
     experiment = config.load(root)
     data = root / "data"
-    pipeline.disagreement(experiment, mix, data / "dataset.h5", data / "teacher", out)
+    pipeline.disagreement(experiment, view, data / "dataset.h5", data / "teacher", out)
 
 
 logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_args_is_help=True)

@@ -115,12 +115,15 @@ def distill(
         str, typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, torchvision's name, or timm:NAME.")
     ],
     method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of a student; else those of recipes/own.yaml.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of a student; else those of recipes/user_folder.yaml.")
+    ] = None,
     teacher_epochs: Annotated[int | None, typer.Option(min=1, help="Of a teacher; else as many.")] = None,
     teacher_model: Annotated[str | None, typer.Option(help="What a file of weights is, if it does not say so.")] = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels of a side.")] = 64,
     side: Annotated[
-        int | None, typer.Option(help="Pixels of the shorter side before the crop; else as in recipes/own.yaml.")
+        int | None,
+        typer.Option(help="Pixels of the shorter side before the crop; else as in recipes/user_folder.yaml."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many students: seeds 0, 1, ...")] = 1,
     compare: Annotated[bool, typer.Option("--compare", help="Train the student on the labels alone as well.")] = False,
@@ -139,7 +142,13 @@ def distill(
 
     folder = {"folder": str(data), "image_size": image_size, "side": side}
     folder |= {"flip": not no_flip, "skip_broken": skip_broken}
-    compute = {"device": device, "threads": threads, "side_by_side": None, "processes": 1, "replay_gb": 50.0}
+    compute = {
+        "device": device,
+        "threads": threads,
+        "max_parallel_runs": None,
+        "processes_per_run": 1,
+        "replay_gb": 50.0,
+    }
     asked = one_command.DistillOptions(
         data=config.settings_from_options("kdflow distill", config.UserFolder, folder),
         teacher=teacher,
@@ -151,7 +160,7 @@ def distill(
         teacher_model=teacher_model,
         seeds=seeds,
         compare=compare,
-        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "workers": None}),
+        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": None}),
     )
     _print_summary(one_command.distill(asked, root), out)
 
@@ -172,6 +181,6 @@ def _print_summary(summary: Summary, out: Path) -> None:
     if summary.warning:
         typer.echo(summary.warning)
     typer.echo(f"teacher: {summary.teacher_source}\n{summary.smaller}\n{summary.verdict}")
-    if summary.stamp:
-        typer.echo(f"Not a full run: {summary.stamp}.")
+    if summary.budget_note:
+        typer.echo(f"Not a full run: {summary.budget_note}.")
     typer.echo(f"summary: {out / 'summary.json'}\nnext: kdflow export {best} --format onnx --out student.onnx")

@@ -73,7 +73,7 @@ class BaseView(Settings):
 class Training(Settings):
     """The optimiser and its schedule; `epochs` is what counts as a full run.
 
-    The curve's accuracy is measured after every `test_every` epochs, and after the last.
+    The curve's accuracy is measured after every `eval_every` epochs, and after the last.
     """
 
     epochs: Positive
@@ -81,9 +81,9 @@ class Training(Settings):
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
-    decay_at: Annotated[tuple[OpenFraction, ...], Field(strict=False), AfterValidator(no_duplicates)]
-    decay_by: OpenFraction
-    test_every: Positive = 1
+    lr_milestones: Annotated[tuple[OpenFraction, ...], Field(strict=False), AfterValidator(no_duplicates)]
+    lr_gamma: OpenFraction
+    eval_every: Positive = 1
 
 
 class Dataset(Settings):
@@ -111,7 +111,7 @@ class UserFolder(Settings):
     valid/, validation/ or test/ may take val/'s place. Where there are classes alone, a share `val_share` of each is
     kept for testing: which, `split_seed` says and the files' names. Files that cannot be read are refused, or left out
     if `skip_broken`. Mirror images are of another class, or none, where `flip` is false. `side`: pixels of the shorter
-    side in testing, of which the centre is taken; none: recipes/own.yaml's share.
+    side in testing, of which the centre is taken; none: recipes/user_folder.yaml's share.
     """
 
     folder: Annotated[str, Field(min_length=1)]
@@ -135,7 +135,7 @@ class UserFolder(Settings):
 
 
 class UserFolderRecipe(Settings):
-    """recipes/own.yaml: the views and the training of images of one's own, whatever their number and size.
+    """recipes/user_folder.yaml: the views and the training of images of one's own, whatever their number and size.
 
     In testing the shorter side becomes `side` times the image size; in training a window of a share within `area`.
     """

@@ -34,15 +34,15 @@ class Compute(Settings):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     threads: Positive
-    side_by_side: Positive | None
-    processes: Positive
+    max_parallel_runs: Positive | None
+    processes_per_run: Positive
     replay_gb: Annotated[float, Field(gt=0)]
-    workers: Annotated[int, Field(ge=0)] | None
+    loader_workers: Annotated[int, Field(ge=0)] | None
 
     @property
-    def readers(self) -> int:
+    def resolved_workers(self) -> int:
         """How many processes read the image files of one run; 0: the run itself does."""
-        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
+        return min(8, os.cpu_count() or 1) if self.loader_workers is None else self.loader_workers
 
 
 class Params(Settings):
@@ -58,7 +58,7 @@ class Params(Settings):
     teacher: str
     teacher_epochs: Positive | None
     teacher_weights: TeacherWeights
-    logits: LogitSource
+    teacher_logits: LogitSource
     student: str
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(no_duplicates)]
     seeds: Seeds
@@ -81,7 +81,7 @@ class Recipes(Settings):
     models: dict[str, Model]
     methods: dict[str, Method]
     pairs: dict[str, Pair]
-    own: UserFolderRecipe
+    user_folder: UserFolderRecipe
 
 
 class Experiment(Recipes):
@@ -169,6 +169,6 @@ class Experiment(Recipes):
             method=method,
             training=training,
             seed=seed,
-            logits=self.params.logits if teacher else "online",
+            teacher_logits=self.params.teacher_logits if teacher else "online",
             precision=precision,
         )

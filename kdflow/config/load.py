@@ -115,9 +115,9 @@ def _recipes(folder: Path, mistakes: list[str]) -> Recipes:
         "datasets": read_entries(folder / "datasets.yaml", Dataset, mistakes),
         "methods": read_entries(folder / "methods.yaml", Method, mistakes),
         "pairs": read_entries(folder / "pairs.yaml", Pair, mistakes),
-        "own": read_settings(folder / "own.yaml", UserFolderRecipe, mistakes),
+        "user_folder": read_settings(folder / "user_folder.yaml", UserFolderRecipe, mistakes),
     }
-    if found["own"] is None:  # what is wrong with the others was said as well
+    if found["user_folder"] is None:  # what is wrong with the others was said as well
         raise UserError("\n".join(mistakes))
     return Recipes(**found)
 

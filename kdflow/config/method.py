@@ -26,24 +26,24 @@ class Model(Settings):
 class Pick(Settings):
     """Which of the strong views are learned from: of `pool` draws per image, the hardest share `keep` of all."""
 
-    by: Annotated[str, _one_of("picks")]
+    criterion: Annotated[str, _one_of("picks")]
     pool: Annotated[int, Field(ge=2)] = 2
     keep: OpenFraction = 0.5
-    scoring: Literal["train", "eval"] = "train"
+    student_mode: Literal["train", "eval"] = "train"
 
 
 class StrongView(Settings):
     """x': a stronger view of the batch, who labels it, its weight (null: that of kl), and whether x is left out."""
 
-    mix: Annotated[str, _one_of("views")]
+    view: Annotated[str, _one_of("views")]
     label: Annotated[str, _one_of("labels")] = "teacher"
     weight: Annotated[float, Field(gt=0)] | None = None
-    instead: bool = False
+    replaces_x: bool = False
     pick: Pick | None = None
 
     @model_validator(mode="after")
     def _can_be_picked_from(self) -> StrongView:
-        if self.pick is not None and self.mix == "identity":
+        if self.pick is not None and self.view == "identity":
             raise ValueError("pick: every draw of identity is the same; pick from a view that is drawn, such as cutmix")
         return self
 
@@ -59,7 +59,7 @@ class ExtraLoss(Settings):
 class Method(Settings):
     """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (x' and its label).
 
-    With `strong.instead` x' takes x's place: ce CE(x', mixed label) + strong.weight (x' and its label).
+    With `strong.replaces_x` x' takes x's place: ce CE(x', mixed label) + strong.weight (x' and its label).
     """
 
     ce: Annotated[float, Field(ge=0)]
@@ -73,10 +73,10 @@ class Method(Settings):
         strong = self.strong
         if self.ce == 0 and self.kl == 0 and self.loss is None and strong is None:
             raise ValueError("ce and kl are both 0, and there is no loss: nothing would be learned")
-        if strong is not None and strong.weight is None and self.kl == 0 and not strong.instead:
+        if strong is not None and strong.weight is None and self.kl == 0 and not strong.replaces_x:
             raise ValueError("strong: x' has the weight of kl, which is 0; give strong.weight")
-        if strong is not None and strong.instead and self.loss is not None:
-            raise ValueError("strong.instead: the loss sees x, which would be left out; drop one of the two")
+        if strong is not None and strong.replaces_x and self.loss is not None:
+            raise ValueError("strong.replaces_x: the loss sees x, which would be left out; drop one of the two")
         return self
 
     @property

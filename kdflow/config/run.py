@@ -46,13 +46,13 @@ class RunSettings(Settings):
     method: Method
     training: Training
     seed: int
-    logits: LogitSource
+    teacher_logits: LogitSource
     precision: Precision = Precision()
 
     @property
-    def store(self) -> tuple[str, str]:
+    def logit_source(self) -> tuple[str, str]:
         """Where the teacher's logits come from, online, views or replay, and the dtype that a store keeps them in."""
-        kind, _, dtype = self.logits.partition("-")
+        kind, _, dtype = self.teacher_logits.partition("-")
         return kind, dtype or "float16"
 
     @property
@@ -62,10 +62,10 @@ class RunSettings(Settings):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of 0-based step `step`: divided where a share `decay_at` of all steps is done.
+        """The learning rate of 0-based step `step`: divided where a share `lr_milestones` of all steps is done.
 
         Decay points are shares of the run, not epochs, so that they scale with any number of epochs: 240
         epochs decay after 150, 180 and 210; 960 after 600, 720 and 840; 2 after 1.25, 1.5 and 1.75.
         """
         done = step / (steps_per_epoch * self.training.epochs)
-        return self.training.lr * self.training.decay_by ** sum(done >= at for at in self.training.decay_at)
+        return self.training.lr * self.training.lr_gamma ** sum(done >= at for at in self.training.lr_milestones)

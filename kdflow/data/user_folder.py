@@ -32,7 +32,7 @@ SHOWN = 3  # broken files in the line; all are in the file
 def prepare(source: UserFolder, own: UserFolderRecipe, out: Path) -> PreparedDataset:
     """Write the images of `source` to `out` as a dataset file; returns the dataset as it was found.
 
-    Views and training are `own`'s (recipes/own.yaml), mean and standard deviation those of the training images.
+    Views and training are `own`'s (recipes/user_folder.yaml), mean and standard deviation those of the training images.
     Beside `out`, broken.txt lists the files that cannot be read.
 
     Raises:

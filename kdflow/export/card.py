@@ -40,7 +40,7 @@ class Card(Settings):
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
     preprocessing: Preprocessing
     top1: float | None
-    stamp: str
+    budget_note: str
     settings: RunSettings
     settings_sha256: str
     weights_sha256: str
@@ -61,7 +61,7 @@ def make_card(log: RunLog, class_names: list[str]) -> Card:
             std=run.views.std,
         ),
         top1=log.curve[-1].top1,
-        stamp=log.budget.stamp,
+        budget_note=log.budget.budget_note,
         settings=run,
         settings_sha256=log.settings_sha256,
         weights_sha256=log.weights_sha256,

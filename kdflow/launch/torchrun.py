@@ -55,12 +55,12 @@ def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
 
 
 def _check(title: str, job: Job, processes: int) -> None:
-    run, field = job.run, f"params.yaml: compute.processes: {title}"
+    run, field = job.run, f"params.yaml: compute.processes_per_run: {title}"
     if run.method.loss is not None:
         what = f"{run.method.loss.name} compares the features of a whole batch"
         raise UserError(f"{field}: {what}, of which each process has its share only; take 1")
-    if run.logits != "online":
-        raise UserError(f"{field}: logits: {run.logits} is for runs of one process; take online, or 1")
+    if run.teacher_logits != "online":
+        raise UserError(f"{field}: logits: {run.teacher_logits} is for runs of one process; take online, or 1")
     if job.compute.device not in ("auto", "cpu"):
         raise UserError(f"{field}: compute.device {job.compute.device} is one device; take auto (a card each) or cpu")
     last = run.train_images % run.training.batch_size or run.training.batch_size

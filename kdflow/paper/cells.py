@@ -29,7 +29,7 @@ class SeedHashes(Settings):
 class CellRecord(Settings):
     """What a cell was made from, and its figures over seeds: percent, and losses of the training.
 
-    `first_loss` is the loss of the very first step, `loss` that of the last epoch. `stamp` says at which budget it was
+    `first_step_loss` is the loss of the very first step, `loss` that of the last epoch. `budget_note` says at which budget it was
     made where that is not a full one.
     """
 
@@ -38,12 +38,12 @@ class CellRecord(Settings):
     dataset_sha256: str
     teacher_sha256: str | None
     golden_sha256: str
-    stamp: str
+    budget_note: str
     top1: MeanStd
     top5: MeanStd
     agreement: MeanStd | None
     loss: MeanStd
-    first_loss: MeanStd
+    first_step_loss: MeanStd
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def make_cell_record(paper: Paper, name: str, records: list[RunRecord]) -> CellR
         dataset_sha256=some.dataset_sha256,
         teacher_sha256=some.teacher_sha256,
         golden_sha256=files.sha256(_golden(paper, cell.method)),
-        stamp=some.budget.stamp,
-        top1=mean_std([r.last.top1 for r in records]),
-        top5=mean_std([r.last.top5 for r in records]),
+        budget_note=some.budget.budget_note,
+        top1=mean_std([r.final.top1 for r in records]),
+        top5=mean_std([r.final.top5 for r in records]),
         agreement=mean_std(same) if same else None,
         loss=mean_std([r.curve[-1].loss for r in records]),
-        first_loss=mean_std([r.curve[0].first_loss for r in records]),
+        first_step_loss=mean_std([r.curve[0].first_step_loss for r in records]),
     )
 
 
@@ -162,19 +162,19 @@ class CellStatuses:
         return found
 
     def teacher(self, name: str) -> tuple[TeacherRecord, str] | None:
-        """A teacher's record and the stamp of its budget, None where there is none as it is to be."""
+        """A teacher's record and the budget_note of its budget, None where there is none as it is to be."""
         place = self.paper.root / self.paper.data / TEACHERS / name
         if not (place / "record.json").exists():
             return None
-        found, stamp = record.read_record(place / "record.json", TeacherRecord), ""
+        found, budget_note = record.read_record(place / "record.json", TeacherRecord), ""
         given = self.paper.spending.teacher_weights.get(name)
         if given is not None and given.file is not None:
-            return (found, stamp) if given.sha256 is not None and given.sha256 in found.source else None
+            return (found, budget_note) if given.sha256 is not None and given.sha256 in found.source else None
         if not (place / "training.json").exists():
             return None
         log = record.read_record(place / "training.json", RunLog)
         expected = self.paper.teacher_experiment(name).teacher_run().sha256
-        return (found, log.budget.stamp) if log.settings_sha256 == expected else None
+        return (found, log.budget.budget_note) if log.settings_sha256 == expected else None
 
     def _golden_sha256(self, method: str) -> str | None:
         file = _golden(self.paper, method)

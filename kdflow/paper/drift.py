@@ -27,7 +27,7 @@ from kdflow.paper.tables import CostTable
 from kdflow.training import record
 from kdflow.training.record import MeanStd
 
-METRICS = ("top1", "top5", "agreement", "loss", "first_loss")
+METRICS = ("top1", "top5", "agreement", "loss", "first_step_loss")
 
 
 class Tolerance(Settings):
@@ -43,7 +43,7 @@ TOLERANCES = {
     "top5": Tolerance(floor=0.5, relative=False, k=3.0),
     "agreement": Tolerance(floor=0.5, relative=False, k=3.0),
     "loss": Tolerance(floor=0.02, relative=True, k=3.0),
-    "first_loss": Tolerance(floor=1e-4, relative=True, k=0.0),
+    "first_step_loss": Tolerance(floor=1e-4, relative=True, k=0.0),
 }
 
 
@@ -54,7 +54,7 @@ class Expected(Settings):
     dataset_sha256: str
     teacher_sha256: str | None
     seeds: tuple[int, ...]
-    stamp: str
+    budget_note: str
     figures: dict[str, MeanStd]
 
 
@@ -128,7 +128,7 @@ def _cell(
             continue
         # A teacher that was trained on another processor is another one, and so is all that a student hears from it.
         same_teacher = state.record.teacher_sha256 == expected.teacher_sha256
-        kind = metric if same_teacher or metric != "first_loss" else "loss"
+        kind = metric if same_teacher or metric != "first_step_loss" else "loss"
         allowed = tolerance(tolerances[kind], before, now[metric])
         status: Literal["ok", "drift"] = "ok" if abs(now[metric].mean - before.mean) <= allowed else "drift"
         findings.append(Finding(name, metric, _told(before), _told(now[metric]), allowed, status))
@@ -189,7 +189,7 @@ def make_baseline(paper: Paper, names: Sequence[str], tolerances: dict[str, Tole
             dataset_sha256=runs[0].dataset_sha256,
             teacher_sha256=runs[0].teacher_sha256,
             seeds=tuple(run.settings.seed for run in runs),
-            stamp=state.record.stamp,
+            budget_note=state.record.budget_note,
             figures=metrics(paper, name, states),
         )
     return Baseline(tolerances=tolerances, cells=cells, costs=_costs(paper))

@@ -31,8 +31,8 @@ def cells_json(paper: Paper) -> str:
         name: {
             **cell.model_dump(),
             # A template has one list of dependencies: who asks no teacher depends on its dataset's summary instead.
-            "asks": (paper.data / _teacher_dep(cell)).as_posix(),
-            "taught_by": cell.teacher or cell.student,
+            "teacher_dep": (paper.data / _teacher_dep(cell)).as_posix(),
+            "teacher_model": cell.teacher or cell.student,
             "parts": paper.users[name],
         }
         for name, cell in paper.cells.items()
@@ -112,12 +112,12 @@ def _student(paper: Paper) -> dict[str, Any]:
         paper,
         "cell",
         "${key}",
-        deps=[f"{data}/${{item.dataset}}.h5", "${item.asks}", f"{GOLDEN.as_posix()}/${{item.method}}.json"],
+        deps=[f"{data}/${{item.dataset}}.h5", "${item.teacher_dep}", f"{GOLDEN.as_posix()}/${{item.method}}.json"],
         params=[
             {f"{folder}/cells.json": ["cells.${key}.seeds"]},
-            {f"{folder}/params.yaml": ["seeds", "logits", "epoch_scale", "train_share", "precision"]},
+            {f"{folder}/params.yaml": ["seeds", "teacher_logits", "epoch_scale", "train_share", "precision"]},
             {"recipes/datasets.yaml": ["${item.dataset}.views", "${item.dataset}.training"]},
-            {"recipes/models.yaml": ["${item.student}", "${item.taught_by}"]},
+            {"recipes/models.yaml": ["${item.student}", "${item.teacher_model}"]},
             {"recipes/methods.yaml": ["${item.method}"]},
         ],
         outs=[f"{data}/cells/${{key}}"],

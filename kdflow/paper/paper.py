@@ -232,7 +232,7 @@ class Paper:
             teacher=teacher,
             teacher_epochs=max(1, round(self.full(dataset) * spending.teacher_epoch_scale)),
             teacher_weights=weights or TeacherWeights(file=None, sha256=None, top1=None),
-            logits=spending.logits,
+            teacher_logits=spending.teacher_logits,
             student=student,
             methods=("ce",),
             seeds=spending.seeds,
@@ -251,9 +251,11 @@ FULL_BUDGET = PaperBudget(
     train_share=1.0,
     data_folders={},
     teacher_weights={},
-    logits="online",
+    teacher_logits="online",
     precision=Precision(),
-    compute=Compute(device="auto", threads=1, side_by_side=None, replay_gb=1.0, workers=None, processes=1),
+    compute=Compute(
+        device="auto", threads=1, max_parallel_runs=None, replay_gb=1.0, loader_workers=None, processes_per_run=1
+    ),
 )
 
 
@@ -290,7 +292,7 @@ def _names(file: Path, key: str, part: Item, recipes: Recipes) -> NameChecks:
     named += [(file, f"{key}: dataset", name, recipes.datasets) for name in datasets]
     named += [(file, f"{key}: pair", name, recipes.pairs) for name in pairs]
     if isinstance(part, DisagreementFigure):
-        named += [(file, f"{key}: mix", part.mix, config.choices("views"))]
+        named += [(file, f"{key}: mix", part.view, config.choices("views"))]
     return named
 
 

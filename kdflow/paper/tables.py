@@ -134,7 +134,7 @@ class DisagreementFigure(Settings):
     caption: str
     dataset: str
     pair: str
-    mix: str
+    view: str
     paper: Percent | None = None
     notes: Notes = ()
 
@@ -163,7 +163,7 @@ class PaperBudget(Settings):
     train_share: config.Fraction
     data_folders: dict[str, str | None]
     teacher_weights: dict[str, TeacherWeights | None]
-    logits: Literal["online", "replay", "replay-float32"]
+    teacher_logits: Literal["online", "replay", "replay-float32"]
     precision: Precision
     compute: Compute
 

@@ -21,7 +21,7 @@ from kdflow.training.record import MeanStd, RunLog, RunRecord, TeacherRecord, me
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIEWS_STORE, TEACHER_CLASSES = "views.h5", "answers.json"
+VIEWS_STORE, TEACHER_CLASSES = "views.h5", "teacher_classes.json"
 TEACHER_TOLERANCE = 0.5  # percentage points that a teacher's weights may measure below what is expected of them
 
 
@@ -38,7 +38,7 @@ def prepare(experiment: Experiment, out: Path, downloads: Path, note: Path | Non
     if isinstance(params.dataset, UserFolder):
         from kdflow.data import user_folder  # which brings all of torchvision
 
-        found = user_folder.prepare(params.dataset, experiment.own, out)
+        found = user_folder.prepare(params.dataset, experiment.user_folder, out)
     else:
         dataset = experiment.dataset
         assert dataset.views is not None
@@ -88,10 +88,10 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
             budget=record.make_budget(run, experiment.dataset),
             dataset=dataset,
             teacher=None,
-            store=None,
+            views_store=None,
             weights=weights,
             log=out / "training.json",
-            scratch=scratch,
+            work_dir=scratch,
             compute=experiment.params.compute,
         )
         train(f"teacher {run.architecture}", [job], experiment.params.compute)
@@ -104,7 +104,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
     device = pick_device(experiment.params.compute.device)
-    images = load(dataset, run.train_images, device, experiment.params.compute.readers).test
+    images = load(dataset, run.train_images, device, experiment.params.compute.resolved_workers).test
     said = predict_logits(model.to(device), images, run.views)
     measured = topk_accuracy(said, images)
     if given.top1 is not None and measured.top1 < given.top1 - TEACHER_TOLERANCE:
@@ -128,9 +128,9 @@ def logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path, scra
     params = experiment.params
     runs = [experiment.student_run(method, 0) for method in params.methods]
     taught = next((run for run in runs if run.teacher is not None), None)
-    if taught is not None and taught.store[0] == "views":
+    if taught is not None and taught.logit_source[0] == "views":
         _fill(taught, params.compute.device, dataset, teacher, out / VIEWS_STORE, scratch)
-    files.write_text(out / "source.json", json.dumps({"source": params.logits}) + "\n")
+    files.write_text(out / "source.json", json.dumps({"source": params.teacher_logits}) + "\n")
 
 
 def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out: Path, scratch: Path) -> None:
@@ -145,7 +145,7 @@ def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out:
     use_tf32(run.precision.tf32)
     data = load(dataset, run.train_images, device)
     model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
-    what, dtype = cache_key(run, teacher_sha256, data.sha256), run.store[1]
+    what, dtype = cache_key(run, teacher_sha256, data.sha256), run.logit_source[1]
     key = hashlib.sha256(json.dumps([what, dtype]).encode()).hexdigest()
     with (
         Display("logits") as display,
@@ -199,12 +199,12 @@ def jobs(
                 budget=record.make_budget(run, experiment.dataset),
                 dataset=dataset,
                 teacher=teacher / "model.safetensors" if teacher and run.teacher is not None else None,
-                store=logits / VIEWS_STORE if logits and run.store[0] == "views" else None,
+                views_store=logits / VIEWS_STORE if logits and run.logit_source[0] == "views" else None,
                 weights=out / f"seed{seed}.safetensors",
                 log=out / f"seed{seed}.json",
-                scratch=scratch,
+                work_dir=scratch,
                 compute=params.compute,
-                place=place,
+                run_index=place,
             )
         )
     return found
@@ -219,10 +219,10 @@ def _check_last_batch(run: RunSettings) -> None:
 
 def train(title: str, jobs: list[Job], compute: Compute) -> None:
     """Train all, side by side or each by several processes."""
-    if compute.processes > 1 or torchrun.started_by_torchrun():
-        torchrun.run_with_torchrun(title, jobs, compute.processes)
+    if compute.processes_per_run > 1 or torchrun.started_by_torchrun():
+        torchrun.run_with_torchrun(title, jobs, compute.processes_per_run)
     else:
-        parallel_runs.run_parallel(title, jobs, compute.side_by_side)
+        parallel_runs.run_parallel(title, jobs, compute.max_parallel_runs)
 
 
 def evaluate(
@@ -241,7 +241,7 @@ def evaluate(
     from kdflow.training.evaluate import agreement, predict_logits, topk_accuracy
 
     device = pick_device(experiment.params.compute.device)
-    test = load(dataset, experiment.train_images, device, experiment.params.compute.readers).test
+    test = load(dataset, experiment.train_images, device, experiment.params.compute.resolved_workers).test
 
     taught = None if teacher is None else _answers(teacher / TEACHER_CLASSES, len(test)).to(device)
     records = []
@@ -252,7 +252,7 @@ def evaluate(
         load_exact(model, students / f"seed{seed}.safetensors", log.weights_sha256)
         logits = predict_logits(model.to(device), test, run.views)
         same = None if taught is None else agreement(logits, taught)
-        result = RunRecord(**dict(log), last=topk_accuracy(logits, test), best=record.best_epoch(log), agreement=same)
+        result = RunRecord(**dict(log), final=topk_accuracy(logits, test), best=record.best_epoch(log), agreement=same)
         record.write_record(out / f"seed{seed}.json", result)
         records.append(result)
     summary = summarise(records)
@@ -292,13 +292,13 @@ def disagreement(experiment: Experiment, mix: str, dataset: Path, teacher: Path,
     params = experiment.params
     device = pick_device(params.compute.device)
     run = experiment.student_run("kd", params.seeds[0])
-    loaded = load(dataset, run.train_images, device, params.compute.readers)
+    loaded = load(dataset, run.train_images, device, params.compute.resolved_workers)
     model, _ = load_teacher(teacher / "model.safetensors", run, device)
     taught = experiment.teacher_run()
     if params.teacher_weights.file is not None:  # whoever trained it had a budget of his own
         taught = taught.model_copy(update={"training": experiment.dataset.training})
-    stamp = record.make_budget(taught, experiment.dataset).stamp
-    result, pictures = disagreement.measure(model, loaded, run, mix, stamp)
+    budget_note = record.make_budget(taught, experiment.dataset).budget_note
+    result, pictures = disagreement.measure(model, loaded, run, mix, budget_note)
     disagreement.write(result, pictures, out)
     print(f"{params.teacher} and {mix}'s label disagree on {result.percent:.1f} % of {result.views:,} views: {out}/")
 
@@ -319,8 +319,8 @@ def summarise(records: list[RunRecord]) -> Summary:
     """Mean and spread of the records' results."""
     same = [r.agreement for r in records if r.agreement is not None]
     return Summary(
-        top1=mean_std([r.last.top1 for r in records]),
-        top5=mean_std([r.last.top5 for r in records]),
+        top1=mean_std([r.final.top1 for r in records]),
+        top5=mean_std([r.final.top5 for r in records]),
         best_epoch_top1=mean_std([r.best.top1 for r in records]),
         agreement=mean_std(same) if same else None,
     )

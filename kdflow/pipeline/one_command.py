@@ -123,7 +123,7 @@ def _experiment(asked: DistillOptions, recipes: Recipes) -> Experiment:
             sha256=None if weights is None else files.sha256(weights),
             top1=None if weights is None else 0.0,  # none is promised: the summary says what it measures
         ),
-        logits="online",
+        teacher_logits="online",
         student=student.name,
         methods=(BASELINE, asked.method) if asked.compare else (asked.method,),
         seeds=tuple(range(asked.seeds)),
@@ -252,7 +252,7 @@ def _summary(
         train_images=data.train_images,
         test_images=data.test_images,
         epochs=records[method][0].settings.training.epochs,
-        stamp=record.budget_note(run for runs in records.values() for run in runs),
+        budget_note=record.budget_note(run for runs in records.values() for run in runs),
         teacher_source=taught.source,
         largest_class=largest_class(dataset) if from_file else None,
         models=tuple(rows),

@@ -59,7 +59,7 @@ def part(paper: Paper, name: str) -> None:
         key = f"{found.dataset}-{pair.teacher}"
         experiment = paper.teacher_experiment(key)
         asked = paper.data / cells.TEACHERS / key
-        pipeline.disagreement(experiment, found.mix, paper.data / f"{found.dataset}.h5", asked, out)
+        pipeline.disagreement(experiment, found.view, paper.data / f"{found.dataset}.h5", asked, out)
         return
     from kdflow.report import paper_part
 

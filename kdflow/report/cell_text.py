@@ -50,7 +50,7 @@ def describe_cell(paper: Paper, name: str) -> str:
     if state.record is not None:
         made = state.record
         lines.append(f"  ours      top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
-        lines += [f"  budget    not a full run: {made.stamp}"] if made.stamp else []
+        lines += [f"  budget    not a full run: {made.budget_note}"] if made.budget_note else []
         lines.append(f"  record    {cell_folder(paper, name)}/")
     return "\n".join([*lines, "settings of the first seed:", _settings(run)])
 

@@ -40,19 +40,19 @@ class Sample(Settings):
 class DisagreementResult(Settings):
     """Over one epoch of strong views: the percentage of which teacher and mixed label see another class first.
 
-    `stamp` says at which budget data and teacher were made where that is not a full one.
+    `budget_note` says at which budget data and teacher were made where that is not a full one.
     """
 
-    mix: str
+    view: str
     seed: int
     views: int
     percent: float
-    stamp: str
+    budget_note: str
     samples: list[Sample]
 
 
 def measure(
-    teacher: nn.Module, data: Loaded, run: RunSettings, mix: str, stamp: str, samples: int = 8
+    teacher: nn.Module, data: Loaded, run: RunSettings, mix: str, budget_note: str, samples: int = 8
 ) -> tuple[DisagreementResult, Tensor]:
     """Label the first epoch of strong views that `run` would see, by the teacher and by their mixed label.
 
@@ -80,7 +80,7 @@ def measure(
     size = run.image_size
     stacked = torch.stack(pictures).permute(0, 2, 3, 1).cpu() if pictures else torch.zeros(0, size, size, 3).byte()
     result = DisagreementResult(
-        mix=mix, seed=run.seed, views=views, percent=100 * differ / views, stamp=stamp, samples=shown
+        view=mix, seed=run.seed, views=views, percent=100 * differ / views, budget_note=budget_note, samples=shown
     )
     return result, stacked
 
@@ -89,20 +89,20 @@ def _strong_views(data: Loaded, run: RunSettings, mix: str) -> Iterator[tuple[In
     view: Any = importlib.import_module(f"kdflow.methods.views.{mix}")
     images, batch_size = data.train, run.training.batch_size
     device = images.labels.device
-    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, StrongView(mix=mix), device)
+    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, StrongView(view=mix), device)
     for batch in make_batches(images, run.views)(plan):
         yield batch.labels, view.apply(batch.x, batch.row.strong[0])
 
 
 def _first_class(strong: StrongBatch, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " n"]:
     """The argmax of the mixed label; the image's own class where both have half."""
-    return torch.where(strong.own >= 0.5, labels[strong.image], labels[strong.partner])
+    return torch.where(strong.lam >= 0.5, labels[strong.index_a], labels[strong.index_b])
 
 
 def _sample(strong: StrongBatch, labels: Tensor, said: Tensor, i: int, names: list[str]) -> Sample:
     shares: dict[str, float] = {}
-    own = strong.own[i].item()
-    for image, share in ((strong.image[i], own), (strong.partner[i], 1 - own)):
+    own = strong.lam[i].item()
+    for image, share in ((strong.index_a[i], own), (strong.index_b[i], 1 - own)):
         name = names[int(labels[image])]
         shares[name] = shares.get(name, 0.0) + share
     mixed = sorted((Label(name=name, share=share) for name, share in shares.items()), key=lambda label: -label.share)
@@ -128,14 +128,14 @@ def _draw(result: DisagreementResult, pictures: Tensor) -> Figure:
     columns = 4
     rows = max(1, math.ceil(len(pictures) / columns))
     figure = Figure(figsize=(2.4 * columns, 3.4 * rows), layout="constrained")
-    share = f"on {result.percent:.1f} % of {result.views:,} views teacher and {result.mix}'s label disagree"
-    figure.suptitle(share + (f"\nnot a full run: {result.stamp}" if result.stamp else ""), fontsize=10)
+    share = f"on {result.percent:.1f} % of {result.views:,} views teacher and {result.view}'s label disagree"
+    figure.suptitle(share + (f"\nnot a full run: {result.budget_note}" if result.budget_note else ""), fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, sample, picture in zip(grid.flat, result.samples, pictures, strict=False):
         axes.imshow(picture.numpy(), interpolation="nearest")
-        said = [f"{result.mix}", *(f"  {label.share:.2f} {label.name}" for label in sample.mixed)]
+        said = [f"{result.view}", *(f"  {label.share:.2f} {label.name}" for label in sample.mixed)]
         said += ["teacher", *(f"  {label.share:.2f} {label.name}" for label in sample.teacher)]
         axes.text(0, -0.03, "\n".join(said), transform=axes.transAxes, va="top", fontsize=7)
     return figure

@@ -28,7 +28,7 @@ def draw(results: ExperimentResults, path: Path, suffix: str) -> None:
             curves.fill_between(
                 epochs, list(map(min, points)), list(map(max, points)), **style, alpha=0.15, linewidth=0
             )
-            last = [run.last.top1 for run in runs]
+            last = [run.final.top1 for run in runs]
             ends.plot([i] * len(last), last, "o", **style, alpha=0.6)
             ends.plot([i - 0.25, i + 0.25], [statistics.fmean(last)] * 2, **style, linewidth=2)
         teacher = results.teacher.accuracy.top1
@@ -36,7 +36,7 @@ def draw(results: ExperimentResults, path: Path, suffix: str) -> None:
             axes.axhline(teacher, color="grey", linestyle="--", linewidth=1)
             axes.spines[["top", "right"]].set_visible(False)
         curves.text(0, teacher, " teacher", transform=curves.get_yaxis_transform(), va="bottom", color="grey")
-        lowest = min([teacher, *(run.last.top1 for runs in results.runs.values() for run in runs)])
+        lowest = min([teacher, *(run.final.top1 for runs in results.runs.values() for run in runs)])
         curves.set(xlabel="epoch", ylabel="test top-1 %, mean and range of seeds", ylim=(max(0, lowest - 10), None))
         curves.set_title(results.title, loc="left")
         ends.set(xticks=range(len(results.runs)), ylabel="last epoch, each seed and mean")
@@ -44,8 +44,8 @@ def draw(results: ExperimentResults, path: Path, suffix: str) -> None:
             ends.set_xticklabels(list(results.runs), rotation=20, ha="right"), colours, strict=True
         ):
             label.set_color(colours[method])
-        if results.stamp:
-            figure.suptitle(f"not a full run: {results.stamp}", x=0.99, ha="right", fontsize=8, color="grey")
+        if results.budget_note:
+            figure.suptitle(f"not a full run: {results.budget_note}", x=0.99, ha="right", fontsize=8, color="grey")
         save(figure, path, suffix)
 
 

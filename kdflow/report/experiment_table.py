@@ -20,7 +20,7 @@ class ExperimentResults:
     runs: dict[str, list[RunRecord]]
 
     @property
-    def stamp(self) -> str:
+    def budget_note(self) -> str:
         """What all of it was run at, where that is less than a full run."""
         return budget_note(run for runs in self.runs.values() for run in runs)
 
@@ -38,7 +38,7 @@ def rows(results: ExperimentResults) -> list[tuple[str, ...]]:
         table.append(
             (
                 method,
-                str(mean_std([run.last.top1 for run in runs])),
+                str(mean_std([run.final.top1 for run in runs])),
                 _gain(runs, results.runs.get(BASELINE, [])) if method != BASELINE else "",
                 str(len(runs)),
                 str(mean_std([run.best.top1 for run in runs])),
@@ -52,7 +52,7 @@ def _gain(runs: list[RunRecord], baseline: list[RunRecord]) -> str:
     if not baseline:
         return ""
     pairs = zip(runs, baseline, strict=True)
-    return mean_std([run.last.top1 - other.last.top1 for run, other in pairs]).signed
+    return mean_std([run.final.top1 - other.final.top1 for run, other in pairs]).signed
 
 
 def notes(results: ExperimentResults) -> list[str]:
@@ -63,7 +63,7 @@ def notes(results: ExperimentResults) -> list[str]:
         f"mean (sample standard deviation, ddof 1) over n seeds of the last epoch's test accuracy.",
         "Against kd: the same seed's difference. Best epoch: chosen on the test set, so no result.",
     ]
-    return lines + ([f"Not a full run: {results.stamp}."] if results.stamp else [])
+    return lines + ([f"Not a full run: {results.budget_note}."] if results.budget_note else [])
 
 
 def markdown(results: ExperimentResults) -> str:

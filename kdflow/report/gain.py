@@ -43,8 +43,8 @@ class Gain(Settings):
 def gain(runs: Sequence[RunRecord], alone: Sequence[RunRecord], test_images: int) -> Gain:
     """The gain of `runs` over those of cross-entropy of the same seeds."""
     pairs = list(zip(runs, alone, strict=True))
-    found = mean_std([run.last.top1 - other.last.top1 for run, other in pairs])
-    shares = [mean_std([record.last.top1 for record in records]).mean / 100 for records in (runs, alone)]
+    found = mean_std([run.final.top1 - other.final.top1 for run, other in pairs])
+    shares = [mean_std([record.final.top1 for record in records]).mean / 100 for records in (runs, alone)]
     images = 100 * math.sqrt(sum(p * (1 - p) for p in shares) / test_images)
     seeds = 0.0 if found.std is None else found.std / math.sqrt(found.n)
     return Gain(gain=found, test_images=test_images, standard_error=max(images, seeds))
@@ -63,7 +63,7 @@ class SummaryRow(Settings):
 
 
 class Summary(Settings):
-    """What came of a distillation; `stamp` says at which budget, where that is less than a full one.
+    """What came of a distillation; `budget_note` says at which budget, where that is less than a full one.
 
     `largest_class` is the percentage of the test images that are of one class; not told of a teacher trained here.
     """
@@ -74,7 +74,7 @@ class Summary(Settings):
     train_images: int
     test_images: int
     epochs: int
-    stamp: str
+    budget_note: str
     teacher_source: str
     largest_class: float | None
     models: Annotated[tuple[SummaryRow, ...], Field(strict=False, min_length=2)]
@@ -147,7 +147,7 @@ def student_row(method: str, runs: Sequence[RunRecord], cost: tuple[int, int], w
         model=runs[0].settings.architecture,
         params=params,
         flops=flops,
-        top1=mean_std([run.last.top1 for run in runs]),
+        top1=mean_std([run.final.top1 for run in runs]),
         agreement=mean_std(same) if same else None,
         weights=tuple(weights),
     )

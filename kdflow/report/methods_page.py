@@ -8,9 +8,9 @@ from pathlib import Path
 from kdflow.config import FOLDERS, PACKAGE, Method, Model, Pick, StrongView, choices
 
 PARTS = (
-    ("Strong views", "views", "strong.mix", "x', made of the base view x."),
+    ("Strong views", "views", "strong.view", "x', made of the base view x."),
     ("Labellers", "labels", "strong.label", "What the student is taught about x'."),
-    ("Picks", "picks", "strong.pick.by", "Which views of a pool the student learns from."),
+    ("Picks", "picks", "strong.pick.criterion", "Which views of a pool the student learns from."),
     ("Losses", "losses", "loss.name", "L(x), a loss of its own beside CE and KL, on the base view only."),
 )
 
@@ -45,7 +45,7 @@ def page(methods: dict[str, Method]) -> str:
 def formula(method: Method) -> str:
     """The loss of a method with its numbers in place."""
     strong = method.strong
-    x = "x" if strong is None or not strong.instead else "x'"
+    x = "x" if strong is None or not strong.replaces_x else "x'"
     y = "y" if x == "x" else "mixed y"
     terms = [f"{method.ce:g} CE({x}, {y})"] if method.ce else []
     if method.kl and x == "x":
@@ -57,11 +57,11 @@ def formula(method: Method) -> str:
     if strong is not None:
         said = {"teacher": "KL(x')", "mixed": "CE(x', mixed y)"}.get(strong.label, f"{strong.label}(x')")
         terms += [f"{weight:g} {said}"] if weight else []
-        notes.append(f"x' = {strong.mix}(x)")
+        notes.append(f"x' = {strong.view}(x)")
         if strong.pick is not None:
             pick = strong.pick
-            notes.append(f"of {pick.pool} draws the share {pick.keep:g} with the largest {pick.by} is kept")
-            notes += ["scored in eval mode"] if pick.scoring == "eval" else []
+            notes.append(f"of {pick.pool} draws the share {pick.keep:g} with the largest {pick.criterion} is kept")
+            notes += ["scored in eval mode"] if pick.student_mode == "eval" else []
     return " + ".join(terms) + (f"; {', '.join(notes)}" if notes else "")
 
 
@@ -71,9 +71,11 @@ def _parts(method: Method, package: str) -> set[str]:
         return {method.loss.name} if method.loss else set()
     if strong is None:
         return set()
-    return {"views": {strong.mix}, "labels": {strong.label}, "picks": {strong.pick.by} if strong.pick else set()}[
-        package
-    ]
+    return {
+        "views": {strong.view},
+        "labels": {strong.label},
+        "picks": {strong.pick.criterion} if strong.pick else set(),
+    }[package]
 
 
 def _docstring(file: Path, function: str | None = None) -> str:

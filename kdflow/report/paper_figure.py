@@ -27,7 +27,7 @@ class Point:
     mean: float
     std: float | None
     n: int
-    stamp: str
+    budget_note: str
 
 
 def points(paper: Paper, states: CellStatuses, part: EpochsFigure | PickRatioFigure) -> list[Point]:
@@ -42,7 +42,7 @@ def _errors(paper: Paper, states: CellStatuses, part: EpochsFigure) -> list[Poin
             for epochs in sorted(part.epochs):
                 runs = states.runs(paper.cell(part.dataset, pair, method, epochs, view))
                 if runs:
-                    error = mean_std([100 - run.last.top1 for run in runs])
+                    error = mean_std([100 - run.final.top1 for run in runs])
                     found.append(Point(panel, method, float(epochs), error.mean, error.std, error.n, budget_note(runs)))
     return found
 
@@ -91,9 +91,9 @@ def draw(paper: Paper, part: EpochsFigure | PickRatioFigure, found: list[Point],
         figure = (
             _draw_errors(paper, part, found) if isinstance(part, EpochsFigure) else _draw_ratios(paper, part, found)
         )
-        stamps = sorted({point.stamp for point in found} - {""})
-        if stamps:
-            shown = "; ".join(stamps[:3]) + ("; ..." if len(stamps) > 3 else "")
+        budget_notes = sorted({point.budget_note for point in found} - {""})
+        if budget_notes:
+            shown = "; ".join(budget_notes[:3]) + ("; ..." if len(budget_notes) > 3 else "")
             figure.suptitle(f"not a full run: {shown}", x=0.99, ha="right", fontsize=7, color="grey")
         save(figure, path, suffix)
 

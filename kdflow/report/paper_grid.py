@@ -46,7 +46,7 @@ class Grid:
     metrics: tuple[Metric, ...]
     rows: dict[str, list[Entry]]
     notes: tuple[str, ...]
-    stamp: str
+    budget_note: str
 
     @property
     def entries(self) -> list[Entry]:
@@ -71,10 +71,10 @@ class Grid:
 
 def grid(paper: Paper, states: CellStatuses, name: str, table: AccuracyTable) -> Grid:
     """A table of results as its records have it."""
-    stamps: set[str] = set()
+    budget_notes: set[str] = set()
     rows = {
         row.label: [
-            _entry(paper, states, table, row, i, metric, stamps)
+            _entry(paper, states, table, row, i, metric, budget_notes)
             for i in range(len(table.pairs))
             for metric in table.metrics
         ]
@@ -88,12 +88,18 @@ def grid(paper: Paper, states: CellStatuses, name: str, table: AccuracyTable) ->
         metrics=table.metrics,
         rows=rows,
         notes=table.notes,
-        stamp="; ".join(sorted(stamps - {""})),
+        budget_note="; ".join(sorted(budget_notes - {""})),
     )
 
 
 def _entry(
-    paper: Paper, states: CellStatuses, table: AccuracyTable, row: AccuracyRow, i: int, metric: Metric, stamps: set[str]
+    paper: Paper,
+    states: CellStatuses,
+    table: AccuracyTable,
+    row: AccuracyRow,
+    i: int,
+    metric: Metric,
+    budget_notes: set[str],
 ) -> Entry:
     pair = paper.recipes.pairs[table.pairs[i]]
     column = f"{pair.teacher} -> {pair.student}"
@@ -101,14 +107,14 @@ def _entry(
         name = f"{table.dataset}-{pair.teacher}"
         found = states.teacher(name)
         if found is not None:
-            stamps.add(f"teacher: {found[1]}" if found[1] else "")
+            budget_notes.add(f"teacher: {found[1]}" if found[1] else "")
         ours = None if found is None else mean_std([getattr(found[0].accuracy, metric)])
         said = paper_accuracy(pair, table.dataset, "teacher", metric)
         status: Status = "missing" if found is None else "done"
         return Entry(row.label, column, metric, name, status, ours, 1, None, said, None, row.quoted, ranked=False)
     name = paper.cell(table.dataset, table.pairs[i], row.method, row.epochs)
     state, runs = states(name), states.runs(name)
-    stamps.update(run.budget.stamp for run in runs)
+    budget_notes.update(run.budget.budget_note for run in runs)
     values = None if row.paper is None else getattr(row.paper, metric)
     std = row.paper.std if row.paper is not None and metric == "top1" else None
     printed = values[i] if values is not None else None
@@ -120,7 +126,7 @@ def _entry(
         metric=metric,
         name=name,
         status=state.status,
-        ours=mean_std([getattr(run.last, metric) for run in runs]) if runs else None,
+        ours=mean_std([getattr(run.final, metric) for run in runs]) if runs else None,
         of=state.of,
         gain=_gain(paper, states, table, i, name, runs, metric),
         paper=printed,
@@ -142,7 +148,7 @@ def _gain(
         return None
     others = {run.settings.seed: run for run in states.runs(baseline)}
     both = [(run, others[run.settings.seed]) for run in runs if run.settings.seed in others]
-    return mean_std([getattr(a.last, metric) - getattr(b.last, metric) for a, b in both]) if both else None
+    return mean_std([getattr(a.final, metric) - getattr(b.final, metric) for a, b in both]) if both else None
 
 
 def command(paper: Paper, name: str) -> str:

@@ -32,7 +32,7 @@ class CellView:
     state: str
     why: str
     figure: str
-    stamp: str
+    budget_note: str
     records: list[str]
     command: str
     curve: Markup
@@ -63,7 +63,7 @@ def render(paper: Paper) -> str:
         cells=shown,
         everything={name: _teacher(paper, states, name) for name in paper.teachers} | shown,
         how=paper_table.METHOD_NOTE,
-        stamps=sorted({cell.stamp for cell in shown.values()} - {""}),
+        budget_notes=sorted({cell.budget_note for cell in shown.values()} - {""}),
     )
 
 
@@ -107,8 +107,8 @@ def _shown(paper: Paper, name: str, state: CellStatus, runs: list[RunRecord]) ->
     where = place(paper, name).relative_to(paper.data)
     records = [(where / f"seed{run.settings.seed}.json").as_posix() for run in runs]
     figure = str(state.record.top1) if state.record and state.n else ""
-    stamp = state.record.stamp if state.record else ""
-    return CellView(name, state.status, state.why, figure, stamp, records, command(paper, name), _spark(runs))
+    budget_note = state.record.budget_note if state.record else ""
+    return CellView(name, state.status, state.why, figure, budget_note, records, command(paper, name), _spark(runs))
 
 
 def _teacher(paper: Paper, states: CellStatuses, name: str) -> CellView:

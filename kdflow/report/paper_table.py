@@ -45,7 +45,7 @@ def notes(grid: Grid) -> list[str]:
     missing = sum(entry.ours is None for entry in grid.entries)
     lines = [METHOD_NOTE, *(f"* quoted by the paper from: {source}." for source in sources), *grid.notes]
     lines += [f"{missing} of {len(grid.entries)} figures are missing or stale."] if missing else []
-    return lines + ([f"Not a full run: {grid.stamp}."] if grid.stamp else [])
+    return lines + ([f"Not a full run: {grid.budget_note}."] if grid.budget_note else [])
 
 
 def all_formats(grid: Grid) -> dict[str, str]:
@@ -112,7 +112,7 @@ def to_records(grid: Grid) -> list[dict[str, str | float | int | None]]:
             "paper_std": e.paper_std,
             "difference": e.difference,
             "quoted": e.quoted,
-            "not_a_full_run": grid.stamp or None,
+            "not_a_full_run": grid.budget_note or None,
             "name": e.name,
         }
         for e in grid.entries
@@ -131,7 +131,12 @@ def as_csv(grid: Grid) -> str:
 
 def as_json(grid: Grid) -> str:
     """`long` with caption, budget and notes as JSON."""
-    content = {"table": grid.name, "caption": grid.caption, "not_a_full_run": grid.stamp or None, "notes": notes(grid)}
+    content = {
+        "table": grid.name,
+        "caption": grid.caption,
+        "not_a_full_run": grid.budget_note or None,
+        "notes": notes(grid),
+    }
     return json.dumps({**content, "figures": to_records(grid)}, indent=1) + "\n"
 
 

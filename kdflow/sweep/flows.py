@@ -124,7 +124,7 @@ async def experiment(at_once: Positive = 2, hours: StageTimeouts = HOURS) -> Non
         at_once: How many stages at the same time; with cards, each on one of its own.
         hours: How long a stage may take.
     """
-    cards = config.load().params.compute.processes
+    cards = config.load().params.compute.processes_per_run
     async with registered_flow_run():
         await run_local(await asyncio.to_thread(dvc_graph.stale, []), repro(), at_once, hours, cards)
         await _show(Path("data/report"))
@@ -198,7 +198,7 @@ async def drift(
     async with registered_flow_run():
         if forced:
             stages = await asyncio.to_thread(dvc_graph.stale, forced, forced)
-            await run_local(stages, repro(forced), at_once, hours, found.spending.compute.processes)
+            await run_local(stages, repro(forced), at_once, hours, found.spending.compute.processes_per_run)
         findings = await asyncio.to_thread(check.compare, found, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
         moved = [finding for finding in findings if finding.status != "ok"]
@@ -211,7 +211,7 @@ async def _sweep(found: Paper, wanted: list[str], at_once: int, share: bool, hou
     if share:
         await run_stage("fetch", FETCH, {})
     stages = await asyncio.to_thread(dvc_graph.stale, wanted)
-    await run_local(stages, repro(pull=share), at_once, hours, found.spending.compute.processes)
+    await run_local(stages, repro(pull=share), at_once, hours, found.spending.compute.processes_per_run)
     if share:
         # With what they need: of the run cache DVC pushes all entries, but of their outputs only those of targets.
         await run_stage("push", [*PUSH, "--with-deps", *wanted], {})
@@ -234,7 +234,7 @@ async def _spread(found: Paper, wanted: list[str], deployment: str, at_once: int
 async def _vary(variants: Variants, at_once: int, hours: StageTimeouts) -> None:
     """Run variants side by side, each as an experiment of DVC in a workspace of its own."""
     experiment = config.load()
-    wanted, cards = variants.settings(experiment), experiment.params.compute.processes
+    wanted, cards = variants.settings(experiment), experiment.params.compute.processes_per_run
     # Names of experiments that nobody gives by hand, and that are no beginning of a commit's hash, as e960 is.
     names = {name: name.replace("@", "-") for name in wanted}
     async with registered_flow_run():

@@ -33,8 +33,8 @@ class RunProgress(Settings):
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()
     seconds: float = 0.0
     resumed: int = 0
-    asked: int = 0
-    read: int = 0
+    teacher_views_computed: int = 0
+    teacher_views_read: int = 0
 
 
 def previous_path(path: Path) -> Path:

@@ -37,7 +37,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         cards, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
         if cards < wanted:
             raise UserError(
-                f"params.yaml: compute.processes: {wanted} asked for, one a card, and there are {cards} cards"
+                f"params.yaml: compute.processes_per_run: {wanted} asked for, one a card, and there are {cards} cards"
             )
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -121,7 +121,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     for _, name, layer in norms:
         if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or not layer.track_running_stats:
             raise UserError(
-                f"params.yaml: compute.processes: the model's {name} is a {type(layer).__name__}, which sees only its "
+                f"params.yaml: compute.processes_per_run: the model's {name} is a {type(layer).__name__}, which sees only its "
                 "own process's images; take 1"
             )
     if next(model.parameters()).device.type == "cuda":

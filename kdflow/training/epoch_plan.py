@@ -31,7 +31,7 @@ class StepPlan:
     much for a plan.
     """
 
-    start: int
+    offset: int
     index: Int64[Tensor, " b"]
     shift: Int64[Tensor, "b 2"]
     flip: Bool[Tensor, " b"]
@@ -87,9 +87,9 @@ def draw_plan(
     sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
     pool: list[Draws] = []
     if strong is not None:
-        view: Any = importlib.import_module(f"kdflow.methods.views.{strong.mix}")
+        view: Any = importlib.import_module(f"kdflow.methods.views.{strong.view}")
         for k in range(1 if strong.pick is None else strong.pick.pool):
-            draws = view.draw(sizes, image_size, generator(f"{strong.mix}/{k}"))
+            draws = view.draw(sizes, image_size, generator(f"{strong.view}/{k}"))
             pool.append({key: value.to(device) for key, value in draws.items()})
     noise = torch.rand(len(sizes), len(pool) * batch_size, generator=generator("noise")).to(device)
     seeds = torch.randint(2**31, (len(sizes),), generator=generator("seed")).tolist()

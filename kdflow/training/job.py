@@ -21,9 +21,9 @@ class Job(Settings):
     budget: Budget
     dataset: Path
     teacher: Path | None
-    store: Path | None
+    views_store: Path | None
     weights: Path
     log: Path
-    scratch: Path
+    work_dir: Path
     compute: Compute
-    place: int = 0
+    run_index: int = 0

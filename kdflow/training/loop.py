@@ -61,19 +61,22 @@ def fit(
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
-        loss, first_loss = total.item() / len(data.train), steps[0].loss.item()
+        loss, first_step_loss = total.item() / len(data.train), steps[0].loss.item()
         lr = run.learning_rate(first, steps_per_epoch)
-        test_now = (epoch + 1) % training.test_every == 0 or epoch + 1 == training.epochs
+        test_now = (epoch + 1) % training.eval_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
         point = record.Epoch(
-            epoch=epoch + 1, lr=lr, loss=loss, first_loss=first_loss, top1=top1, pick_ratio=_pick_ratio(steps)
+            epoch=epoch + 1, lr=lr, loss=loss, first_step_loss=first_step_loss, top1=top1, pick_ratio=_pick_ratio(steps)
         )
         seconds = progress.seconds + time.perf_counter() - started
         progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
         if teacher is not None:
             counts, teacher.counts = teacher.counts, Counts()
-            asked, read = progress.asked + counts.asked, progress.read + counts.read
-            progress = progress.model_copy(update={"asked": asked, "read": read})
+            asked, read = (
+                progress.teacher_views_computed + counts.teacher_views_computed,
+                progress.teacher_views_read + counts.teacher_views_read,
+            )
+            progress = progress.model_copy(update={"teacher_views_computed": asked, "teacher_views_read": read})
         if distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
         pace.epoch_done(first + steps_per_epoch, progress.curve)

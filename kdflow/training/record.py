@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 class Epoch(Settings):
     """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured.
 
-    `first_loss` is the loss of its first step: that of a run is computed before anything was learned, so that it is
+    `first_step_loss` is the loss of its first step: that of a run is computed before anything was learned, so that it is
     the same on every processor to rounding.
     `pick_ratio` is r of the paper's Eq. 4, the mean over the epoch's steps, where the method picks.
     """
@@ -33,7 +33,7 @@ class Epoch(Settings):
     epoch: int
     lr: float
     loss: float
-    first_loss: float
+    first_step_loss: float
     top1: float | None
     pick_ratio: float | None = None
 
@@ -48,7 +48,7 @@ class Budget(Settings):
     demo: bool
 
     @property
-    def stamp(self) -> str:
+    def budget_note(self) -> str:
         """A remark for every table and figure made from such a run; empty for a full one."""
         parts = ["demo dataset"] if self.demo else []
         if self.epochs < self.full_epochs:
@@ -74,10 +74,10 @@ class Machine(Settings):
     device: str
     cpus: int
     threads: int
-    workers: int
+    loader_workers: int
     python: str
     versions: dict[str, str]
-    processes: int = 1
+    processes_per_run: int = 1
 
 
 class Timing(Settings):
@@ -90,8 +90,8 @@ class Timing(Settings):
     seconds: float
     images_per_second: float
     resumed: int
-    asked: int
-    read: int
+    teacher_views_computed: int
+    teacher_views_read: int
 
 
 class Accuracy(Settings):
@@ -146,7 +146,7 @@ class RunRecord(RunLog):
     no teacher was asked.
     """
 
-    last: Accuracy
+    final: Accuracy
     best: Best
     agreement: float | None
 
@@ -175,7 +175,7 @@ def mean_std(values: Sequence[float]) -> MeanStd:
 
 def budget_note(runs: Iterable[RunLog]) -> str:
     """What runs were made at, each budget once, where that is less than a full one."""
-    return "; ".join(sorted({run.budget.stamp for run in runs} - {""}))
+    return "; ".join(sorted({run.budget.budget_note for run in runs} - {""}))
 
 
 def best_epoch(log: RunLog) -> Best:
@@ -231,10 +231,10 @@ def machine_info(device: str, threads: int, workers: int, processes: int) -> Mac
         device=device,
         cpus=os.cpu_count() or 1,
         threads=threads,
-        workers=workers,
+        loader_workers=workers,
         python=platform.python_version(),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-        processes=processes,
+        processes_per_run=processes,
     )
 
 

@@ -30,7 +30,7 @@ from kdflow.training.teacher_logits.replay import Replay, ReplayCache
 
 def run_job(job: Job, emit: Emit) -> None:
     """Train one model from its seed, going on from its checkpoint if there is one; write weights and log."""
-    device = pick_device(job.compute.device, distributed.local_rank_or(alone=job.place))
+    device = pick_device(job.compute.device, distributed.local_rank_or(alone=job.run_index))
     torch.set_num_threads(job.compute.threads)
     run = job.run
     check_supported(run.precision, with_features=run.method.loss is not None)
@@ -39,7 +39,7 @@ def run_job(job: Job, emit: Emit) -> None:
     def note(text: str) -> None:
         emit(Note(job.name, text))
 
-    data = load(job.dataset, run.train_images, device, job.compute.readers)
+    data = load(job.dataset, run.train_images, device, job.compute.resolved_workers)
     _check_data(job.dataset, data, run)
     teacher, teacher_sha256 = None, None
     if job.teacher is not None:
@@ -48,9 +48,17 @@ def run_job(job: Job, emit: Emit) -> None:
     code = record.code_version()
     where = record.machine_info(device_name(device), job.compute.threads, data.train.workers, distributed.world_size())
     # What digits depend on. A run goes on with as many processes as it had, on any card of the same kind.
-    identity = (run.sha256, data.sha256, teacher_sha256, code.sha256, where.device, where.threads, where.processes)
+    identity = (
+        run.sha256,
+        data.sha256,
+        teacher_sha256,
+        code.sha256,
+        where.device,
+        where.threads,
+        where.processes_per_run,
+    )
     key = hashlib.sha256("/".join(map(str, identity)).encode()).hexdigest()
-    folder = job.scratch / "runs" / key[:16]
+    folder = job.work_dir / "runs" / key[:16]
     with files.exclusive_folder(folder, "this run", note) if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
         learner = new_student(run, data.train.labels)
@@ -75,8 +83,8 @@ def run_job(job: Job, emit: Emit) -> None:
             seconds=progress.seconds,
             images_per_second=images / progress.seconds,
             resumed=progress.resumed,
-            asked=progress.asked,
-            read=progress.read,
+            teacher_views_computed=progress.teacher_views_computed,
+            teacher_views_read=progress.teacher_views_read,
         ),
         class_names=tuple(data.class_names),
     )
@@ -91,15 +99,15 @@ def _teacher_source(
     run = job.run
     assert run.teacher is not None
     ask = teacher_extractor(run, model)
-    kind, dtype = run.store
+    kind, dtype = run.logit_source
     if kind == "views":
-        assert job.store is not None
+        assert job.views_store is not None
         about = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
-        return StoredViews(ask, read_views(job.store, run, dtype, about), run.views)
+        return StoredViews(ask, read_views(job.views_store, run, dtype, about), run.views)
     if kind == "replay":
         device = device_name(data.train.labels.device)
         about = teacher_logits.cache_key(run, teacher_sha256, data.sha256) | teacher_logits.plan_cache_key(run, device)
-        shelf = ReplayCache(job.scratch / "replay", about, int(job.compute.replay_gb * 1e9))
+        shelf = ReplayCache(job.work_dir / "replay", about, int(job.compute.replay_gb * 1e9))
         return Replay(ask, shelf, about, run.classes, dtype, note)
     return Online(ask)
 

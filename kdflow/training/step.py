@@ -74,7 +74,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
         UserError: it has.
     """
     strong = run.method.strong
-    pick = strong.pick if strong is not None and strong.instead else None  # else x, one view, is passed as well
+    pick = strong.pick if strong is not None and strong.replaces_x else None  # else x, one view, is passed as well
     views = 1 if pick is None else len(top_fraction(torch.zeros(pick.pool), pick.keep))
     with torch.device("meta"):
         model = create_model(run.architecture, run.model, run.classes, run.image_size).train()
@@ -92,7 +92,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
 def teacher_views(method: Method) -> tuple[str, ...]:
     """About which views of a batch the method's step asks the teacher."""
     strong = method.strong
-    x = method.loss is not None or (method.kl > 0 and not (strong and strong.instead))
+    x = method.loss is not None or (method.kl > 0 and not (strong and strong.replaces_x))
     if strong is None:
         return (BASE_VIEW,) if x else ()
     label: Any = importlib.import_module(f"kdflow.methods.labels.{strong.label}")
@@ -105,7 +105,7 @@ def teacher_views(method: Method) -> tuple[str, ...]:
 
 def view_key(strong: StrongView, k: int) -> str:
     """The name of draw k of a strong view's pool."""
-    return f"{strong.mix}/{k}"
+    return f"{strong.view}/{k}"
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,16 @@ class StrongViewTerm:
 
     def __init__(self, run: RunSettings, settings: StrongView, student: nn.Module, forward: Forward) -> None:
         self.method, self.settings, self.student, self.forward = run.method, settings, student, forward
-        self.view: Any = importlib.import_module(f"kdflow.methods.views.{settings.mix}")
+        self.view: Any = importlib.import_module(f"kdflow.methods.views.{settings.view}")
         self.label: Any = importlib.import_module(f"kdflow.methods.labels.{settings.label}")
-        self.criterion: Any = settings.pick and importlib.import_module(f"kdflow.methods.picks.{settings.pick.by}")
+        self.criterion: Any = settings.pick and importlib.import_module(
+            f"kdflow.methods.picks.{settings.pick.criterion}"
+        )
         self.weight = run.method.kl if settings.weight is None else settings.weight
-        if self.view.HAS_PARTNERS and run.training.batch_size == 1:
-            raise UserError(f"batch_size: {settings.mix} mixes the images of a batch, which has only 1; take 2 or more")
+        if self.view.MIXES_IMAGES and run.training.batch_size == 1:
+            raise UserError(
+                f"batch_size: {settings.view} mixes the images of a batch, which has only 1; take 2 or more"
+            )
 
     def views(self, batch: Batch) -> dict[str, StrongBatch]:
         """x' of every draw of the pool, by name."""
@@ -141,19 +145,19 @@ class StrongViewTerm:
 
         The student scores in train mode by default, as published: it moves the running statistics of batch norm.
         """
-        pick, taught = self.settings.pick, pool.taught
+        pick, taught = self.settings.pick, pool.teacher_logits
         if pick is None:
             return pool, None
         assert taught is not None
 
-        def ask_student() -> Tensor:
-            self.student.train(pick.scoring == "train")
+        def student_outputs() -> Tensor:
+            self.student.train(pick.student_mode == "train")
             logits = self.forward(pool.images[shard(len(pool.images))])
             self.student.train()
             return all_gather_rows(logits, len(pool.images))
 
         with torch.no_grad():
-            scores = self.criterion.score(Pool(taught, ask_student, self.method.tau, noise))
+            scores = self.criterion.score(Pool(taught, student_outputs, self.method.tau, noise))
             kept = top_fraction(scores, pick.keep)
             return pool.take(kept), pick_ratio(scores, kept)
 
@@ -164,9 +168,9 @@ class StrongViewTerm:
         logits = self.forward(kept.images)
         loss: Tensor = logits.new_zeros(())
         if self.weight > 0:
-            taught_x = None if taught is None else taught.logits
-            loss = loss + self.weight * self.label.loss(logits, kept, labels, taught_x, self.method.tau)
-        if self.settings.instead:
+            teacher_logits_x = None if taught is None else taught.logits
+            loss = loss + self.weight * self.label.loss(logits, kept, labels, teacher_logits_x, self.method.tau)
+        if self.settings.replaces_x:
             loss = loss + self.method.ce * mixed.loss(logits, kept, labels)
         return scale_to_global_mean(loss, views)
 
@@ -190,38 +194,40 @@ class Step:
         self.student, self.loss = wrap_ddp(learner.student), learner.loss
         forward = make_forward(self.student, run.precision.student, run.precision.compile)
         recipe = run.model if self.loss is not None else without_features(run.model)
-        self.ask_student = FeatureExtractor(run.architecture, self.student, recipe, forward)
+        self.student_outputs = FeatureExtractor(run.architecture, self.student, recipe, forward)
         self.strong = StrongViewTerm(run, method.strong, self.student, forward) if method.strong else None
-        self.sees_x = method.strong is None or not method.strong.instead
+        self.sees_x = method.strong is None or not method.strong.replaces_x
         self.asks = teacher_views(method)
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
         """Update the student at learning rate `lr`."""
         draws = self.strong.views(batch) if self.strong else {}
-        taught, draws = self.teach(batch, draws)
+        taught, draws = self.query_teacher(batch, draws)
         loss, pick_ratio = batch.x.new_zeros(()), None
         if self.sees_x:
-            loss = loss + self.loss_of_x(batch, taught)
+            loss = loss + self.base_loss(batch, taught)
         if self.strong is not None:
             kept, pick_ratio = self.strong.pick(concat_draws(list(draws.values())), batch.row.noise)
             loss = loss + self.strong.loss(kept, batch.labels, taught)
         self.update(loss, lr)
         return StepResult(all_reduce_mean(loss.detach()), pick_ratio)
 
-    def teach(self, batch: Batch, draws: dict[str, StrongBatch]) -> tuple[Outputs | None, dict[str, StrongBatch]]:
+    def query_teacher(
+        self, batch: Batch, draws: dict[str, StrongBatch]
+    ) -> tuple[Outputs | None, dict[str, StrongBatch]]:
         """What the teacher says of x, and every draw with what it says of that, where they are needed."""
         if not self.asks:
             return None, draws
         assert self.teacher is not None
         images = {BASE_VIEW: batch.x} | {name: draw.images for name, draw in draws.items()}
         said = self.teacher(batch.row, {name: images[name] for name in self.asks})
-        taught = {name: replace(draw, taught=said[name].logits) for name, draw in draws.items() if name in said}
+        taught = {name: replace(draw, teacher_logits=said[name].logits) for name, draw in draws.items() if name in said}
         return said.get(BASE_VIEW), draws | taught
 
-    def loss_of_x(self, batch: Batch, taught: Outputs | None) -> Float[Tensor, ""]:
+    def base_loss(self, batch: Batch, taught: Outputs | None) -> Float[Tensor, ""]:
         """ce CE(x, y) + kl KL(x) + weight L(x)."""
         method, row, mine = self.method, batch.row, shard(len(batch.x))
-        said = self.ask_student(batch.x[mine])
+        said = self.student_outputs(batch.x[mine])
         loss = method.ce * F.cross_entropy(said.logits, batch.labels[mine])
         if taught is not None and method.kl > 0:
             loss = loss + method.kl * distillation_loss(taught.logits[mine], said.logits, method.tau)

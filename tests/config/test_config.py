@@ -101,8 +101,8 @@ def test_the_shipped_methods_are_those_of_the_paper():
     assert (methods["kd"].ce, methods["kd"].kl, methods["kd"].tau) == (0.1, 0.9, 4.0)
     assert not methods["ce"].needs_teacher
     assert all(methods[name].needs_teacher for name in methods if not name.startswith("ce"))
-    assert methods["kd_tlcutmix"].strong == StrongView(mix="cutmix")
-    assert methods["kd_tlcutmix_pick"].strong == StrongView(mix="cutmix", pick=Pick(by="kl", pool=2, keep=0.5))
+    assert methods["kd_tlcutmix"].strong == StrongView(view="cutmix")
+    assert methods["kd_tlcutmix_pick"].strong == StrongView(view="cutmix", pick=Pick(criterion="kl", pool=2, keep=0.5))
     weights = {"at": 1000.0, "sp": 3000.0, "cc": 0.02, "pkt": 30000.0, "vid": 1.0, "crd": 0.8}
     for name, weight in weights.items():
         plain, with_kd = methods[name], methods[f"{name}_kd"]
@@ -116,9 +116,9 @@ def test_every_part_is_used_by_a_shipped_method(package):
     for method in config.load(ROOT).methods.values():
         strong = method.strong
         used |= {
-            "views": {strong and strong.mix},
+            "views": {strong and strong.view},
             "labels": {strong and strong.label},
-            "picks": {strong and strong.pick and strong.pick.by},
+            "picks": {strong and strong.pick and strong.pick.criterion},
             "losses": {method.loss and method.loss.name},
         }[package]
     assert used - {None} == set(config.choices(package))
@@ -133,8 +133,8 @@ def test_every_part_is_used_by_a_shipped_method(package):
         ({"ce": 1.0, "kl": 0.0}, False),
         ({"ce": 0.0, "kl": 1.0}, True),
         ({"ce": 1.0, "kl": 0.0, "loss": {"name": "sp", "weight": 1.0}}, True),
-        ({"ce": 1.0, "kl": 0.0, "strong": {"mix": "cutmix", "label": "mixed", "instead": True}}, False),
-        ({"ce": 1.0, "kl": 0.0, "strong": {"mix": "cutmix", "weight": 0.5}}, True),
+        ({"ce": 1.0, "kl": 0.0, "strong": {"view": "cutmix", "label": "mixed", "replaces_x": True}}, False),
+        ({"ce": 1.0, "kl": 0.0, "strong": {"view": "cutmix", "weight": 0.5}}, True),
     ],
 )
 def test_a_teacher_is_asked_where_the_loss_needs_one(root, settings, asked):
@@ -182,12 +182,12 @@ def test_imagenet_is_the_field_s_recipe():
     data, training = dataset.data, dataset.training
     assert (data.classes, data.train_images, data.test_images, data.image_size) == (1000, 1_281_167, 50_000, 224)
     assert (training.epochs, training.batch_size, training.lr, training.weight_decay) == (100, 256, 0.1, 1e-4)
-    assert [share * training.epochs for share in training.decay_at] == [30, 60, 90]
+    assert [share * training.epochs for share in training.lr_milestones] == [30, 60, 90]
 
 
 def test_processes_that_read_are_as_many_as_asked_or_as_there_are_cores(root):
     for asked, found in ((0, 0), (3, 3), (None, min(8, os.cpu_count()))):
-        assert with_params(root, **{"compute/workers": asked}).params.compute.readers == found
+        assert with_params(root, **{"compute/loader_workers": asked}).params.compute.resolved_workers == found
 
 
 def test_choices_are_the_modules_of_a_package():
@@ -225,7 +225,7 @@ def test_two_epochs_still_decay_three_times(root):
 
 
 def test_decays_at_thirds_of_a_hundred_epochs_fall_on_whole_epochs(root):
-    edit(root, DATASETS, {"cifar100/training/decay_at": [0.3, 0.6, 0.9]})
+    edit(root, DATASETS, {"cifar100/training/lr_milestones": [0.3, 0.6, 0.9]})
     run = cifar100_run(root, 100)
     for steps in (5005, 7, 3):
         for i, epoch in enumerate((30, 60, 90)):
@@ -335,7 +335,7 @@ LEAVES = dict(leaves(BASE_RUN))
 
 def test_the_settings_of_a_run_are_all_looked_at():
     assert len(LEAVES) >= 25
-    assert ("training", "decay_at") in LEAVES
+    assert ("training", "lr_milestones") in LEAVES
     assert ("method", "strong", "pick", "keep") in LEAVES
 
 
@@ -376,8 +376,8 @@ def test_an_integer_and_the_same_float_have_one_hash(root):
 
 
 def test_where_it_is_computed_does_not_change_the_hash(root):
-    where = {"device": "cuda:1", "threads": 7, "side_by_side": 3}
-    compute = {**where, "replay_gb": 1.5, "workers": 5, "processes": 2}
+    where = {"device": "cuda:1", "threads": 7, "max_parallel_runs": 3}
+    compute = {**where, "replay_gb": 1.5, "loader_workers": 5, "processes_per_run": 2}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
 
@@ -425,7 +425,7 @@ BAD = {
     "seed negative": ("params.yaml", {"seeds": [0, -1]}, "seeds.1", "-1"),
     "seed beyond 32 bits": ("params.yaml", {"seeds": [2**32]}, "seeds.0", "4294967296"),
     "seed a fraction": ("params.yaml", {"seeds": [0.5]}, "seeds.0", "0.5"),
-    "logits unknown": ("params.yaml", {"logits": "stored"}, "logits", "'online'"),
+    "logits unknown": ("params.yaml", {"teacher_logits": "stored"}, "logits", "'online'"),
     "weights without hash": ("params.yaml", {"teacher_weights": {**FULL, "sha256": None}}, "teacher_weights", "sha256"),
     "weights without top1": ("params.yaml", {"teacher_weights": {**FULL, "top1": None}}, "teacher_weights", "top1"),
     "weights without file": ("params.yaml", {"teacher_weights": {**FULL, "file": None}}, "teacher_weights", "file"),
@@ -435,7 +435,12 @@ BAD = {
     "top1 above 100": ("params.yaml", {"teacher_weights": {**FULL, "top1": 101.0}}, "teacher_weights.top1", "100"),
     "device": ("params.yaml", {"compute/device": "gpu"}, "compute.device", "'gpu'"),
     "threads zero": ("params.yaml", {"compute/threads": 0}, "compute.threads", "greater than 0"),
-    "processes none": ("params.yaml", {"compute/processes": None}, "compute.processes", "valid integer"),
+    "processes none": (
+        "params.yaml",
+        {"compute/processes_per_run": None},
+        "compute.processes_per_run",
+        "valid integer",
+    ),
     "compute a word": ("params.yaml", {"compute": "cpu"}, "compute", "'cpu'"),
     "family unknown": (MODELS, {"resnet8/family": "resnets"}, "resnet8.family", "did you mean 'resnet'?"),
     "model without family": (MODELS, {"resnet8/family": GONE}, "resnet8.family", "required"),
@@ -458,13 +463,23 @@ BAD = {
     "area of nothing": (DATASETS, {"imagenet/views/resize/area": [0, 1]}, "imagenet.views.resize.area.0", "than 0"),
     "resized to less": (DATASETS, {"imagenet/views/resize/side": 200}, "imagenet", "200 is less than data.image_size"),
     "unknown key of resize": (DATASETS, {"imagenet/views/resize/sise": 1}, "imagenet.views.resize.sise", "'side'?"),
-    "workers below zero": ("params.yaml", {"compute/workers": -1}, "compute.workers", "greater than or equal to 0"),
-    "decay after the end": (DATASETS, {"digits/training/decay_at": [1.5]}, "digits.training.decay_at.0", "1.5"),
-    "decay at 1": (DATASETS, {"digits/training/decay_at": [0.5, 1.0]}, "digits.training.decay_at.1", "1.0"),
-    "decay at 0": (DATASETS, {"digits/training/decay_at": [0.0]}, "digits.training.decay_at.0", "0.0"),
-    "decay twice": (DATASETS, {"digits/training/decay_at": [0.5, 0.5]}, "digits.training.decay_at", "once"),
+    "workers below zero": (
+        "params.yaml",
+        {"compute/loader_workers": -1},
+        "compute.loader_workers",
+        "greater than or equal to 0",
+    ),
+    "decay after the end": (
+        DATASETS,
+        {"digits/training/lr_milestones": [1.5]},
+        "digits.training.lr_milestones.0",
+        "1.5",
+    ),
+    "decay at 1": (DATASETS, {"digits/training/lr_milestones": [0.5, 1.0]}, "digits.training.lr_milestones.1", "1.0"),
+    "decay at 0": (DATASETS, {"digits/training/lr_milestones": [0.0]}, "digits.training.lr_milestones.0", "0.0"),
+    "decay twice": (DATASETS, {"digits/training/lr_milestones": [0.5, 0.5]}, "digits.training.lr_milestones", "once"),
     "momentum 1": (DATASETS, {"digits/training/momentum": 1.0}, "digits.training.momentum", "1.0"),
-    "test_every 0": (DATASETS, {"digits/training/test_every": 0}, "digits.training.test_every", "greater than 0"),
+    "eval_every 0": (DATASETS, {"digits/training/eval_every": 0}, "digits.training.eval_every", "greater than 0"),
     "reader without views": (DATASETS, {"digits/views": GONE}, "digits", "data.reader is given, views not"),
     "reader without all": (
         DATASETS,
@@ -481,21 +496,31 @@ BAD = {
     "strong view without kl": (METHODS, {"kd_tlcutmix/kl": 0.0}, "kd_tlcutmix", "kl"),
     "tau 0": (METHODS, {"kd/tau": 0.0}, "kd.tau", "greater than 0"),
     "ce negative": (METHODS, {"kd/ce": -0.1}, "kd.ce", "-0.1"),
-    "mix unknown": (METHODS, {"kd_tlcutmix/strong/mix": "cutmx"}, "kd_tlcutmix.strong.mix", "did you mean 'cutmix'?"),
-    "pick unknown": (METHODS, {"kd_tlcutmix/strong/pick": {"by": "ce"}}, "kd_tlcutmix.strong.pick.by", "allowed: kl"),
+    "mix unknown": (METHODS, {"kd_tlcutmix/strong/view": "cutmx"}, "kd_tlcutmix.strong.view", "did you mean 'cutmix'?"),
+    "pick unknown": (
+        METHODS,
+        {"kd_tlcutmix/strong/pick": {"criterion": "ce"}},
+        "kd_tlcutmix.strong.pick.criterion",
+        "allowed: kl",
+    ),
     "pick of nothing": (
         METHODS,
-        {"kd_tlcutmix/strong/pick": {"by": "kl", "keep": 1.0}},
+        {"kd_tlcutmix/strong/pick": {"criterion": "kl", "keep": 1.0}},
         "kd_tlcutmix.strong.pick.keep",
         "less than 1",
     ),
     "pick of one draw": (
         METHODS,
-        {"kd_tlcutmix/strong/pick": {"by": "kl", "pool": 1}},
+        {"kd_tlcutmix/strong/pick": {"criterion": "kl", "pool": 1}},
         "kd_tlcutmix.strong.pick.pool",
         "equal to 2",
     ),
-    "pick of identity": (METHODS, {"kd_identity/strong/pick": {"by": "kl"}}, "kd_identity.strong", "is the same"),
+    "pick of identity": (
+        METHODS,
+        {"kd_identity/strong/pick": {"criterion": "kl"}},
+        "kd_identity.strong",
+        "is the same",
+    ),
     "label unknown": (METHODS, {"kd_cutmix/strong/label": "mixd"}, "kd_cutmix.strong.label", "did you mean 'mixed'?"),
     "loss unknown": (METHODS, {"at/loss/name": "att"}, "at.loss.name", "did you mean 'at'?"),
     "loss without weight": (METHODS, {"at/loss/weight": 0.0}, "at.loss.weight", "greater than 0"),
@@ -503,7 +528,7 @@ BAD = {
     "base view unknown": ("params.yaml", {"base_view": "crop"}, "base_view", "'none', 'flip' or 'flip+crop'"),
     "unknown key of strong": (
         METHODS,
-        {"kd_tlcutmix/strong/mixx": 1},
+        {"kd_tlcutmix/strong/viewx": 1},
         "kd_tlcutmix.strong.mixx",
         "did you mean 'mix'?",
     ),
@@ -607,7 +632,7 @@ def one_of_each():
     pairs = {"pair": config.Pair(teacher="resnet8", student="resnet8", datasets={"digits": QUOTED})}
     entries += ((METHODS, experiment.methods, "kd"), (PAIRS, pairs, "pair"))
     small = {file: {name: found[name].model_dump(mode="json")} for file, found, name in entries}
-    own = {"recipes/own.yaml": experiment.own.model_dump(mode="json")}
+    own = {"recipes/user_folder.yaml": experiment.user_folder.model_dump(mode="json")}
     return {"params.yaml": params.model_dump(mode="json"), **small, **own}
 
 

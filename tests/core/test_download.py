@@ -146,7 +146,7 @@ def fetched(server, folder, *kinds, sha256=SHA256):
         try:
             urls = [kind if "//" in kind else f"{server}/{kind}/file" for kind in kinds]
             with Display("fetch", Console(file=log, width=500)) as display:
-                download(DownloadSpec(urls, sha256, len(CONTENT)), folder / "w", display)
+                download.download(DownloadSpec(urls, sha256, len(CONTENT)), folder / "w", display)
         except UserError as error:
             assert "\n" not in str(error)
             assert not (folder / "w").exists()
@@ -229,18 +229,18 @@ def test_the_beginning_of_a_hash_is_enough(server, tmp_path):
 def test_a_file_that_is_there_stays_until_a_better_one_is_whole(server, tmp_path):
     (tmp_path / "w").write_bytes(b"old")
     with pytest.raises(UserError), Display("fetch", Console(quiet=True)) as display:
-        download(DownloadSpec([f"{server}/wrong/file"], SHA256, len(CONTENT)), tmp_path / "w", display)
+        download.download(DownloadSpec([f"{server}/wrong/file"], SHA256, len(CONTENT)), tmp_path / "w", display)
     assert (tmp_path / "w").read_bytes() == b"old"
 
 
 FETCH = """
 import sys
 from pathlib import Path
-from kdflow.download import Wanted, fetch
-from kdflow.progress import Display
+from kdflow.core.download import DownloadSpec, download
+from kdflow.core.progress import Display
 url, sha256, size, file = sys.argv[1:]
 with Display("fetch") as display:
-    fetch(Wanted([url], sha256, int(size)), Path(file), display)
+    download(DownloadSpec([url], sha256, int(size)), Path(file), display)
 """
 
 

@@ -92,8 +92,8 @@ def test_the_hash_of_a_file_larger_than_a_buffer(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kdflow import files
-with files.replacing(Path(sys.argv[1])) as beside:
+from kdflow.core import files
+with files.atomic_write(Path(sys.argv[1])) as beside:
     beside.write_text("half of the ne")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -120,7 +120,7 @@ def test_what_a_killed_writer_leaves_goes_with_the_next_and_a_living_one_s_stays
 FULL_DISK = """
 import errno, resource, sys
 from pathlib import Path
-from kdflow import files
+from kdflow.core import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     files.write_bytes(Path(sys.argv[1]), bytes(5000))

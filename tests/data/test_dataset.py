@@ -241,7 +241,7 @@ import sklearn.datasets
 
 from kdflow.config import Data
 from kdflow.data import prepare
-from kdflow.errors import one_line_errors
+from kdflow.core.errors import exit_on_user_error
 
 out = Path(sys.argv[1])
 earlier = out.read_bytes()
@@ -249,7 +249,7 @@ spec = Data(reader="digits", classes=10, image_size=8, train_images=120, test_im
 for left in (0, 1000, 200_000, 320_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, resource.RLIM_INFINITY))
     try:
-        with one_line_errors():
+        with exit_on_user_error():
             prepare("digits", spec, None, out.parent, out)
     except SystemExit as end:
         assert end.code == 1

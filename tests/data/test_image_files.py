@@ -80,7 +80,7 @@ def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=1e-6)  # a grey level is 0.013
     assert all(batch.x.is_contiguous(memory_format=torch.channels_last) for batch in batches)
     assert torch.cat([batch.labels for batch in batches]).tolist() == images.labels[plan.order].tolist()
-    assert [batch.row.start for batch in batches] == [0, 5, 10]
+    assert [batch.row.offset for batch in batches] == [0, 5, 10]
 
 
 def test_another_epoch_and_another_image_are_other_views(prepared):
@@ -192,11 +192,13 @@ def _job(prepared, folder):
         budget=Budget(epochs=2, full_epochs=2, train_images=12, full_train_images=12, demo=False),
         dataset=prepared,
         teacher=folder / "teacher.safetensors",
-        store=None,
+        views_store=None,
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
-        scratch=folder / "scratch",
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=2, processes=1),
+        work_dir=folder / "scratch",
+        compute=Compute(
+            device="cpu", threads=1, max_parallel_runs=None, replay_gb=1.0, loader_workers=2, processes_per_run=1
+        ),
     )
 
 
@@ -204,7 +206,7 @@ def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
     job, events = _job(prepared, tmp_path), []
     run_job(job, events.append)
     found = read_record(job.log, RunLog)
-    assert found.machine.workers == 2
+    assert found.machine.loader_workers == 2
     assert found.settings == job.run
     assert found.settings.views.resize == RESIZE
     assert [point.epoch for point in found.curve] == [1, 2]
@@ -218,7 +220,7 @@ def test_a_run_in_a_process_of_its_own_may_have_workers(prepared, tmp_path):
     run_job(job, print)
     expected = read_record(job.log, RunLog)
     job.log.unlink()
-    shutil.rmtree(job.scratch)
+    shutil.rmtree(job.work_dir)
     run_parallel("tree", [job], 1)
     assert read_record(job.log, RunLog).curve == expected.curve
-    assert not job.scratch.exists() or not list((job.scratch / "runs").iterdir())
+    assert not job.work_dir.exists() or not list((job.work_dir / "runs").iterdir())

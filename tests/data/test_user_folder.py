@@ -17,7 +17,7 @@ from kdflow.data import load, user_folder
 
 @pytest.fixture(scope="module")
 def recipe():
-    return config.load_recipes(config.PACKAGE.parent).own
+    return config.load_recipes(config.PACKAGE.parent).user_folder
 
 
 @pytest.fixture

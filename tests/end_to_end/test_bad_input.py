@@ -397,10 +397,10 @@ def test_students_that_are_not_those_of_their_log(project):
 
 @pytest.mark.parametrize("content", ["", "[1, 2", "[1, 2]", '{"a": 1}', None])
 def test_classes_of_a_teacher_that_are_not_whole(project, content):
-    file = project.folder / "data/teacher/answers.json"
+    file = project.folder / "data/teacher/teacher_classes.json"
     file.write_text(content) if content is not None else file.unlink()
     says = "not the classes of 1497 test images; `dvc repro -f teacher`" if content is not None else "no such file"
-    refused(project, "evaluate", "ce", says=f"data/teacher/answers.json: {says}")
+    refused(project, "evaluate", "ce", says=f"data/teacher/teacher_classes.json: {says}")
 
 
 def test_a_full_disk_under_the_dataset(project):

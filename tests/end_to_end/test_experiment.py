@@ -21,7 +21,14 @@ pytestmark = pytest.mark.slow
 
 SMALL = {"methods": ["kd", "kd_tlcutmix_pick"], "seeds": [0, 1], "epochs": 2, "teacher_epochs": 2}
 
-COMPUTE = {"device": "cpu", "threads": 1, "side_by_side": 1, "replay_gb": 1.5, "workers": 1, "processes": 1}
+COMPUTE = {
+    "device": "cpu",
+    "threads": 1,
+    "max_parallel_runs": 1,
+    "replay_gb": 1.5,
+    "loader_workers": 1,
+    "processes_per_run": 1,
+}
 GRAPHS = ("paper/dvc.yaml", "paper/miniature/dvc.yaml")  # left out of copies: they cost every command of DVC seconds
 
 
@@ -173,13 +180,13 @@ def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished
 @pytest.mark.long
 def test_stored_logits_give_the_same_records(project):
     online = project.records("kd_tlcutmix_pick")["seed0.json"]
-    project.settings(methods=["kd_tlcutmix_pick"], seeds=[0], logits="replay-float32")
+    project.settings(methods=["kd_tlcutmix_pick"], seeds=[0], teacher_logits="replay-float32")
     said = []
     for target in ((), ("-f", "-s", "distill@kd_tlcutmix_pick")):  # it asks; it is read
         project.dvc("repro", *target)
         project.dvc("repro")
         timing = json.loads((project.folder / "data/records/kd_tlcutmix_pick/seed0.json").read_text())["timing"]
-        said.append((timing["asked"], timing["read"]))
+        said.append((timing["teacher_views_computed"], timing["teacher_views_read"]))
         record = project.records("kd_tlcutmix_pick")["seed0.json"]
         assert record["settings"].pop("logits") == "replay-float32"
         for key in set(online) - {"settings", "settings_sha256"}:
@@ -190,13 +197,13 @@ def test_stored_logits_give_the_same_records(project):
 
 @pytest.mark.long
 def test_all_views_are_asked_ahead(project):
-    project.settings(methods=["kd"], seeds=[0], logits="views")
+    project.settings(methods=["kd"], seeds=[0], teacher_logits="views")
     ran, output = project.dvc("repro")
     assert ran == ["logits", "distill@kd", "evaluate@kd", "report"]
     assert "data/logits/views.h5: 7,500 views, float16" in output
     assert not list((project.folder / ".kdflow/views").iterdir())
     timing = json.loads((project.folder / "data/records/kd/seed0.json").read_text())["timing"]
-    assert (timing["asked"], timing["read"]) == (0, 600)
+    assert (timing["teacher_views_computed"], timing["teacher_views_read"]) == (0, 600)
     store = project.folder / "data/logits/views.h5"
     content = bytearray(store.read_bytes())
     content[-1] ^= 1
@@ -240,7 +247,7 @@ def test_edited_code_makes_stale_what_uses_it(project):
 
 
 def test_where_it_is_computed_is_no_reason_to_compute_again(project):
-    project.settings(compute={**COMPUTE, "threads": 2, "processes": 2})
+    project.settings(compute={**COMPUTE, "threads": 2, "processes_per_run": 2})
     assert project.dvc("repro")[0] == []
 
 
@@ -255,12 +262,12 @@ def test_the_same_seed_twice_gives_the_same_record(project):
 @pytest.mark.long
 def test_two_processes_train_as_one_does(project):
     before = project.records("kd_tlcutmix_pick")
-    project.settings(seeds=[0], compute={**COMPUTE, "threads": 1, "processes": 2})
+    project.settings(seeds=[0], compute={**COMPUTE, "threads": 1, "processes_per_run": 2})
     stages = ("distill@kd_tlcutmix_pick", "evaluate@kd_tlcutmix_pick")
     assert project.dvc("repro", "-f", "-s", *stages)[0] == [*stages]
     after = project.records("kd_tlcutmix_pick")
     for file, record in after.items():
-        assert (record["machine"]["processes"], before[file]["machine"]["processes"]) == (2, 1)
+        assert (record["machine"]["processes_per_run"], before[file]["machine"]["processes_per_run"]) == (2, 1)
         # At such rates rounding grows fast, whoever rounds: test_distributed.py compares at a lower one.
         assert record["curve"][0]["loss"] == pytest.approx(before[file]["curve"][0]["loss"], rel=0.02)
         assert record["settings_sha256"] == before[file]["settings_sha256"]

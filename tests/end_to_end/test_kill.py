@@ -48,7 +48,7 @@ def seen():
 
 
 def _job(inputs: Path, folder: Path, method: str) -> Job:
-    run = run_of(METHODS[method], epochs=EPOCHS, test_every=EPOCHS // 2)
+    run = run_of(METHODS[method], epochs=EPOCHS, eval_every=EPOCHS // 2)
     run = run.model_copy(update={"dataset": "digits", "train_images": 20, "classes": 10})
     return Job(
         name="seed 3",
@@ -58,9 +58,11 @@ def _job(inputs: Path, folder: Path, method: str) -> Job:
         teacher=inputs / "teacher.safetensors" if run.teacher else None,
         weights=folder / "out/weights.safetensors",
         log=folder / "out/log.json",
-        store=None,
-        scratch=folder / "scratch",
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0, processes=1),
+        views_store=None,
+        work_dir=folder / "scratch",
+        compute=Compute(
+            device="cpu", threads=1, max_parallel_runs=None, replay_gb=1.0, loader_workers=0, processes_per_run=1
+        ),
     )
 
 
@@ -83,8 +85,8 @@ def _killed(job: Job, after: float, seen: Counter) -> bool:
     if process.exitcode == 0:
         return False
     seen["kills"] += 1
-    seen["with a checkpoint"] += any(job.scratch.glob("runs/*/checkpoint.safetensors"))
-    seen["while one was written"] += any(job.scratch.glob("runs/*/.checkpoint*"))
+    seen["with a checkpoint"] += any(job.work_dir.glob("runs/*/checkpoint.safetensors"))
+    seen["while one was written"] += any(job.work_dir.glob("runs/*/.checkpoint*"))
     return True
 
 
@@ -107,7 +109,7 @@ def test_a_run_that_is_killed_ends_with_the_same_digits(inputs, seen, tmp_path, 
         assert job.weights.read_bytes() == alone.weights.read_bytes()
         assert log.model_dump(exclude={"timing"}) == expected.model_dump(exclude={"timing"})
         assert sorted(job.log.parent.iterdir()) == [job.log, job.weights]
-        (scratch,) = (job.scratch / "runs").iterdir()
+        (scratch,) = (job.work_dir / "runs").iterdir()
         last = scratch / "checkpoint.safetensors"
         assert sorted(scratch.iterdir()) == [checkpoint.previous_path(last), last, scratch / "lock"]
 

@@ -119,5 +119,5 @@ def test_changed_arithmetic_is_seen_by_drift(project):
         change(project, file, old, new)
         assert stale(project) == set(), "it is the golden files that tell DVC"
         project.dvc("repro", "-f", "-s", f"{DVC}:cell@{KD}")
-        assert (KD, "first_loss") in drift(project, fails=True)
+        assert (KD, "first_step_loss") in drift(project, fails=True)
         project.run("git", "checkout", "-q", ".")

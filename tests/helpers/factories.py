@@ -16,7 +16,8 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
     run = EXPERIMENT.student_run(method, seed)
     curve = (top1 - 10, None, top1) if curve is None else curve
     points = tuple(
-        record.Epoch(epoch=i, lr=0.05, loss=1 / i, first_loss=2 / i, top1=value) for i, value in enumerate(curve, 1)
+        record.Epoch(epoch=i, lr=0.05, loss=1 / i, first_step_loss=2 / i, top1=value)
+        for i, value in enumerate(curve, 1)
     )
     return record.RunLog(
         name=f"seed {seed}",
@@ -29,10 +30,15 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
         curve=points,
         code=record.Code(version="0.1.0", sha256="3" * 64, commit=None, modified=None),
         machine=record.Machine(
-            platform="p", device="cpu", cpus=2, threads=1, workers=0, python="3", versions={"torch": "2"}
+            platform="p", device="cpu", cpus=2, threads=1, loader_workers=0, python="3", versions={"torch": "2"}
         ),
         timing=record.Timing(
-            started="2025-01-01T00:00:00", seconds=1.0, images_per_second=2.0, resumed=0, asked=0, read=0
+            started="2025-01-01T00:00:00",
+            seconds=1.0,
+            images_per_second=2.0,
+            resumed=0,
+            teacher_views_computed=0,
+            teacher_views_read=0,
         ),
     )
 
@@ -41,7 +47,7 @@ def make_record(seed=0, top1=90.0, curve=None, method="kd", budget=FULL, top5=99
     """A record of one seed that ended at `top1`."""
     log = make_log(seed, top1, curve, method, budget)
     return record.RunRecord(
-        **dict(log), last=record.Accuracy(top1=top1, top5=top5), best=record.best_epoch(log), agreement=95.0
+        **dict(log), final=record.Accuracy(top1=top1, top5=top5), best=record.best_epoch(log), agreement=95.0
     )
 
 

@@ -49,7 +49,7 @@ data_folders: {}
 teacher_weights: {}
 logits: online
 precision: {}
-compute: {device: cpu, threads: 1, side_by_side: null, replay_gb: 1.0, workers: 0, processes: 1}
+compute: {device: cpu, threads: 1, max_parallel_runs: null, replay_gb: 1.0, workers: 0, processes: 1}
 """
 KD, PICK, CE = "digits-resnet20-resnet8-kd", "digits-resnet20-resnet8-kd_tlcutmix_pick", "digits-resnet8-ce"
 

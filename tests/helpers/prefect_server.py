@@ -40,7 +40,7 @@ data_folders: {digits: null}
 teacher_weights: {digits-resnet20: null}
 logits: online
 precision: {fold_teacher: false, teacher: float32, student: float32, tf32: false, compile: none}
-compute: {device: cpu, threads: 1, side_by_side: 1, replay_gb: 1.0, workers: 0, processes: 1}
+compute: {device: cpu, threads: 1, max_parallel_runs: 1, replay_gb: 1.0, workers: 0, processes: 1}
 """
 PAPER, TARGETS = "paper/six", ["table1"]
 

@@ -104,7 +104,7 @@ class Fused(nn.BatchNorm2d):
 def check_refusal() -> None:
     with pytest.raises(UserError) as caught:
         distributed.wrap_ddp(nn.Sequential(nn.Conv2d(3, 8, 1), Fused(8)))
-    assert str(caught.value).startswith("params.yaml: compute.processes: the model's 1 is a Fused, ")
+    assert str(caught.value).startswith("params.yaml: compute.processes_per_run: the model's 1 is a Fused, ")
 
 
 def check_files(folder: Path) -> None:
@@ -120,7 +120,7 @@ def check_files(folder: Path) -> None:
     views = VIEWS.model_copy(update={"crop": 0, "resize": Resize(side=9, area=(0.2, 1.0))})
     plan = draw_plan(0, 0, 7, 4, 8, views, None, CPU)
     for batch, places in zip(make_batches(files, views)(plan), plan.order.split(4), strict=True):
-        seeds = plan.image_seeds[batch.row.start : batch.row.start + len(places)]
+        seeds = plan.image_seeds[batch.row.offset : batch.row.offset + len(places)]
         wanted = [list(pair) for pair in zip(places.tolist(), seeds.tolist(), strict=True)]
         (pixels,) = files.for_training([wanted], views)
         assert torch.equal(batch.x, normalise(pixels, *channel_mean_std(views, CPU)))

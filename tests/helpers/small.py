@@ -38,9 +38,9 @@ def run_of(method: Method, **training: object) -> RunSettings:
         "lr": 0.05,
         "momentum": 0.9,
         "weight_decay": 5e-4,
-        "decay_at": (0.5, 0.75),
-        "decay_by": 0.1,
-        "test_every": 2,
+        "lr_milestones": (0.5, 0.75),
+        "lr_gamma": 0.1,
+        "eval_every": 2,
     }
     return RunSettings(
         dataset="tiny",
@@ -55,7 +55,7 @@ def run_of(method: Method, **training: object) -> RunSettings:
         method=method,
         training=Training(**{**own, **training}),
         seed=3,
-        logits="online",
+        teacher_logits="online",
     )
 
 

@@ -18,10 +18,11 @@ from processes import children, descendants
 SCRIPT = """
 import sys
 from pathlib import Path
-from kdflow import config, record
-from kdflow.errors import one_line_errors
-from kdflow.job import Job
-from kdflow.side_by_side import run_all
+from kdflow import config
+from kdflow.core.errors import exit_on_user_error
+from kdflow.launch.parallel_runs import run_parallel
+from kdflow.training import record
+from kdflow.training.job import Job
 
 def main(folder, at_most, names):
     experiment = config.load(Path({root!r}))
@@ -30,18 +31,19 @@ def main(folder, at_most, names):
     for seed, name in enumerate(names):
         run = experiment.student_run("ce", seed)
         epochs = 10**6 if name.startswith("long") else 1
-        training = run.training.model_copy(update={{"epochs": epochs, "test_every": 100000}})
+        training = run.training.model_copy(update={{"epochs": epochs, "eval_every": 100000}})
         run = run.model_copy(update={{"train_images": 20, "image_size": 8, "training": training}})
         dataset = folder / ("gone.h5" if name.startswith("gone") else "digits.h5")
-        budget = record.budget(run, experiment.dataset)
-        jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None, store=None, compute=compute,
+        budget = record.make_budget(run, experiment.dataset)
+        jobs.append(Job(name=name, run=run, budget=budget, dataset=dataset, teacher=None,
+                        views_store=None, compute=compute,
                         weights=folder / f"{{name}}.safetensors", log=folder / f"{{name}}.json",
-                        scratch=folder / name))
-    run_all("ce", jobs, at_most)
+                        work_dir=folder / name))
+    run_parallel("ce", jobs, at_most)
     print("all done")
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with exit_on_user_error():
         for names in sys.argv[3:]:
             main(Path(sys.argv[1]), int(sys.argv[2]), names.split(","))
 """

@@ -24,14 +24,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_together import jobs
-from kdflow import together
-from kdflow.errors import one_line_errors
+from test_torchrun import jobs
+from kdflow.core.errors import exit_on_user_error
+from kdflow.launch import torchrun
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with exit_on_user_error():
         folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
-        together.run_all("ce", jobs(folder, names), 2)
+        torchrun.run_with_torchrun("ce", jobs(folder, names), 2)
         print("all done")
 """
 
@@ -42,7 +42,7 @@ def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) 
     found = []
     for name in names:
         run = experiment.student_run(method, 0)
-        change = {"epochs": 10**6 if name == "long" else 1, "test_every": 10**6, "batch_size": 17}
+        change = {"epochs": 10**6 if name == "long" else 1, "eval_every": 10**6, "batch_size": 17}
         training = run.training.model_copy(update=change | ({"lr": 1e20} if name == "wild" else {}))
         run = run.model_copy(update={"train_images": 20, "image_size": 8, "training": training})
         found.append(
@@ -52,11 +52,13 @@ def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) 
                 budget=record.make_budget(run, experiment.dataset),
                 dataset=folder / ("gone.h5" if name == "gone" else "digits.h5"),
                 teacher=None,
-                store=None,
-                compute=experiment.params.compute.model_copy(update={"device": "cpu", "processes": 2, **compute}),
+                views_store=None,
+                compute=experiment.params.compute.model_copy(
+                    update={"device": "cpu", "processes_per_run": 2, **compute}
+                ),
                 weights=folder / f"{name}.safetensors",
                 log=folder / f"{name}.json",
-                scratch=folder / "scratch" / name,
+                work_dir=folder / "scratch" / name,
             )
         )
     return found
@@ -74,12 +76,12 @@ def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) 
 def test_what_several_processes_cannot_train_is_refused(tmp_path, method, compute, processes, says):
     with pytest.raises(UserError) as caught:
         torchrun.run_with_torchrun("ce", jobs(tmp_path, ["seed 0"], method, **compute), processes)
-    assert re.fullmatch("params.yaml: compute.processes: " + says, str(caught.value))
+    assert re.fullmatch("params.yaml: compute.processes_per_run: " + says, str(caught.value))
 
 
 def test_logits_from_a_store_are_for_one_process(tmp_path):
     (job,) = jobs(tmp_path, ["seed 0"])
-    job = job.model_copy(update={"run": job.run.model_copy(update={"logits": "replay"})})
+    job = job.model_copy(update={"run": job.run.model_copy(update={"teacher_logits": "replay"})})
     with pytest.raises(UserError, match="ce: logits: replay is for runs of one process; take online, or 1"):
         torchrun.run_with_torchrun("ce", [job], 2)
 
@@ -124,7 +126,7 @@ def test_runs_follow_one_another_and_a_loss_that_is_not_finite_ends_all_in_one_l
         assert lines, err  # torchrun's own report has it
     else:
         assert err.splitlines() == lines and len(lines) == 1, err
-    assert json.loads((folder / "seed 0.json").read_text())["machine"]["processes"] == 2
+    assert json.loads((folder / "seed 0.json").read_text())["machine"]["processes_per_run"] == 2
     assert not list((folder / "scratch/wild").rglob("checkpoint*"))
 
 

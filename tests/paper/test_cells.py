@@ -91,7 +91,7 @@ def test_fewer_seeds_are_done_and_more_are_partial(paper):
 def test_an_edited_record_is_not_printed(paper):
     file = cells.cell_folder(paper, KD) / "seed1.json"
     content = json.loads(file.read_text())
-    edit(file, last=content["last"] | {"top1": 99.0})
+    edit(file, final=content["final"] | {"top1": 99.0})
     with pytest.raises(UserError, match=rf"{re.escape(str(file))}: not the record that was made; `dvc checkout`"):
         CellStatuses(paper).runs(KD)
 
@@ -139,14 +139,14 @@ def test_a_reduced_budget_is_stamped_everywhere(tmp_path):
     found = paper_of(tmp_path, params=PARAMS.replace("epoch_scale: 1.0", "epoch_scale: 0.1"))
     fill_teacher(found)
     fill(found, KD, [90.0, 91.0, 92.0])
-    stamp = "demo dataset, 4 of 40 epochs"
-    assert f"Not a full run: {stamp}" in paper_table.markdown(table_of(found))
-    assert f"Not a full run: {stamp}" in paper_table.latex(table_of(found))
-    assert f",{stamp!r},".replace("'", '"') in paper_table.as_csv(table_of(found))
-    assert stamp in paper_page.render(found) and stamp in describe_cell(found, KD)
+    budget_note = "demo dataset, 4 of 40 epochs"
+    assert f"Not a full run: {budget_note}" in paper_table.markdown(table_of(found))
+    assert f"Not a full run: {budget_note}" in paper_table.latex(table_of(found))
+    assert f",{budget_note!r},".replace("'", '"') in paper_table.as_csv(table_of(found))
+    assert budget_note in paper_page.render(found) and budget_note in describe_cell(found, KD)
     fill(found, f"{KD}-none", [90.0])
     paper_part.write(found, "figure1", tmp_path / "out")
-    assert stamp in (tmp_path / "out/figure.svg").read_text()
+    assert budget_note in (tmp_path / "out/figure.svg").read_text()
 
 
 def test_points_of_the_errors(paper):

@@ -81,19 +81,19 @@ def test_a_mean_that_moved(paper, baseline):
 
 
 def test_the_first_loss_tells_of_a_changed_factor_or_normalisation(paper, baseline):
-    change_curve(paper, KD, first_loss=2.0 * (1 + 5e-5))
+    change_curve(paper, KD, first_step_loss=2.0 * (1 + 5e-5))
     assert wrong(paper, baseline) == []
-    change_curve(paper, KD, first_loss=2.0 * (1 + 2e-4))
-    assert wrong(paper, baseline) == [(KD, "first_loss", "drift")]
+    change_curve(paper, KD, first_step_loss=2.0 * (1 + 2e-4))
+    assert wrong(paper, baseline) == [(KD, "first_step_loss", "drift")]
 
 
 def test_another_teacher_of_the_same_settings_moves_the_first_loss_by_what_losses_move(paper, baseline):
     other = baseline.cells[KD].model_copy(update={"teacher_sha256": "8" * 64})
     elsewhere = baseline.model_copy(update={"cells": {KD: other}})
-    change_curve(paper, KD, first_loss=2.0 * 1.019)
+    change_curve(paper, KD, first_step_loss=2.0 * 1.019)
     assert wrong(paper, elsewhere) == []
-    change_curve(paper, KD, first_loss=2.0 * 1.021)
-    assert wrong(paper, elsewhere) == [(KD, "first_loss", "drift")]
+    change_curve(paper, KD, first_step_loss=2.0 * 1.021)
+    assert wrong(paper, elsewhere) == [(KD, "first_step_loss", "drift")]
 
 
 def test_a_dropped_seed(paper, baseline):
@@ -116,7 +116,7 @@ def test_a_cell_that_no_table_prints_any_more(paper, baseline):
 def test_an_edited_record(paper, baseline):
     file = cells.cell_folder(paper, KD) / "seed0.json"
     content = json.loads(file.read_text())
-    edit(file, last=content["last"] | {"top1": content["last"]["top1"] + 0.01})
+    edit(file, final=content["final"] | {"top1": content["final"]["top1"] + 0.01})
     assert wrong(paper, baseline) == [(KD, "record", "drift")]
 
 

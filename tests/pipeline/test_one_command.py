@@ -22,7 +22,7 @@ from kdflow.report.gain import Summary
 from kdflow.training import record
 from kdflow.training.record import RunRecord
 
-COMPUTE = Compute(device="cpu", threads=1, side_by_side=None, processes=1, replay_gb=1.0, workers=0)
+COMPUTE = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per_run=1, replay_gb=1.0, loader_workers=0)
 EPOCHS = 20
 
 
@@ -129,7 +129,7 @@ def test_one_command_makes_all_of_it(undisturbed):
     runs = {
         name: record.read_record(out / f"records/{name}/seed0.json", RunRecord) for name in ("kd_tlcutmix_pick", "ce")
     }
-    assert summary.gain.gain.mean == runs["kd_tlcutmix_pick"].last.top1 - runs["ce"].last.top1
+    assert summary.gain.gain.mean == runs["kd_tlcutmix_pick"].final.top1 - runs["ce"].final.top1
     assert (summary.train_images, summary.test_images, summary.epochs) == (12, 6, EPOCHS)
     assert runs["ce"].class_names == ("n01 dark", "n02 hell ä")
     assert summary.gain.verdict in said.replace("\n", " ")

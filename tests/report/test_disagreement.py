@@ -19,11 +19,11 @@ TEACHER = teacher_for(METHODS["kd"])
 def _views():
     """Every CutMix view of the first epoch, its two labels and the image's own share."""
     base, train = BaseViewTransform(VIEWS, CPU), DATA.train
-    for row in draw_plan(RUN.seed, 0, 20, 8, 8, VIEWS, StrongView(mix="cutmix"), CPU):
+    for row in draw_plan(RUN.seed, 0, 20, 8, 8, VIEWS, StrongView(view="cutmix"), CPU):
         labels = train.labels[row.index].tolist()
         strong = cutmix.apply(base(train.images[row.index], row.shift, row.flip), row.strong[0])
         for i, label in enumerate(labels):
-            yield strong.images[i], label, labels[strong.partner[i]], strong.own[i].item()
+            yield strong.images[i], label, labels[strong.index_b[i]], strong.lam[i].item()
 
 
 def test_the_share_and_the_samples_are_those_of_a_slow_loop():
@@ -41,7 +41,7 @@ def test_the_share_and_the_samples_are_those_of_a_slow_loop():
     assert 5 < len(wrong) < 20
     # Three batches: two of the first, two of the second, and the last one of the third.
     shown = [view for batch in range(3) for view in [view for view in wrong if view[0] == batch][:2]][:5]
-    assert (result.views, result.percent, result.mix, result.seed) == (20, 100 * len(wrong) / 20, "cutmix", 3)
+    assert (result.views, result.percent, result.view, result.seed) == (20, 100 * len(wrong) / 20, "cutmix", 3)
     assert len(result.samples) == len(pictures) == 5
     for sample, picture, (_, image, shares, says) in zip(result.samples, pictures, shown, strict=True):
         assert sum(label.share for label in sample.mixed) == pytest.approx(1)

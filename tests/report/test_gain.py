@@ -59,7 +59,7 @@ def summary(found: Gain | None, largest_class: float | None = None) -> Summary:
         for role, params, flops in (("teacher", 1000, 4000), ("student", 100, 1000))
     ]
     counts = {"classes": 5, "image_size": 64, "train_images": 500, "test_images": 250, "epochs": 8}
-    told = {"stamp": "", "teacher_source": "trained here", "largest_class": largest_class}
+    told = {"budget_note": "", "teacher_source": "trained here", "largest_class": largest_class}
     return Summary(dataset="photos", **counts, **told, models=models, gain=found)
 
 

@@ -36,11 +36,15 @@ def test_every_part_has_its_docstring_with_a_source_or_a_reason(package, name):
         ({"ce": 0.1, "kl": 0.9}, "0.1 CE(x, y) + 0.9 KL(x); tau = 4"),
         ({"ce": 0.0, "kl": 1.0, "tau": 2.0}, "1 KL(x); tau = 2"),
         (
-            {"ce": 1.0, "kl": 0.0, "loss": {"name": "sp", "weight": 3.0}, "strong": {"mix": "mixup", "weight": 0.5}},
+            {"ce": 1.0, "kl": 0.0, "loss": {"name": "sp", "weight": 3.0}, "strong": {"view": "mixup", "weight": 0.5}},
             "1 CE(x, y) + 3 sp(x) + 0.5 KL(x'); tau = 4, x' = mixup(x)",
         ),
         (
-            {"ce": 0.1, "kl": 0.9, "strong": {"mix": "cutmix", "instead": True, "pick": {"by": "kl", "pool": 4}}},
+            {
+                "ce": 0.1,
+                "kl": 0.9,
+                "strong": {"view": "cutmix", "replaces_x": True, "pick": {"criterion": "kl", "pool": 4}},
+            },
             "0.1 CE(x', mixed y) + 0.9 KL(x'); tau = 4, x' = cutmix(x), "
             "of 4 draws the share 0.5 with the largest kl is kept",
         ),

@@ -74,8 +74,8 @@ def test_the_result_is_the_last_epoch_and_the_best_stands_apart():
 @pytest.mark.parametrize(("budget", "word"), [(DEMO, "demo dataset"), (SMALL, "2 of 240 epochs")])
 def test_a_run_that_is_not_full_is_stamped(budget, word):
     table = results(budget, ce=CE, kd=KD)
-    assert word in table.stamp
-    assert f"Not a full run: {table.stamp}." in markdown(table)
+    assert word in table.budget_note
+    assert f"Not a full run: {table.budget_note}." in markdown(table)
 
 
 def test_one_small_run_among_full_ones_is_stamped():
@@ -86,7 +86,7 @@ def test_one_small_run_among_full_ones_is_stamped():
 
 def test_a_full_run_is_not_stamped():
     table = results(ce=CE, kd=KD)
-    assert table.stamp == ""
+    assert table.budget_note == ""
     assert "full run" not in markdown(table)
 
 
@@ -155,7 +155,7 @@ def test_records_are_read_in_the_order_of_params(tmp_path):
     found = report.collect(CHOSEN, tmp_path / "teacher.json", tmp_path / "records")
     assert tuple(found.runs) == METHODS
     assert [run.settings.seed for run in found.runs["kd"]] == [0, 1, 2]
-    assert [run.last.top1 for run in found.runs["kd"]] == KD
+    assert [run.final.top1 for run in found.runs["kd"]] == KD
 
 
 def test_numbers_of_one_student_never_stand_under_the_name_of_another(tmp_path):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from paths import ROOT
 
-START = "from kdflow import server; server._start(['sleep', '100']); print('started', flush=True); input()"
+START = "from kdflow.sweep import server; server._start(['sleep', '100']); print('started', flush=True); input()"
 
 
 def sleeping(folder: Path) -> list[psutil.Process]:

@@ -12,8 +12,8 @@ from kdflow.training.checkpoint import RunProgress
 from kdflow.training.record import Epoch
 
 CURVE = (
-    Epoch(epoch=1, lr=0.1, loss=1 / 3, first_loss=0.7, top1=None),
-    Epoch(epoch=2, lr=0.01, loss=0.1 + 0.2, first_loss=0.6, top1=200 / 3),
+    Epoch(epoch=1, lr=0.1, loss=1 / 3, first_step_loss=0.7, top1=None),
+    Epoch(epoch=2, lr=0.01, loss=0.1 + 0.2, first_step_loss=0.6, top1=200 / 3),
 )
 PROGRESS = RunProgress(run="a" * 64, started="2026-01-01T00:00:00+00:00", curve=CURVE, seconds=1 / 7, resumed=2)
 

@@ -7,7 +7,7 @@ from kdflow.config import BaseView, Pick, StrongView
 from kdflow.training.epoch_plan import EpochPlan, draw_plan
 
 CPU = torch.device("cpu")
-CUTMIX, PICK = StrongView(mix="cutmix"), StrongView(mix="cutmix", pick=Pick(by="kl"))
+CUTMIX, PICK = StrongView(view="cutmix"), StrongView(view="cutmix", pick=Pick(criterion="kl"))
 FLIPPED = BaseView(crop=4, flip=True, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 UNFLIPPED = FLIPPED.model_copy(update={"flip": False})
 

@@ -58,17 +58,17 @@ def test_the_best_epoch_by_hand(curve):
 
 
 def test_a_full_run_has_no_stamp():
-    assert FULL.stamp == ""
+    assert FULL.budget_note == ""
     longer = FULL.model_copy(update={"epochs": 480})
-    assert longer.stamp == ""
+    assert longer.budget_note == ""
 
 
 def test_a_small_run_says_that_it_is_small():
-    assert FULL.model_copy(update={"epochs": 2}).stamp == "2 of 240 epochs"
-    assert FULL.model_copy(update={"train_images": 5000}).stamp == "5,000 of 50,000 training images"
-    assert DEMO.stamp == "demo dataset"
+    assert FULL.model_copy(update={"epochs": 2}).budget_note == "2 of 240 epochs"
+    assert FULL.model_copy(update={"train_images": 5000}).budget_note == "5,000 of 50,000 training images"
+    assert DEMO.budget_note == "demo dataset"
     both = SMALL.model_copy(update={"demo": True})
-    assert both.stamp == "demo dataset, 2 of 240 epochs, 500 of 50,000 training images"
+    assert both.budget_note == "demo dataset, 2 of 240 epochs, 500 of 50,000 training images"
 
 
 def test_the_budget_of_a_run_is_taken_from_run_and_dataset():
@@ -115,7 +115,7 @@ def test_a_record_with_a_field_too_many_or_too_few_names_the_field(tmp_path):
     file.write_text(json.dumps({**content, "later": 1}))
     with pytest.raises(UserError, match="later"):
         record.read_record(file, record.RunRecord)
-    del content["last"]["top5"]
+    del content["final"]["top5"]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"last\.top5"):
         record.read_record(file, record.RunRecord)
@@ -137,6 +137,6 @@ def test_the_code_that_runs_is_known():
 
 def test_the_machine_is_known():
     machine = record.machine_info("cpu", 3, 4, 2)
-    assert (machine.device, machine.threads, machine.processes) == ("cpu", 3, 2)
+    assert (machine.device, machine.threads, machine.processes_per_run) == ("cpu", 3, 2)
     assert machine.versions["numpy"] == np.__version__
     assert set(machine.versions) == set(record.LIBRARIES)

@@ -177,11 +177,13 @@ def _job(inputs: Path, folder: Path, scratch: Path, method: str = "kd_tlcutmix_p
         budget=Budget(epochs=2, full_epochs=3, train_images=20, full_train_images=40, demo=True),
         dataset=inputs / "digits.h5",
         teacher=inputs / "teacher.safetensors" if run.teacher else None,
-        store=None,
+        views_store=None,
         weights=folder / "weights.safetensors",
         log=folder / "log.json",
-        scratch=scratch,
-        compute=Compute(device="cpu", threads=1, side_by_side=None, replay_gb=1.0, workers=0, processes=1),
+        work_dir=scratch,
+        compute=Compute(
+            device="cpu", threads=1, max_parallel_runs=None, replay_gb=1.0, loader_workers=0, processes_per_run=1
+        ),
     )
 
 
@@ -221,7 +223,7 @@ def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path
     events = []
     run_job(job, events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    files = [job.scratch / "runs" / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
+    files = [job.work_dir / "runs" / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
     assert notes == [f"{file}: checkpoint of another run; it is left out" for file in files]
     assert read_record(job.log, RunLog).curve == read_record(alone.log, RunLog).curve
     assert job.weights.read_bytes() == alone.weights.read_bytes()

@@ -43,7 +43,7 @@ class Oracle:
 
     def strong_view(self, x: torch.Tensor, draw: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[int], float]:
         """x', the partner of each image, and the share that is the image's own."""
-        mix, view, itself = self.method.strong.mix, x.clone(), list(range(len(x)))
+        mix, view, itself = self.method.strong.view, x.clone(), list(range(len(x)))
         if mix == "identity":
             return view, itself, 1.0
         if mix == "cutout":
@@ -54,7 +54,7 @@ class Oracle:
             return view, itself, 1.0
         partner = draw["partner"].tolist()[: len(x)]
         if mix == "mixup":
-            own = draw["own"].double().item()
+            own = draw["lam"].double().item()
             for i in itself:
                 view[i] = own * x[i] + (1 - own) * x[partner[i]]
             return view, partner, own
@@ -73,15 +73,15 @@ class Oracle:
 
     def scores(self, images: torch.Tensor, noise: torch.Tensor) -> np.ndarray:
         pick = self.method.strong.pick
-        if pick.by == "random":
+        if pick.criterion == "random":
             return noise.numpy()
-        if pick.by == "teacher_entropy":
+        if pick.criterion == "teacher_entropy":
             p = torch.softmax(self.teacher(images), 1)
             return -(p * p.log()).sum(1).numpy()
-        self.student.train(pick.scoring == "train")
+        self.student.train(pick.student_mode == "train")
         logits = self.student(images)
         self.student.train()
-        if pick.by == "student_entropy":
+        if pick.criterion == "student_entropy":
             p = torch.softmax(logits, 1)
             return -(p * p.log()).sum(1).numpy()
         return self.kl(self.teacher(images), logits).numpy()
@@ -103,7 +103,7 @@ class Oracle:
                 for s, (i, j, own) in zip(logits, mixes, strict=True)]  # fmt: skip
         hard = torch.stack(hard).mean()
         weight = method.kl if strong.weight is None else strong.weight
-        loss = method.ce * hard if strong.instead else 0.0
+        loss = method.ce * hard if strong.replaces_x else 0.0
         if strong.label == "mixed":
             return loss + weight * hard
         if weight == 0:
@@ -119,7 +119,7 @@ class Oracle:
         index = row.index.tolist()
         x, labels = self.base_view(index, row.shift.tolist(), row.flip.tolist()), DATA.train.labels[index].tolist()
         loss = torch.zeros((), dtype=torch.float64)
-        if method.strong is None or not method.strong.instead:
+        if method.strong is None or not method.strong.replaces_x:
             asked = FeatureExtractor("student", self.student, self.run.model)
             said = asked(x)
             loss = (
@@ -183,20 +183,22 @@ MIXES, LABELS, PICKS = config.choices("views"), config.choices("labels"), config
 
 @pytest.mark.parametrize(("mix", "label"), list(itertools.product(MIXES, LABELS)))
 def test_every_view_goes_with_every_label(mix, label):
-    _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(mix=mix, label=label)))
+    _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view=mix, label=label)))
 
 
 @pytest.mark.parametrize(("mix", "label", "by"), list(itertools.product(["cutmix", "mixup", "cutout"], LABELS, PICKS)))
 def test_every_pick_goes_with_every_view_that_is_drawn_and_every_label(mix, label, by):
-    pick = Pick(by=by, pool=3, keep=0.3, scoring="eval" if label == "mixed" else "train")
-    _follows_the_oracle(Method(ce=0.2, kl=0.5, tau=2.0, strong=StrongView(mix=mix, label=label, weight=0.7, pick=pick)))
+    pick = Pick(criterion=by, pool=3, keep=0.3, student_mode="eval" if label == "mixed" else "train")
+    _follows_the_oracle(
+        Method(ce=0.2, kl=0.5, tau=2.0, strong=StrongView(view=mix, label=label, weight=0.7, pick=pick))
+    )
 
 
 @pytest.mark.parametrize("name", config.choices("losses"))
 def test_every_loss_goes_with_a_picked_view(name):
     options = {"negatives": 8} if name == "crd" else {}
     loss = ExtraLoss(name=name, weight=0.5, options=options)
-    strong = StrongView(mix="mixup", label="interpolated", pick=Pick(by="student_entropy"))
+    strong = StrongView(view="mixup", label="interpolated", pick=Pick(criterion="student_entropy"))
     learner = _follows_the_oracle(
         Method(ce=1.0, kl=0.0, loss=loss, strong=StrongView(**{**dict(strong), "weight": 1.0}))
     )
@@ -205,7 +207,7 @@ def test_every_loss_goes_with_a_picked_view(name):
 
 def test_x_left_out_is_not_seen():
     """With `instead` one forward pass a step: batch norm has counted as many batches as there were steps."""
-    learner = _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(mix="cutmix", instead=True)))
+    learner = _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", replaces_x=True)))
     assert learner.student.bn1.num_batches_tracked.item() == 3
     assert _follows_the_oracle(METHODS["kd_tlcutmix"]).student.bn1.num_batches_tracked.item() == 6
 
@@ -215,7 +217,7 @@ def test_x_left_out_is_not_seen():
     [("kl", 3), ("student_entropy", 3), ("teacher_entropy", 2), ("random", 2)],
 )
 def test_only_criteria_that_ask_the_student_move_its_batch_norm(name, passes):
-    method = Method(ce=0.1, kl=0.9, strong=StrongView(mix="cutmix", pick=Pick(by=name)))
+    method = Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", pick=Pick(criterion=name)))
     learner = _follows_the_oracle(method)
     assert learner.student.bn1.num_batches_tracked.item() == 3 * passes
 
@@ -228,7 +230,7 @@ def test_scoring_in_eval_mode_leaves_batch_norm_alone():
 
 def test_identity_is_kd_with_its_weight_doubled():
     """Two passes over the same x give the same gradient, so the loss is ce CE + 2 kl KL and so is the update."""
-    once, twice = run_of(Method(ce=0.1, kl=1.8)), run_of(Method(ce=0.1, kl=0.9, strong=StrongView(mix="identity")))
+    once, twice = run_of(Method(ce=0.1, kl=1.8)), run_of(Method(ce=0.1, kl=0.9, strong=StrongView(view="identity")))
     learners = [new_student(run, DATA.train.labels) for run in (once, twice)]
     losses = [
         step_of(run, learner, teacher_for(run.method))(batches_of(run)[0], 0.01).loss.item()
@@ -293,8 +295,8 @@ def test_the_same_seed_gives_every_method_the_same_first_weights():
         ("vgg8", "ce", None, True),
         ("vgg8", "kd_tlcutmix_pick", None, True),  # of its pool of 2 views 1 is kept, and x is 1
         ("vgg8", "kd_cutmix_only", None, True),
-        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=2), True),
-        ("vgg8", "kd_cutmix_only", Pick(by="kl", pool=4), False),
+        ("vgg8", "kd_cutmix_only", Pick(criterion="kl", pool=2), True),
+        ("vgg8", "kd_cutmix_only", Pick(criterion="kl", pool=4), False),
     ],
 )
 def test_a_batch_of_one_is_refused_where_a_step_of_it_fails(model, method, picked, fails):
@@ -322,7 +324,7 @@ def _refused(run: config.RunSettings, *, says: list[str]) -> None:
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
 def test_a_batch_of_one_has_no_partners(mix):
-    method = Method(ce=0.1, kl=0.9, strong=StrongView(mix=mix))
+    method = Method(ce=0.1, kl=0.9, strong=StrongView(view=mix))
     _refused(run_of(method, batch_size=1), says=["batch_size", mix, "2 or more"])
     assert step_of(run_of(METHODS["kd_cutout"], batch_size=1), *_pair("kd_cutout"))  # needs none
 

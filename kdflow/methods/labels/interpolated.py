@@ -19,10 +19,12 @@ def loss(
     student: Float[Tensor, "k classes"],
     strong: StrongBatch,
     labels: Int64[Tensor, " b"],  # noqa: ARG001
-    taught_x: Float[Tensor, "b classes"] | None,
+    teacher_logits_x: Float[Tensor, "b classes"] | None,
     tau: float,
 ) -> Float[Tensor, ""]:
     """The divergence from the interpolated logits."""
-    assert taught_x is not None
-    own = strong.own[:, None]
-    return distillation_loss(own * taught_x[strong.image] + (1 - own) * taught_x[strong.partner], student, tau)
+    assert teacher_logits_x is not None
+    own = strong.lam[:, None]
+    return distillation_loss(
+        own * teacher_logits_x[strong.index_a] + (1 - own) * teacher_logits_x[strong.index_b], student, tau
+    )

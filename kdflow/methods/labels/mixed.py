@@ -18,10 +18,10 @@ def loss(
     student: Float[Tensor, "k classes"],
     strong: StrongBatch,
     labels: Int64[Tensor, " b"],
-    taught_x: Float[Tensor, "b classes"] | None = None,  # noqa: ARG001
+    teacher_logits_x: Float[Tensor, "b classes"] | None = None,  # noqa: ARG001
     tau: float = 1.0,  # noqa: ARG001
 ) -> Float[Tensor, ""]:
     """Cross-entropy with the mixed label."""
-    own = F.cross_entropy(student, labels[strong.image], reduction="none")
-    partner = F.cross_entropy(student, labels[strong.partner], reduction="none")
-    return (strong.own * own + (1 - strong.own) * partner).mean()
+    own = F.cross_entropy(student, labels[strong.index_a], reduction="none")
+    partner = F.cross_entropy(student, labels[strong.index_b], reduction="none")
+    return (strong.lam * own + (1 - strong.lam) * partner).mean()

@@ -18,9 +18,9 @@ def loss(
     student: Float[Tensor, "k classes"],
     strong: StrongBatch,
     labels: Int64[Tensor, " b"],  # noqa: ARG001
-    taught_x: Float[Tensor, "b classes"] | None,  # noqa: ARG001
+    teacher_logits_x: Float[Tensor, "b classes"] | None,  # noqa: ARG001
     tau: float,
 ) -> Float[Tensor, ""]:
     """The divergence from what the teacher says of x'."""
-    assert strong.taught is not None
-    return distillation_loss(strong.taught, student, tau)
+    assert strong.teacher_logits is not None
+    return distillation_loss(strong.teacher_logits, student, tau)

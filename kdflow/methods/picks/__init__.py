@@ -16,8 +16,8 @@ from torch import Tensor
 class Pool:
     """What a criterion may look at: the teacher's logits, the student's if it asks for them, and uniform noise."""
 
-    taught: Float[Tensor, "n classes"]
-    ask_student: Callable[[], Float[Tensor, "n classes"]]
+    teacher_logits: Float[Tensor, "n classes"]
+    student_outputs: Callable[[], Float[Tensor, "n classes"]]
     tau: float
     noise: Float[Tensor, " n"]
 

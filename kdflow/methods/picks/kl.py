@@ -14,4 +14,4 @@ from kdflow.methods.picks import Pool
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
     """The divergence of each view, in nats."""
-    return kl_per_sample(pool.taught, pool.ask_student(), pool.tau)
+    return kl_per_sample(pool.teacher_logits, pool.student_outputs(), pool.tau)

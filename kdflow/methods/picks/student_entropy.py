@@ -14,4 +14,4 @@ from kdflow.methods.picks import Pool
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
     """The student's entropy of each view, in nats."""
-    return entropy_per_sample(pool.ask_student())
+    return entropy_per_sample(pool.student_outputs())

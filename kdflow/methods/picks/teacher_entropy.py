@@ -14,4 +14,4 @@ from kdflow.methods.picks import Pool
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
     """The teacher's entropy of each view, in nats. The student is not asked."""
-    return entropy_per_sample(pool.taught)
+    return entropy_per_sample(pool.teacher_logits)

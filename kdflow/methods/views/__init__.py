@@ -2,7 +2,7 @@
 
 Here is the base view x. Every other module of this package is a strong view x', as two functions:
 `draw(sizes, image_size, generator) -> Draws`, the randomness of a whole epoch on the CPU, and
-`apply(x, draw) -> Strong`, where `draw` is one step's row of it on the device; `HAS_PARTNERS` says whether
+`apply(x, draw) -> Strong`, where `draw` is one step's row of it on the device; `MIXES_IMAGES` says whether
 it mixes images of a batch.
 """
 
@@ -27,15 +27,15 @@ class StrongBatch:
     """x': views of a batch x. View i is made of the images `image[i]` and, to a share of 1 - own[i], `partner[i]`."""
 
     images: Float[Tensor, "n 3 h w"]
-    image: Int64[Tensor, " n"]
-    partner: Int64[Tensor, " n"]
-    own: Float[Tensor, " n"]
-    taught: Float[Tensor, "n classes"] | None = None
+    index_a: Int64[Tensor, " n"]
+    index_b: Int64[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+    teacher_logits: Float[Tensor, "n classes"] | None = None
 
     def take(self, rows: Int64[Tensor, " k"] | slice) -> StrongBatch:
         """Some of the views."""
-        taught = None if self.taught is None else self.taught[rows]
-        return StrongBatch(self.images[rows], self.image[rows], self.partner[rows], self.own[rows], taught)
+        teacher_logits = None if self.teacher_logits is None else self.teacher_logits[rows]
+        return StrongBatch(self.images[rows], self.index_a[rows], self.index_b[rows], self.lam[rows], teacher_logits)
 
 
 def unmixed(x: Float[Tensor, "b 3 h w"]) -> StrongBatch:
@@ -56,10 +56,14 @@ def concat_draws(draws: Sequence[StrongBatch]) -> StrongBatch:
     """All views of several draws of one batch, with what the teacher said of them where that is known."""
     if len(draws) == 1:
         return draws[0]
-    images, image, partner, own = zip(*((d.images, d.image, d.partner, d.own) for d in draws), strict=True)
-    taught = [d.taught for d in draws if d.taught is not None]
+    images, image, partner, own = zip(*((d.images, d.index_a, d.index_b, d.lam) for d in draws), strict=True)
+    teacher_logits = [d.teacher_logits for d in draws if d.teacher_logits is not None]
     return StrongBatch(
-        torch.cat(images), torch.cat(image), torch.cat(partner), torch.cat(own), torch.cat(taught) if taught else None
+        torch.cat(images),
+        torch.cat(image),
+        torch.cat(partner),
+        torch.cat(own),
+        torch.cat(teacher_logits) if teacher_logits else None,
     )
 
 

@@ -1,7 +1,7 @@
 """mixup (Zhang et al., 2018): each image is blended with its partner.
 
 x' = lambda x + (1 - lambda) x of the partner, lambda ~ Beta(1, 1) once per batch; partners are a permutation of the
-batch. The image's own share is lambda.
+batch. The image's lam share is lambda.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> D
     """One lambda per batch and a permutation of each batch; Beta(1, 1) is the uniform distribution.
 
     Returns:
-        own: [steps], lambda.
+        lam: [steps], lambda.
         partner: [steps, max(sizes)], of which a step uses its first `size` entries.
     """
-    own = torch.rand(len(sizes), generator=generator)
+    lam = torch.rand(len(sizes), generator=generator)
     partner = torch.zeros(len(sizes), max(sizes), dtype=torch.long)
     for row, size in zip(partner, sizes, strict=True):
         row[:size] = torch.randperm(size, generator=generator)
-    return {"own": own, "partner": partner}
+    return {"lam": lam, "partner": partner}
 
 
 def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> StrongBatch:
     """Blend each image with its partner."""
-    own = draw["own"]
-    return mixed_batch(own * x + (1 - own) * x[draw["partner"][: len(x)]], draw["partner"], own)
+    lam = draw["lam"]
+    return mixed_batch(lam * x + (1 - lam) * x[draw["partner"][: len(x)]], draw["partner"], lam)

@@ -29,8 +29,8 @@ ViewImages = Mapping[str, Float[Tensor, "_b 3 _h _w"]]
 class Counts:
     """About how many views the teacher was asked, and about how many it was read what it said."""
 
-    asked: int = 0
-    read: int = 0
+    teacher_views_computed: int = 0
+    teacher_views_read: int = 0
 
 
 class TeacherSource(ABC):
@@ -61,7 +61,7 @@ class TeacherSource(ABC):
         with torch.no_grad():
             said = self.ask(images[shard(len(images))])
         said = replace(said, logits=all_gather_rows(said.logits, len(images)))
-        self.counts.asked += len(said.logits)
+        self.counts.teacher_views_computed += len(said.logits)
         found, start = {}, 0
         for name, images in views.items():
             found[name] = said.rows(start, start + len(images))
@@ -70,7 +70,7 @@ class TeacherSource(ABC):
 
     def stored(self, logits: npt.NDArray[Any], device: torch.device) -> Outputs:
         """Logits as they were read, as if asked just now."""
-        self.counts.read += len(logits)
+        self.counts.teacher_views_read += len(logits)
         read = torch.from_numpy(logits.copy())  # torch wants memory that may be written to
         if device.type == "cuda":
             read = read.pin_memory()  # so that the host need not wait for the copy

@@ -145,6 +145,6 @@ class StoredViews(TeacherSource):
         read = BASE_VIEW in views and self.is_stored(BASE_VIEW)
         found = self.online({name: images for name, images in views.items() if name != BASE_VIEW or not read})
         if read:
-            mine = self.rows[row.start : row.start + len(views[BASE_VIEW])]
+            mine = self.rows[row.offset : row.offset + len(views[BASE_VIEW])]
             found[BASE_VIEW] = self.stored(self.logits[mine], views[BASE_VIEW].device)
         return found

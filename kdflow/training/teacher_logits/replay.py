@@ -101,15 +101,15 @@ class Replay(TeacherSource):
         """What the teacher says of one of the views of a batch."""
         if not self.is_stored(name):
             return self.online({name: images})[name]
-        end = row.start + len(images)
+        end = row.offset + len(images)
         if name not in self.read:
             self.read[name] = self._open(name, images.device)
         read = self.read[name]
         if read is not None:
-            return self.stored(read[row.start : end], images.device)
+            return self.stored(read[row.offset : end], images.device)
         rounded = self.online({name: images})[name].logits.to(self.dtype)
         if name in self.kept:
-            self.kept[name][row.start : end].copy_(rounded, non_blocking=True)
+            self.kept[name][row.offset : end].copy_(rounded, non_blocking=True)
         return Outputs(rounded.to(torch.float32), (), None)
 
     def end(self) -> None:

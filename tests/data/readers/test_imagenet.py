@@ -339,7 +339,7 @@ def test_real_photos_at_224_pixels_from_both_forms(tmp_path, classes, images):
     spec = archives.write(tmp_path / "tars", SPEC.model_copy(update={**counts, "test_images": classes}))
     recipes = config.load_recipes(ROOT)
     student, teacher = (Architecture(name=name, model=recipes.models[name]) for name in ("resnet18", "resnet34"))
-    run = run_of(METHODS["kd_tlcutmix_pick"], batch_size=10, epochs=1, test_every=1).model_copy(
+    run = run_of(METHODS["kd_tlcutmix_pick"], batch_size=10, epochs=1, eval_every=1).model_copy(
         update={
             "dataset": "imagenet",
             "architecture": student.name,

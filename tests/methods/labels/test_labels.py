@@ -30,10 +30,10 @@ def _case(seed: int, batch: int = 4, views: int = 6, classes: int = 5):
     generator = torch.Generator().manual_seed(seed)
     strong = StrongBatch(
         images=torch.zeros(views, 3, 2, 2),
-        image=torch.randint(batch, (views,), generator=generator),
-        partner=torch.randint(batch, (views,), generator=generator),
-        own=torch.rand(views, generator=generator),
-        taught=4 * torch.randn(views, classes, generator=generator),
+        index_a=torch.randint(batch, (views,), generator=generator),
+        index_b=torch.randint(batch, (views,), generator=generator),
+        lam=torch.rand(views, generator=generator),
+        teacher_logits=4 * torch.randn(views, classes, generator=generator),
     )
     labels = torch.randint(classes, (batch,), generator=generator)
     student = torch.randn(views, classes, generator=generator)
@@ -43,32 +43,32 @@ def _case(seed: int, batch: int = 4, views: int = 6, classes: int = 5):
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(sorted(LABELS)), st.integers(0, 10**6), st.floats(0.5, 8))
 def test_losses_equal_slow_loops(name, seed, tau):
-    strong, labels, taught_x, student = _case(seed)
+    strong, labels, teacher_logits_x, student = _case(seed)
     total = 0.0
     for k, logits in enumerate(student.double().numpy()):
-        i, j, own = strong.image[k].item(), strong.partner[k].item(), strong.own[k].double().item()
-        of_x = taught_x.double().numpy()
+        i, j, own = strong.index_a[k].item(), strong.index_b[k].item(), strong.lam[k].double().item()
+        of_x = teacher_logits_x.double().numpy()
         if name == "teacher":
-            total += tau**2 * _kl(strong.taught[k].double().numpy(), logits, tau)
+            total += tau**2 * _kl(strong.teacher_logits[k].double().numpy(), logits, tau)
         elif name == "interpolated":
             total += tau**2 * _kl(own * of_x[i] + (1 - own) * of_x[j], logits, tau)
         else:
             log_p = _log_softmax(logits)
             total -= own * log_p[labels[i]] + (1 - own) * log_p[labels[j]]
-    found = LABELS[name].loss(student, strong, labels, taught_x, tau).item()
+    found = LABELS[name].loss(student, strong, labels, teacher_logits_x, tau).item()
     assert found == pytest.approx(total / len(student), rel=1e-4, abs=1e-5)
 
 
 def test_a_student_that_says_what_it_is_taught_has_no_loss_and_no_gradient():
-    strong, labels, taught_x, _ = _case(0)
-    own = strong.own[:, None]
+    strong, labels, teacher_logits_x, _ = _case(0)
+    own = strong.lam[:, None]
     perfect = {
-        "teacher": strong.taught.clone(),
-        "interpolated": own * taught_x[strong.image] + (1 - own) * taught_x[strong.partner],
+        "teacher": strong.teacher_logits.clone(),
+        "interpolated": own * teacher_logits_x[strong.index_a] + (1 - own) * teacher_logits_x[strong.index_b],
     }
     for name, logits in perfect.items():
         logits.requires_grad_()
-        loss = LABELS[name].loss(logits, strong, labels, taught_x, 4.0)
+        loss = LABELS[name].loss(logits, strong, labels, teacher_logits_x, 4.0)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.item() == pytest.approx(0, abs=1e-5)
         assert gradient.abs().max() < 1e-5
@@ -76,10 +76,12 @@ def test_a_student_that_says_what_it_is_taught_has_no_loss_and_no_gradient():
 
 def test_of_unmixed_views_the_labels_are_those_of_x():
     """own = 1: the mixed label is the image's, the interpolated logits are those of x."""
-    strong, labels, taught_x, student = _case(1)
-    whole = StrongBatch(strong.images, strong.image, strong.partner, torch.ones(6), strong.taught)
-    expected = torch.nn.functional.cross_entropy(student, labels[strong.image])
+    strong, labels, teacher_logits_x, student = _case(1)
+    whole = StrongBatch(strong.images, strong.index_a, strong.index_b, torch.ones(6), strong.teacher_logits)
+    expected = torch.nn.functional.cross_entropy(student, labels[strong.index_a])
     assert mixed.loss(student, whole, labels).item() == pytest.approx(expected.item(), rel=1e-6)
-    again = StrongBatch(strong.images, strong.image, strong.partner, torch.ones(6), taught_x[strong.image])
+    again = StrongBatch(strong.images, strong.index_a, strong.index_b, torch.ones(6), teacher_logits_x[strong.index_a])
     same = teacher.loss(student, again, labels, None, 4.0)
-    assert interpolated.loss(student, whole, labels, taught_x, 4.0).item() == pytest.approx(same.item(), rel=1e-6)
+    assert interpolated.loss(student, whole, labels, teacher_logits_x, 4.0).item() == pytest.approx(
+        same.item(), rel=1e-6
+    )

@@ -85,8 +85,8 @@ def _entropy(logits: list[float]) -> float:
 @pytest.mark.parametrize("tau", [1.0, 4.0])
 def test_kl_score_is_the_loss_per_sample(tau):
     pool, asked = _pool(tau)
-    assert torch.equal(kl.score(pool), kl_per_sample(pool.taught, pool.ask_student(), tau))
-    assert not torch.allclose(kl.score(pool), kl_per_sample(pool.ask_student(), pool.taught, tau))
+    assert torch.equal(kl.score(pool), kl_per_sample(pool.teacher_logits, pool.student_outputs(), tau))
+    assert not torch.allclose(kl.score(pool), kl_per_sample(pool.student_outputs(), pool.teacher_logits, tau))
     assert "student" in asked
 
 
@@ -95,9 +95,9 @@ def test_entropies_are_at_temperature_one_whatever_the_method(tau):
     pool, asked = _pool(tau)
     found = teacher_entropy.score(pool)
     assert asked == []  # it is the teacher's alone
-    assert found.tolist() == pytest.approx([_entropy(row) for row in pool.taught.tolist()], rel=1e-5)
+    assert found.tolist() == pytest.approx([_entropy(row) for row in pool.teacher_logits.tolist()], rel=1e-5)
     found = student_entropy.score(pool)
-    assert found.tolist() == pytest.approx([_entropy(row) for row in pool.ask_student().tolist()], rel=1e-5)
+    assert found.tolist() == pytest.approx([_entropy(row) for row in pool.student_outputs().tolist()], rel=1e-5)
 
 
 def test_entropy_of_certain_and_of_flat_logits():

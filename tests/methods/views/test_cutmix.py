@@ -39,8 +39,8 @@ def test_apply_equals_a_slow_loop(data):
     found = cutmix.apply(x, draw)
     assert np.array_equal(found.images.numpy(), _slow(x.numpy(), [*rows, *columns], list(partner)))
     assert torch.equal(x, before)
-    assert found.image.tolist() == list(range(n))
-    assert found.partner.tolist() == list(partner)
+    assert found.index_a.tolist() == list(range(n))
+    assert found.index_b.tolist() == list(partner)
 
 
 @settings(deadline=None)
@@ -51,7 +51,7 @@ def test_the_label_weight_is_the_area_that_is_left(seed, size):
     x = torch.arange(3.0)[:, None, None, None].expand(3, 3, size, size)
     found = cutmix.apply(x, {key: value[0] for key, value in draws.items()})
     for i in range(3):
-        assert found.own[i].item() == pytest.approx((found.images[i] == i).float().mean().item(), abs=1e-6)
+        assert found.lam[i].item() == pytest.approx((found.images[i] == i).float().mean().item(), abs=1e-6)
 
 
 def test_drawn_boxes_applied_equal_a_slow_loop():

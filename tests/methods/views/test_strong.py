@@ -39,13 +39,13 @@ def test_what_every_view_keeps(name, n, size, seed):
     assert torch.equal(x, before)
     assert found.images.shape == x.shape
     assert found.images.is_contiguous(memory_format=torch.channels_last)
-    assert found.image.tolist() == list(range(n))
-    assert all(0 <= partner < n for partner in found.partner.tolist())
-    assert ((found.own >= 0) & (found.own <= 1)).all()
-    assert found.own.dtype == found.images.dtype
-    if not view.HAS_PARTNERS:
-        assert found.own.tolist() == [1.0] * n
-    assert found.taught is None
+    assert found.index_a.tolist() == list(range(n))
+    assert all(0 <= partner < n for partner in found.index_b.tolist())
+    assert ((found.lam >= 0) & (found.lam <= 1)).all()
+    assert found.lam.dtype == found.images.dtype
+    if not view.MIXES_IMAGES:
+        assert found.lam.tolist() == [1.0] * n
+    assert found.teacher_logits is None
 
 
 def test_identity_is_x():
@@ -58,17 +58,17 @@ def test_identity_is_x():
 def test_mixup_is_the_weighted_mean_with_its_partner(seed):
     x, row = _x(5, 4, seed), _row(mixup, [5], 4, seed)
     found = mixup.apply(x, row)
-    own, partner = row["own"].double().item(), row["partner"].tolist()
+    own, partner = row["lam"].double().item(), row["partner"].tolist()
     assert sorted(partner) == list(range(5))
     for i in range(5):
         expected = own * x[i].double() + (1 - own) * x[partner[i]].double()
         torch.testing.assert_close(found.images[i].double(), expected, rtol=1e-5, atol=1e-5)
-    assert found.own.tolist() == pytest.approx([own] * 5)
+    assert found.lam.tolist() == pytest.approx([own] * 5)
 
 
 def test_mixup_draws_uniform_lambdas_and_permutations():
     draws = mixup.draw([3] * 6000, 8, _generator(1))
-    tenths = Counter((draws["own"] * 10).long().tolist())
+    tenths = Counter((draws["lam"] * 10).long().tolist())
     assert set(tenths) == set(range(10))
     assert all(abs(count - 600) < 100 for count in tenths.values())  # 4 standard deviations
     orders = Counter(map(tuple, draws["partner"].tolist()))
@@ -101,9 +101,9 @@ def test_the_pool_is_all_draws_one_after_the_other():
     draws = [cutmix.apply(x, _row(cutmix, [3], 8, seed)) for seed in (1, 2)]
     pool = concat_draws(draws)
     assert torch.equal(pool.images, torch.cat([draw.images for draw in draws]))
-    assert pool.image.tolist() == [0, 1, 2, 0, 1, 2]
-    assert pool.partner.tolist() == draws[0].partner.tolist() + draws[1].partner.tolist()
-    assert pool.own.tolist() == draws[0].own.tolist() + draws[1].own.tolist()
+    assert pool.index_a.tolist() == [0, 1, 2, 0, 1, 2]
+    assert pool.index_b.tolist() == draws[0].index_b.tolist() + draws[1].index_b.tolist()
+    assert pool.lam.tolist() == draws[0].lam.tolist() + draws[1].lam.tolist()
     assert pool.images.is_contiguous(memory_format=torch.channels_last)
     assert concat_draws(draws[:1]) is draws[0]
 
@@ -112,11 +112,11 @@ def test_taking_rows_takes_them_of_everything():
     x = _x(4, 8)
     strong = cutmix.apply(x, _row(cutmix, [4], 8, 3))
     strong = StrongBatch(
-        strong.images, strong.image, strong.partner, torch.arange(4.0), torch.arange(8.0).reshape(4, 2)
+        strong.images, strong.index_a, strong.index_b, torch.arange(4.0), torch.arange(8.0).reshape(4, 2)
     )
     taken = strong.take(torch.tensor([3, 1]))
     assert torch.equal(taken.images, strong.images[[3, 1]])
-    assert taken.image.tolist() == [3, 1]
-    assert taken.partner.tolist() == strong.partner[[3, 1]].tolist()
-    assert taken.own.tolist() == [3.0, 1.0]
-    assert taken.taught.tolist() == [[6.0, 7.0], [2.0, 3.0]]
+    assert taken.index_a.tolist() == [3, 1]
+    assert taken.index_b.tolist() == strong.index_b[[3, 1]].tolist()
+    assert taken.lam.tolist() == [3.0, 1.0]
+    assert taken.teacher_logits.tolist() == [[6.0, 7.0], [2.0, 3.0]]
