@@ -15,51 +15,44 @@ SOURCES = sorted((ROOT / "kdflow").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 
-# From the bottom up; a part of kdflow imports from lower layers only, wherever in the file it does so.
+# From the bottom up: a package imports from lower rows only, wherever in the file it does so. Packages of one row do
+# not import each other. "" is kdflow itself: its version.
 LAYERS = (
-    {"", "errors", "files"},  # "" is kdflow itself: its version
+    {""},
+    {"core"},
     {"config"},
-    {"archives", "record", "progress", "stream", "distributed", "plan", "weights"},
-    {"card", "cells"},
-    {"job", "data", "download", "foreign", "models", "precision", "views"},
-    {"cost", "features", "formats", "own"},
-    {"losses"},
-    {"checkpoint", "epoch_plan", "evaluate", "labels", "latency", "picks", "predict", "report", "trained"},
-    {"feed", "logits"},
-    {"disagreement", "drift", "export"},
-    {"step"},
-    {"train", "estimate"},
-    {"max_parallel_runs"},
-    {"together"},
+    {"data", "models"},
+    {"methods"},
+    {"training"},
+    {"paper", "teachers", "launch"},
+    {"export", "report", "sweep"},
     {"pipeline"},
-    {"short", "targets", "teachers", "processes", "graph"},
-    {"server", "tasks"},
-    {"flows"},
     {"cli", "stages"},
 )
+# Modules that every command reads settings and records with: they import neither torch nor DVC nor Prefect.
 LIGHT = (
-    "config",
-    "record",
-    "report",
     "cli",
+    "config",
+    "core.download",
+    "core.errors",
+    "core.files",
+    "core.progress",
+    "export.card",
+    "export.locate",
+    "launch.parallel_runs",
+    "launch.torchrun",
+    "paper",
+    "paper.cells",
+    "paper.drift",
     "pipeline",
-    "plan",
-    "card",
-    "cells",
-    "short",
-    "targets",
-    "trained",
-    "processes",
-    "graph",
-    "drift",
-    "max_parallel_runs",
-    "together",
-    "progress",
-    "download",
+    "pipeline.one_command",
+    "pipeline.paper",
+    "report",
+    "sweep.dvc_graph",
+    "sweep.processes",
     "teachers",
-    "job",
-    "errors",
-    "files",
+    "training.job",
+    "training.record",
 )
 
 
@@ -94,8 +87,8 @@ def part(name):
 
 
 def test_the_graph_of_imports_is_seen():
-    assert "kdflow.config" in GRAPH["kdflow.record"]
-    assert "kdflow.training.run" in GRAPH["kdflow.max_parallel_runs"], "inside a function"
+    assert "kdflow.config" in GRAPH["kdflow.training.record"]
+    assert "kdflow.training.run" in GRAPH["kdflow.launch.parallel_runs"], "inside a function"
     assert "kdflow.pipeline" in GRAPH["stages.distill"]
 
 
@@ -190,8 +183,9 @@ PROMISED = {
 
 @pytest.mark.parametrize(("package", "name"), [(p, name) for p in PROMISED for name in config.choices(p)])
 def test_what_a_recipe_may_name_keeps_its_package_s_promise(package, name):
-    found = importlib.import_module(f"kdflow.{package}.{name}")
+    found = importlib.import_module(f"kdflow.{config.FOLDERS[package].replace('/', '.')}.{name}")
     for function, expected in PROMISED[package].items():
         parameters = inspect.signature(getattr(found, function)).parameters.values()
         assert [p.name.strip("_") for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == expected
-        assert f"`{function}(" in importlib.import_module(f"kdflow.{package}").__doc__
+        contract = config.FOLDERS[package].removesuffix("/readers").removesuffix("/families").replace("/", ".")
+        assert f"`{function}(" in importlib.import_module(f"kdflow.{contract}").__doc__

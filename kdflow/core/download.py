@@ -145,5 +145,5 @@ class _Pace:
         self.display.show(DownloadProgress(self.name, self.done, self.total, speed))
         if now - self.mark >= READ_TIMEOUT:
             if self.done - self.marked < SLOWEST * READ_TIMEOUT:
-                raise _RefusedError(f"less than {READ_TIMEOUT:,} bytes a second")
+                raise _RefusedError(f"less than {SLOWEST:,} bytes a second")
             self.mark, self.marked = now, self.done

@@ -19,7 +19,7 @@ from kdflow.report import cost_table, paper_figure, paper_table
 from kdflow.report.paper_grid import command, grid, place
 from kdflow.training.record import RunRecord
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATE = Path(__file__).with_name("paper_page.html.j2")
 SPARK = (220, 90)  # pixels
 POINTS = 80
 

@@ -8,17 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import KDFLOW, fails_in_one_line, run
 from factories import DEMO, EXPERIMENT, make_record, make_teacher
 from paths import ROOT
 
 from kdflow.training import record
-
-KDFLOW = [sys.executable, "-m", "kdflow.cli"]
-
-
-def run(*arguments, cwd=None, command=KDFLOW):
-    env = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=env)
 
 
 @pytest.fixture
@@ -32,15 +26,6 @@ def change(root, old, new):
     text = (root / "params.yaml").read_text()
     assert old in text
     (root / "params.yaml").write_text(text.replace(old, new))
-
-
-def fails_in_one_line(done, *words):
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ")
-    assert all(word in done.stderr for word in words)
 
 
 def test_check_says_what_is_valid(root):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from commands import fails_in_one_line, run
 from papers import CE, KD, PICK, fill, fill_teacher, folder_of, paper_of
 from paths import ROOT
-from test_cli import fails_in_one_line, run
 
 from kdflow.paper import cells
 from kdflow.sweep.processes import PID_DIR, FlowRunProcess, Group, Process, process

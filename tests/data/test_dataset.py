@@ -239,13 +239,13 @@ from pathlib import Path
 
 import sklearn.datasets
 
-from kdflow.config import Data
+from kdflow.config import DatasetSource
 from kdflow.data import prepare
 from kdflow.core.errors import exit_on_user_error
 
 out = Path(sys.argv[1])
 earlier = out.read_bytes()
-spec = Data(reader="digits", classes=10, image_size=8, train_images=120, test_images=1677)
+spec = DatasetSource(reader="digits", classes=10, image_size=8, train_images=120, test_images=1677)
 for left in (0, 1000, 200_000, 320_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, resource.RLIM_INFINITY))
     try:

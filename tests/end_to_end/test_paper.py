@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_end_to_end import Project
+from project import Project
 
 pytestmark = pytest.mark.slow
 

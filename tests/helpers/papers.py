@@ -47,9 +47,9 @@ teacher_epoch_scale: 1.0
 train_share: 1.0
 data_folders: {}
 teacher_weights: {}
-logits: online
+teacher_logits: online
 precision: {}
-compute: {device: cpu, threads: 1, max_parallel_runs: null, replay_gb: 1.0, workers: 0, processes: 1}
+compute: {device: cpu, threads: 1, max_parallel_runs: null, replay_gb: 1.0, loader_workers: 0, processes_per_run: 1}
 """
 KD, PICK, CE = "digits-resnet20-resnet8-kd", "digits-resnet20-resnet8-kd_tlcutmix_pick", "digits-resnet8-ce"
 

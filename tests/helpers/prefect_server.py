@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-from test_end_to_end import Project
+from project import Project
 
 TABLES = """
 table1:
@@ -38,9 +38,9 @@ teacher_epoch_scale: 0.05
 train_share: 1.0
 data_folders: {digits: null}
 teacher_weights: {digits-resnet20: null}
-logits: online
+teacher_logits: online
 precision: {fold_teacher: false, teacher: float32, student: float32, tf32: false, compile: none}
-compute: {device: cpu, threads: 1, max_parallel_runs: 1, replay_gb: 1.0, workers: 0, processes: 1}
+compute: {device: cpu, threads: 1, max_parallel_runs: 1, replay_gb: 1.0, loader_workers: 0, processes_per_run: 1}
 """
 PAPER, TARGETS = "paper/six", ["table1"]
 

@@ -18,7 +18,7 @@ from kdflow.core.progress import Event, RunUpdate
 from kdflow.data import ImageSet, Loaded
 from kdflow.data.image_files import FileList, ImageFiles
 from kdflow.methods.views import channel_mean_std, normalise
-from kdflow.training import distributed
+from kdflow.training import distributed, loop
 from kdflow.training.batches import make_batches
 from kdflow.training.epoch_plan import draw_plan
 from kdflow.training.evaluate import predict_logits
@@ -48,7 +48,7 @@ def fit(name: str, file: Path, stop: int | None = None, device: torch.device = C
         if stop is not None and isinstance(event, RunUpdate) and event.epoch == stop:
             raise StopError
 
-    progress = fit("run", run, images, learner, teacher, file, "k" * 64, emit)
+    progress = loop.fit("run", run, images, learner, teacher, file, "k" * 64, emit)
     curve = [(point.loss, point.pick_ratio, point.top1) for point in progress.curve]
     state = {key: value.cpu() for key, value in state_of(learner).items()}
     return {

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import HELPERS, ROOT
 from processes import children, descendants
 
 from kdflow import config, data
@@ -23,7 +23,7 @@ from kdflow.training.job import Job
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_torchrun import jobs
 from kdflow.core.errors import exit_on_user_error
 from kdflow.launch import torchrun
@@ -91,7 +91,7 @@ def folder(tmp_path):
     spec = config.load(ROOT).datasets["digits"].data
     spec = spec.model_copy(update={"train_images": 20, "test_images": 1777, "image_size": 8})
     data.prepare("digits", spec, None, tmp_path, tmp_path / "digits.h5")
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    (tmp_path / "script.py").write_text(SCRIPT.format(paths=[str(HELPERS), str(ROOT / "tests/launch")]))
     return tmp_path
 
 

@@ -52,7 +52,7 @@ def test_a_compiled_step_is_the_same_to_rounding(tmp_path):
     """In a process of its own: torch's compiler does not see through the checks of shapes that tests run under."""
     (tmp_path / "script.py").write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(HELPERS)!r})\n"
+        f"sys.path[:0] = {[str(HELPERS), str(ROOT / 'tests/models')]}\n"
         "from test_precision import _losses\n"
         "print([_losses('kd', steps=1, compile=mode) for mode in ('none', 'default')])\n"
     )

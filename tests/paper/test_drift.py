@@ -46,7 +46,7 @@ def change_curve(paper, name, **change):
         content = json.loads(file.read_text())
         content["curve"][0].update(change)
         file.write_text(json.dumps(content))
-    runs = [cells.record.read(file, cells.RunRecord) for file in sorted(place.glob("seed*.json"))]
+    runs = [cells.record.read_record(file, cells.RunRecord) for file in sorted(place.glob("seed*.json"))]
     cells.record.write(place / cells.NOTE, cells.make_cell_record(paper, name, runs))
 
 

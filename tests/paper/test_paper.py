@@ -216,9 +216,9 @@ def test_bad_tables_are_refused_in_a_line(tmp_path, old, new, says):
         ("epoch_scale: 1.0", "epoch_scale: 0", "epoch_scale: input should be greater than 0, got 0"),
         ("seeds: [0, 1, 2]", "seeds: []", "seeds: "),
         (
-            "logits: online",
-            "logits: views",
-            "logits: input should be 'online', 'replay' or 'replay-float32', got 'views'",
+            "teacher_logits: online",
+            "teacher_logits: views",
+            "teacher_logits: input should be 'online', 'replay' or 'replay-float32', got 'views'",
         ),
         (
             "teacher_weights: {}",

@@ -24,7 +24,7 @@ def test_every_method_has_its_row(name):
 
 @pytest.mark.parametrize(("package", "name"), [(part[1], name) for part in PARTS for name in config.choices(part[1])])
 def test_every_part_has_its_docstring_with_a_source_or_a_reason(package, name):
-    text = ast.get_docstring(ast.parse((config.PACKAGE / package / f"{name}.py").read_text()))
+    text = ast.get_docstring(ast.parse((config.PACKAGE / config.FOLDERS[package] / f"{name}.py").read_text()))
     assert f"### {name}\n\n{text}\n" in PAGE
     assert any(word in text for word in ("20", "paper", "control arm")), text  # a year, the paper, or what it is for
 

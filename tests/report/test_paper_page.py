@@ -1,17 +1,14 @@
 """The page of a paper in a real browser: what is seen at the width of a phone, hovered over, printed."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import BROWSER, browser
 from papers import CE, KD, PICK, fill, fill_teacher, paper_of
 
 from kdflow.report import paper_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
 
 # Asked of the page by a script that is added to it: what no reader of HTML can know.
@@ -46,19 +43,6 @@ def folder(tmp_path_factory):
     text = (root / "report.html").read_text()
     (root / "asked.html").write_text(text.replace("</body>", ASK))
     return root
-
-
-def browser(folder, *arguments):
-    rules = [
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page loads anything from elsewhere
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={folder}/profile",
-    ]
-    return subprocess.run(
-        [BROWSER, "--headless=new", *rules, *arguments],
-        capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"HOME": str(folder)},
-    ).stdout  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [500, 1200])

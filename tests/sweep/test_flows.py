@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from browser import BROWSER, browser
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PAPER, TARGETS, working
-from test_end_to_end import Project, copy_of
-from test_page import BROWSER, browser
+from project import Project, copy_of
 
 from kdflow.sweep import flows, tasks
 from kdflow.sweep.tasks import GpuSlots

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from prefect_server import PAPER, Server, Worker, losing_an_answer, working
 from processes import children
-from test_end_to_end import Project, copy_of
+from project import Project, copy_of
 
 from kdflow.sweep import processes
 

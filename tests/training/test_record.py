@@ -117,7 +117,7 @@ def test_a_record_with_a_field_too_many_or_too_few_names_the_field(tmp_path):
         record.read_record(file, record.RunRecord)
     del content["final"]["top5"]
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"last\.top5"):
+    with pytest.raises(UserError, match=r"final\.top5"):
         record.read_record(file, record.RunRecord)
 
 

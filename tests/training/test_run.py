@@ -217,7 +217,7 @@ def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path
     save_weights(create_model("larger", TEACHER, 10, 8), tmp_path / "other.safetensors")
     job = _job(inputs, tmp_path, tmp_path / "scratch")
     run_job(job.model_copy(update={"teacher": tmp_path / "other.safetensors"}), lambda event: None)
-    (own,), (foreign,) = ((each.scratch / "runs").iterdir() for each in (alone, job))
+    (own,), (foreign,) = ((each.work_dir / "runs").iterdir() for each in (alone, job))
     assert own.name != foreign.name
     foreign.rename(foreign.with_name(own.name))
     events = []

@@ -1,0 +1,21 @@
+"""The kdflow command, run as a user runs it."""
+
+import os
+import subprocess
+import sys
+
+KDFLOW = [sys.executable, "-m", "kdflow.cli"]
+
+
+def run(*arguments, cwd=None, command=KDFLOW):
+    env = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+def fails_in_one_line(done, *words):
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert all(word in done.stderr for word in words)
