@@ -94,13 +94,13 @@ def measure(method: str, pair: str, steps: int) -> dict[str, float]:
     found = {"data": peak()}
     learner, training = new_student(run, images.labels), run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    step, feed = Step(run, learner, source(run), optimizer), InMemoryBatches(images, run.views)
+    step, feed = Step(run, learner, source(run), optimizer), InMemoryBatches(images, run.base_view)
     batch_size, strong = training.batch_size, run.method.strong
-    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, strong, CPU)
+    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.base_view, strong, CPU)
     for batch in itertools.islice(feed(plan), steps):
         step(batch, training.lr)
     found["steps"] = peak()
-    accuracy(learner.student, test, run.views)
+    accuracy(learner.student, test, run.base_view)
     found["test"] = peak()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder) / "checkpoint", learner, optimizer, RunProgress(run="", started=""))

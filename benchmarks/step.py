@@ -61,7 +61,7 @@ class Usual(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: ImageSet, run: RunSettings, rows: list[StepPlan]) -> None:
         self.pictures = [Image.fromarray(image) for image in images.images.permute(0, 2, 3, 1).numpy()]
-        self.labels, self.views = images.labels.tolist(), run.views
+        self.labels, self.base_view = images.labels.tolist(), run.base_view
         self.index, self.shift, self.flip = (
             torch.cat([getattr(row, name) for row in rows]).tolist() for name in ("index", "shift", "flip")
         )
@@ -72,10 +72,10 @@ class Usual(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         """The image at a place of the epoch's order, and its label."""
         (top, left), picture = self.shift[place], self.pictures[self.index[place]]
-        padded = ImageOps.expand(picture, self.views.crop)
+        padded = ImageOps.expand(picture, self.base_view.crop)
         cut = padded.crop((left, top, left + picture.width, top + picture.height))
         x = pil_to_tensor(ImageOps.mirror(cut) if self.flip[place] else cut).float() / 255
-        return normalize(x, list(self.views.mean), list(self.views.std)), self.labels[self.index[place]]
+        return normalize(x, list(self.base_view.mean), list(self.base_view.std)), self.labels[self.index[place]]
 
 
 def kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -160,10 +160,10 @@ def source_of(
         kept = np.memmap(folder / "views.h5", dtype, "r+", start, store_shape(run))
         for batch in feed(plan):
             row = batch.row
-            kept[store_rows(row.index, row.shift, row.flip, run.views)] = ask(batch.x).logits.numpy()
+            kept[store_rows(row.index, row.shift, row.flip, run.base_view)] = ask(batch.x).logits.numpy()
         kept.flush()
         store.finalize(folder / "views.h5")
-        source = StoredViews(ask, read_views(folder / "views.h5", run, dtype, about), run.views)
+        source = StoredViews(ask, read_views(folder / "views.h5", run, dtype, about), run.base_view)
     if kind == "replay":
         shelf = ReplayCache(folder, about, 10**12)
         source = Replay(ask, shelf, about, run.classes, dtype, print)
@@ -210,13 +210,13 @@ def compare(experiment: Experiment, pair: str, method: str, source: str, asked: 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (n, 32, 32, 3), generator=generator, dtype=torch.uint8)
     images = ImageSet(pixels.permute(0, 3, 1, 2), torch.randint(100, (n,), generator=generator))
-    plan = draw_plan(0, 0, n, batch_size, 32, run.views, run.method.strong, CPU)
+    plan = draw_plan(0, 0, n, batch_size, 32, run.base_view, run.method.strong, CPU)
     teacher, learner = teacher_of(experiment, experiment.pairs[pair].teacher), new_student(run, images.labels)
     student = create_model(run.architecture, run.model, 100, 32)
     student.load_state_dict(learner.student.state_dict())
     training = run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    feed = InMemoryBatches(images, run.views)
+    feed = InMemoryBatches(images, run.base_view)
     with tempfile.TemporaryDirectory() as folder:
         fast = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
         step = Step(run, learner, source_of(run, fast, feed, plan, Path(folder)), optimizer)

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the figures here")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    views = config.load(ROOT).datasets["cifar100"].views
+    views = config.load(ROOT).datasets["cifar100"].base_view
     assert views is not None
     rng = np.random.default_rng(0)
     rows = asked.images * views_per_image(views)

@@ -22,9 +22,9 @@ BASE_VIEWS = {"none": (0, False), "flip": (0, True), "flip+crop": (2, True)}
 RELATIVE = 1e-5  # processors differ in the last digits
 
 
-def losses(method: Method, views: BaseView) -> list[float]:
+def losses(method: Method, base_view: BaseView) -> list[float]:
     """Of the first five steps, three of the first epoch and two of the second."""
-    run = run_of(method).model_copy(update={"views": views})
+    run = run_of(method).model_copy(update={"base_view": base_view})
     step = step_of(run, new_student(run, DATA.train.labels), teacher_for(method))
     batches = (batches_of(run) + batches_of(run, epoch=1))[:5]
     return [step(batch, 0.001).loss.item() for batch in batches]

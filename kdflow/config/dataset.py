@@ -90,16 +90,16 @@ class Dataset(Settings):
     """One entry of recipes/datasets.yaml."""
 
     data: DatasetSource
-    views: BaseView | None = None
+    base_view: BaseView | None = None
     training: Training | None = None
     demo: bool = False
 
     @model_validator(mode="after")
     def _can_be_trained_on(self) -> Dataset:
-        missing = [key for key in ("views", "training") if getattr(self, key) is None]
+        missing = [key for key in ("base_view", "training") if getattr(self, key) is None]
         if self.data.reader is not None and missing:
             raise ValueError(f"data.reader is given, {' and '.join(missing)} not")
-        resize, size = self.views.resize if self.views else None, self.data.image_size
+        resize, size = self.base_view.resize if self.base_view else None, self.data.image_size
         if resize is not None and resize.side < size:
             raise ValueError(f"views.resize.side: {resize.side} is less than data.image_size, {size}")
         return self
@@ -151,7 +151,7 @@ class PreparedDataset(Settings):
     name: str
     source: str | UserFolder
     data: DatasetSource
-    views: BaseView
+    base_view: BaseView
     training: Training
     demo: bool
     sha256: str
@@ -161,4 +161,4 @@ class PreparedDataset(Settings):
     @property
     def dataset(self) -> Dataset:
         """As an entry of recipes/datasets.yaml would be."""
-        return Dataset(data=self.data, views=self.views, training=self.training, demo=self.demo)
+        return Dataset(data=self.data, base_view=self.base_view, training=self.training, demo=self.demo)

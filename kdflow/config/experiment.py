@@ -147,7 +147,7 @@ class Experiment(Recipes):
         seed: int,
         training: Training,
     ) -> RunSettings:
-        data, views = self.dataset.data, self.dataset.views
+        data, views = self.dataset.data, self.dataset.base_view
         assert views is not None
         if role == "student":
             views = views.reduced_to(self.params.base_view)
@@ -161,7 +161,7 @@ class Experiment(Recipes):
             train_images=self.train_images,
             classes=data.classes,
             image_size=data.image_size,
-            views=views,
+            base_view=views,
             role=role,
             architecture=architecture,
             model=self.models[architecture],

@@ -38,7 +38,7 @@ class RunSettings(Settings):
     train_images: int
     classes: int
     image_size: int
-    views: BaseView
+    base_view: BaseView
     role: Literal["teacher", "student"]
     architecture: str
     model: Model

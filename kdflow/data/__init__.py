@@ -72,7 +72,9 @@ class ImageSet:
         """Height and width in pixels."""
         return self.images.shape[-1]
 
-    def for_testing(self, batch_size: int, views: BaseView, rows: slice) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:  # noqa: ARG002
+    def for_testing(
+        self, batch_size: int, base_view: BaseView, rows: slice
+    ) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:  # noqa: ARG002
         """Some of the images in order, as they are."""
         return torch.split(self.images[rows], batch_size)
 

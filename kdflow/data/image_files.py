@@ -124,23 +124,25 @@ class ImageFiles:
         return len(self.labels)
 
     def for_training(
-        self, batches: Iterable[ImageRequests], views: BaseView
+        self, batches: Iterable[ImageRequests], base_view: BaseView
     ) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
         """The views of each batch, cropped and flipped at random by each image's seed."""
-        return self._read(batches, views, training=True)
+        return self._read(batches, base_view, training=True)
 
-    def for_testing(self, batch_size: int, views: BaseView, rows: slice) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
+    def for_testing(
+        self, batch_size: int, base_view: BaseView, rows: slice
+    ) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:
         """Some of the images in order, resized, their centres."""
         places = [[place, 0] for place in range(rows.start, rows.stop)]
         batches = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-        return self._read(batches, views, training=False)
+        return self._read(batches, base_view, training=False)
 
-    def _read(self, batches: Iterable[ImageRequests], views: BaseView, *, training: bool) -> Iterator[Tensor]:
+    def _read(self, batches: Iterable[ImageRequests], base_view: BaseView, *, training: bool) -> Iterator[Tensor]:
         # A loader keeps its processes for the next pass: to start some takes a few tenths of a second. One that is in
         # the middle of a pass is not here, so two passes at once do not meet.
-        loader = self._idle.pop((training, views), None)
+        loader = self._idle.pop((training, base_view), None)
         if loader is None:
-            loader = self._loader(views, training=training)
+            loader = self._loader(base_view, training=training)
         assert isinstance(loader.sampler, _Batches)
         loader.sampler.wanted = batches
         try:
@@ -149,11 +151,11 @@ class ImageFiles:
                     raise pixels
                 yield pixels.to(self.labels.device, non_blocking=True)
         finally:
-            self._idle[training, views] = loader
+            self._idle[training, base_view] = loader
 
-    def _loader(self, views: BaseView, *, training: bool) -> _Loader:
+    def _loader(self, base_view: BaseView, *, training: bool) -> _Loader:
         return DataLoader(
-            _Decoded(self.folder, self.files, transforms(views, self.image_size, training=training)),
+            _Decoded(self.folder, self.files, transforms(base_view, self.image_size, training=training)),
             sampler=_Batches(),
             batch_size=None,
             num_workers=self.workers,
@@ -229,7 +231,7 @@ def decode(file: Path | io.BytesIO, name: str | None = None, largest: int | None
         raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
 
 
-def transforms(views: BaseView, size: int, *, training: bool) -> nn.Module:
+def transforms(base_view: BaseView, size: int, *, training: bool) -> nn.Module:
     """From an image of any size to a view [3, size, size] uint8.
 
     Raises:
@@ -237,13 +239,13 @@ def transforms(views: BaseView, size: int, *, training: bool) -> nn.Module:
     """
     from torchvision.transforms import v2  # 160 MB and a second that only images in files need
 
-    resize = views.resize
+    resize = base_view.resize
     if resize is None:
         raise UserError("recipes/datasets.yaml: views.resize is needed: these images are files of any size")
     steps: list[nn.Module] = [v2.Resize(resize.side), v2.CenterCrop(size)]
     if training and resize.area is not None:
         steps = [v2.RandomResizedCrop(size, scale=resize.area)]
-    if training and views.flip:
+    if training and base_view.flip:
         steps.append(v2.RandomHorizontalFlip())
     transform: nn.Module = v2.Compose([*steps, v2.PILToTensor()])
     return transform

@@ -81,7 +81,7 @@ def prepare(source: UserFolder, own: UserFolderRecipe, out: Path) -> PreparedDat
             train_images=len(train.labels),
             test_images=len(test.labels),
         ),
-        views=views,
+        base_view=views,
         training=own.training,
         demo=False,
         sha256=sha256,
@@ -170,10 +170,10 @@ def _size(file: Path) -> int:
 
 
 def _read_all(
-    folder: Path, found: FileList, views: BaseView, size: int
+    folder: Path, found: FileList, base_view: BaseView, size: int
 ) -> tuple[npt.NDArray[np.int64], dict[bytes, str]]:
     """Of every image, as it is tested on, sum and sum of squares of each channel [n, 2, 3]; what cannot be read."""
-    transform = transforms(views, size, training=False)
+    transform = transforms(base_view, size, training=False)
 
     paths = found.paths.tolist()
     sums = np.zeros((len(paths), 2, 3), dtype=np.int64)

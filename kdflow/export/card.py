@@ -55,10 +55,10 @@ def make_card(log: RunLog, class_names: list[str]) -> Card:
         kdflow=__version__,
         class_names=tuple(class_names),
         preprocessing=Preprocessing(
-            shorter_side=run.views.resize.side if run.views.resize else None,
+            shorter_side=run.base_view.resize.side if run.base_view.resize else None,
             size=run.image_size,
-            mean=run.views.mean,
-            std=run.views.std,
+            mean=run.base_view.mean,
+            std=run.base_view.std,
         ),
         top1=log.curve[-1].top1,
         budget_note=log.budget.budget_note,
@@ -86,7 +86,7 @@ def parse_card(path: Path, text: str | None) -> Card:
         raise UserError(f"{path}: its card is none of this version: {where}: {problem['msg']}") from None
     if len(card.class_names) != card.settings.classes:
         raise UserError(f"{path}: its card names {len(card.class_names)} of {card.settings.classes} classes")
-    resize = card.settings.views.resize
+    resize = card.settings.base_view.resize
     sides = [card.settings.image_size, *([resize.side] if resize else [])]
     wrong = next((side for side in sides if side not in ALLOWED_SIDES), None)
     if wrong is not None:

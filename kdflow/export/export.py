@@ -159,7 +159,7 @@ def verify(model: nn.Module, run: Runner, card: Card, test: Images) -> Verificat
     Raises:
         UserError: their logits differ by more than `TOLERANCE` of the largest.
     """
-    images, views = stratified_subset(test, MAX_IMAGES), card.settings.views
+    images, views = stratified_subset(test, MAX_IMAGES), card.settings.base_view
     expected = predict_logits(model, images, views)
     batches = images.for_testing(BATCH, views, slice(0, len(images)))
     found = torch.cat([run(batch) for batch in batches])

@@ -99,7 +99,7 @@ def _teacher(paper: Paper) -> dict[str, Any]:
         deps=[f"{data}/${{item.dataset}}.h5", (GOLDEN / "ce.json").as_posix()],
         params=[
             {f"{paper.folder.as_posix()}/params.yaml": budget},
-            {"recipes/datasets.yaml": ["${item.dataset}.views", "${item.dataset}.training"]},
+            {"recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
             {"recipes/models.yaml": ["${item.architecture}"]},
         ],
         outs=[f"{data}/teachers/${{key}}"],
@@ -116,7 +116,7 @@ def _student(paper: Paper) -> dict[str, Any]:
         params=[
             {f"{folder}/cells.json": ["cells.${key}.seeds"]},
             {f"{folder}/params.yaml": ["seeds", "teacher_logits", "epoch_scale", "train_share", "precision"]},
-            {"recipes/datasets.yaml": ["${item.dataset}.views", "${item.dataset}.training"]},
+            {"recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
             {"recipes/models.yaml": ["${item.student}", "${item.teacher_model}"]},
             {"recipes/methods.yaml": ["${item.method}"]},
         ],

@@ -82,7 +82,7 @@ class Paper:
     def _cell(
         self, dataset: str, pair: str, method: str, epochs: int | None, base_view: BaseViewName | None, seeds: int
     ) -> Cell:
-        names, views = self.recipes.pairs[pair], self.recipes.datasets[dataset].views
+        names, views = self.recipes.pairs[pair], self.recipes.datasets[dataset].base_view
         assert views is not None
         return Cell(
             dataset=dataset,
@@ -305,7 +305,7 @@ def _check_datasets(file: Path, parts: dict[str, Item], recipes: Recipes) -> Non
             used = [(part.dataset, pair) for pair in pairs]
         for dataset, pair in used:
             found = recipes.datasets[dataset]
-            if found.training is None or found.views is None:
+            if found.training is None or found.base_view is None:
                 raise UserError(f"{file}: {key}: dataset: {dataset} has no training and views to train by")
             if dataset not in recipes.pairs[pair].datasets:
                 raise UserError(f"{file}: {key}: pair: {pair} is not for {dataset}, says recipes/pairs.yaml")

@@ -41,7 +41,7 @@ def prepare(experiment: Experiment, out: Path, downloads: Path, note: Path | Non
         found = user_folder.prepare(params.dataset, experiment.user_folder, out)
     else:
         dataset = experiment.dataset
-        assert dataset.views is not None
+        assert dataset.base_view is not None
         assert dataset.training is not None
         where = None if params.data_folder is None else Path(params.data_folder).expanduser()
         sha256 = data.prepare(params.dataset, dataset.data, where, downloads, out, params.train_images)
@@ -49,7 +49,7 @@ def prepare(experiment: Experiment, out: Path, downloads: Path, note: Path | Non
             name=params.dataset,
             source=params.dataset,
             data=dataset.data,
-            views=dataset.views,
+            base_view=dataset.base_view,
             training=dataset.training,
             demo=dataset.demo,
             sha256=sha256,
@@ -105,7 +105,7 @@ def teacher(experiment: Experiment, dataset: Path, out: Path, scratch: Path) -> 
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
     device = pick_device(experiment.params.compute.device)
     images = load(dataset, run.train_images, device, experiment.params.compute.resolved_workers).test
-    said = predict_logits(model.to(device), images, run.views)
+    said = predict_logits(model.to(device), images, run.base_view)
     measured = topk_accuracy(said, images)
     if given.top1 is not None and measured.top1 < given.top1 - TEACHER_TOLERANCE:
         raise UserError(
@@ -158,7 +158,7 @@ def _fill(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out:
         with files.atomic_write(out) as beside:
             shutil.move(folder / VIEWS_STORE, beside)
         shutil.rmtree(folder)
-    print(f"{out}: {len(data.train) * all_views.views_per_image(run.views):,} views, {dtype}")
+    print(f"{out}: {len(data.train) * all_views.views_per_image(run.base_view):,} views, {dtype}")
 
 
 def distill(
@@ -250,7 +250,7 @@ def evaluate(
         run = log.settings
         model = create_model(run.architecture, run.model, run.classes, run.image_size)
         load_exact(model, students / f"seed{seed}.safetensors", log.weights_sha256)
-        logits = predict_logits(model.to(device), test, run.views)
+        logits = predict_logits(model.to(device), test, run.base_view)
         same = None if taught is None else agreement(logits, taught)
         result = RunRecord(**dict(log), final=topk_accuracy(logits, test), best=record.best_epoch(log), agreement=same)
         record.write_record(out / f"seed{seed}.json", result)

@@ -67,7 +67,7 @@ def measure(
     views = differ = 0
     shown: list[Sample] = []
     pictures: list[Tensor] = []
-    mean, std = channel_mean_std(run.views, data.train.labels.device)
+    mean, std = channel_mean_std(run.base_view, data.train.labels.device)
     per_batch = math.ceil(samples / math.ceil(len(data.train) / run.training.batch_size))
     with torch.inference_mode():
         for labels, strong in _strong_views(data, run, mix):
@@ -89,8 +89,8 @@ def _strong_views(data: Loaded, run: RunSettings, mix: str) -> Iterator[tuple[In
     view: Any = importlib.import_module(f"kdflow.methods.views.{mix}")
     images, batch_size = data.train, run.training.batch_size
     device = images.labels.device
-    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.views, StrongView(view=mix), device)
-    for batch in make_batches(images, run.views)(plan):
+    plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.base_view, StrongView(view=mix), device)
+    for batch in make_batches(images, run.base_view)(plan):
         yield batch.labels, view.apply(batch.x, batch.row.strong[0])
 
 

@@ -284,5 +284,5 @@ def evaluate_teacher(registry: Registry, name: str, dataset: Path, device: str =
             f"{dataset}: {len(test.test):,} test images of {len(test.class_names)} classes; {entry.dataset} has "
             f"{recipe.data.test_images:,} of {recipe.data.classes}"
         )
-    assert recipe.views is not None
-    return accuracy(model.to(on), test.test, recipe.views).top1
+    assert recipe.base_view is not None
+    return accuracy(model.to(on), test.test, recipe.base_view).top1

@@ -34,10 +34,10 @@ class InMemoryBatches:
         UserError: the settings are those of image files.
     """
 
-    def __init__(self, images: ImageSet, views: BaseView) -> None:
-        if views.resize is not None:
+    def __init__(self, images: ImageSet, base_view: BaseView) -> None:
+        if base_view.resize is not None:
             raise UserError("recipes/datasets.yaml: views.resize is for image files; these images are all of one size")
-        self.images, self.base_view = images, BaseViewTransform(views, images.images.device)
+        self.images, self.base_view = images, BaseViewTransform(base_view, images.images.device)
 
     def __call__(self, plan: EpochPlan) -> Iterator[Batch]:
         """The batches of an epoch."""
@@ -52,19 +52,19 @@ class InMemoryBatches:
 class StreamedBatches:
     """From files: worker processes read, crop and flip; normalised here, on the device."""
 
-    def __init__(self, images: ImageFiles, views: BaseView) -> None:
-        self.images, self.views = images, views
-        self.mean, self.std = channel_mean_std(views, images.labels.device)
+    def __init__(self, images: ImageFiles, base_view: BaseView) -> None:
+        self.images, self.base_view = images, base_view
+        self.mean, self.std = channel_mean_std(base_view, images.labels.device)
 
     def __call__(self, plan: EpochPlan) -> Iterator[Batch]:
         """The batches of an epoch, some of them made ahead."""
         wanted = torch.split(torch.stack([plan.order.cpu(), plan.image_seeds], 1), plan.batch_size)
         mine = (batch[shard(len(batch))].tolist() for batch in wanted)  # several processes read each image once
-        for row, pixels in zip(plan, self.images.for_training(mine, self.views), strict=True):
+        for row, pixels in zip(plan, self.images.for_training(mine, self.base_view), strict=True):
             x = normalise(all_gather_rows(pixels, len(row.index)), self.mean, self.std)
             yield Batch(row, x, self.images.labels[row.index])
 
 
-def make_batches(images: Images, views: BaseView) -> InMemoryBatches | StreamedBatches:
+def make_batches(images: Images, base_view: BaseView) -> InMemoryBatches | StreamedBatches:
     """The feed for images of this kind."""
-    return StreamedBatches(images, views) if isinstance(images, ImageFiles) else InMemoryBatches(images, views)
+    return StreamedBatches(images, base_view) if isinstance(images, ImageFiles) else InMemoryBatches(images, base_view)

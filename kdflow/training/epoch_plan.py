@@ -71,7 +71,7 @@ def draw_plan(
     images: int,
     batch_size: int,
     image_size: int,
-    views: BaseView,
+    base_view: BaseView,
     strong: StrongView | None,
     device: torch.device,
 ) -> EpochPlan:
@@ -82,8 +82,8 @@ def draw_plan(
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
     order = torch.randperm(images, generator=generator("order"))
-    shift = torch.randint(2 * views.crop + 1, (images, 2), generator=generator("crop"))
-    flip = torch.rand(images, generator=generator("flip")) < (0.5 if views.flip else 0.0)
+    shift = torch.randint(2 * base_view.crop + 1, (images, 2), generator=generator("crop"))
+    flip = torch.rand(images, generator=generator("flip")) < (0.5 if base_view.flip else 0.0)
     sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
     pool: list[Draws] = []
     if strong is not None:

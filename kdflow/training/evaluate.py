@@ -15,24 +15,24 @@ from kdflow.training.record import Accuracy
 BATCH = 128  # small enough for its activations to stay in the cache of a CPU
 
 
-def predict_logits(model: nn.Module, images: Images, views: BaseView) -> Float[Tensor, "n classes"]:
+def predict_logits(model: nn.Module, images: Images, base_view: BaseView) -> Float[Tensor, "n classes"]:
     """Logits of all images, the model in eval mode, images normalised and otherwise as `for_testing` gives them.
 
     The model is left in the mode that it was in.
     """
     was_training = model.training
     model.eval()
-    mean, std = channel_mean_std(views, images.labels.device)
-    mine = images.for_testing(BATCH, views, shard(len(images)))
+    mean, std = channel_mean_std(base_view, images.labels.device)
+    mine = images.for_testing(BATCH, base_view, shard(len(images)))
     with torch.inference_mode():
         logits = [model(normalise(batch, mean, std)) for batch in mine]
     model.train(was_training)
     return all_gather_rows(torch.cat(logits), len(images))
 
 
-def accuracy(model: nn.Module, images: Images, views: BaseView) -> Accuracy:
+def accuracy(model: nn.Module, images: Images, base_view: BaseView) -> Accuracy:
     """Top-1 and top-5 accuracy of `predict` in percent."""
-    return topk_accuracy(predict_logits(model, images, views), images)
+    return topk_accuracy(predict_logits(model, images, base_view), images)
 
 
 def topk_accuracy(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:

@@ -43,7 +43,7 @@ def fit(
     optimizer = torch.optim.SGD(
         learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    step, feed = Step(run, learner, teacher, optimizer), make_batches(data.train, run.views)
+    step, feed = Step(run, learner, teacher, optimizer), make_batches(data.train, run.base_view)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
@@ -64,7 +64,7 @@ def fit(
         loss, first_step_loss = total.item() / len(data.train), steps[0].loss.item()
         lr = run.learning_rate(first, steps_per_epoch)
         test_now = (epoch + 1) % training.eval_every == 0 or epoch + 1 == training.epochs
-        top1 = accuracy(learner.student, data.test, run.views).top1 if test_now else None
+        top1 = accuracy(learner.student, data.test, run.base_view).top1 if test_now else None
         point = record.Epoch(
             epoch=epoch + 1, lr=lr, loss=loss, first_step_loss=first_step_loss, top1=top1, pick_ratio=_pick_ratio(steps)
         )
@@ -85,7 +85,7 @@ def fit(
 
 def _plan(run: RunSettings, epoch: int, images: Images) -> EpochPlan:
     size, device = run.training.batch_size, images.labels.device
-    return draw_plan(run.seed, epoch, len(images), size, run.image_size, run.views, run.method.strong, device)
+    return draw_plan(run.seed, epoch, len(images), size, run.image_size, run.base_view, run.method.strong, device)
 
 
 def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResult]) -> None:

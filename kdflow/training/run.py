@@ -103,7 +103,7 @@ def _teacher_source(
     if kind == "views":
         assert job.views_store is not None
         about = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
-        return StoredViews(ask, read_views(job.views_store, run, dtype, about), run.views)
+        return StoredViews(ask, read_views(job.views_store, run, dtype, about), run.base_view)
     if kind == "replay":
         device = device_name(data.train.labels.device)
         about = teacher_logits.cache_key(run, teacher_sha256, data.sha256) | teacher_logits.plan_cache_key(run, device)

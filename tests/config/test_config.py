@@ -153,8 +153,11 @@ def test_a_teacher_is_asked_where_the_loss_needs_one(root, settings, asked):
 )
 def test_the_base_view_is_that_of_the_students(root, view, crop, flip):
     experiment = with_params(root, dataset="cifar100", base_view=view)
-    assert (experiment.student_run("kd", 0).views.crop, experiment.student_run("kd", 0).views.flip) == (crop, flip)
-    assert (experiment.teacher_run().views.crop, experiment.teacher_run().views.flip) == (4, True)
+    assert (experiment.student_run("kd", 0).base_view.crop, experiment.student_run("kd", 0).base_view.flip) == (
+        crop,
+        flip,
+    )
+    assert (experiment.teacher_run().base_view.crop, experiment.teacher_run().base_view.flip) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -164,17 +167,17 @@ def test_the_base_view_is_that_of_the_students(root, view, crop, flip):
 def test_the_base_view_of_resized_images(root, view, area, flip):
     experiment = with_params(root, dataset="imagenet", base_view=view)
     run, full = experiment.student_run("kd", 0), experiment.teacher_run()
-    assert (run.views.crop, run.views.flip, run.views.resize) == (0, flip, Resize(side=256, area=area))
-    assert (full.views.flip, full.views.resize) == (True, Resize(side=256, area=(0.08, 1.0)))
+    assert (run.base_view.crop, run.base_view.flip, run.base_view.resize) == (0, flip, Resize(side=256, area=area))
+    assert (full.base_view.flip, full.base_view.resize) == (True, Resize(side=256, area=(0.08, 1.0)))
     assert config.RunSettings.model_validate_json(run.model_dump_json()) == run
 
 
 def test_settings_without_resize_say_nothing_of_it(root):
     """Their hash is that of a version without the setting."""
     run = with_params(root, dataset="cifar100").student_run("kd", 0)
-    assert "resize" not in run.model_dump(mode="json")["views"]
+    assert "resize" not in run.model_dump(mode="json")["base_view"]
     imagenet = with_params(root, dataset="imagenet").student_run("kd", 0)
-    assert "resize" in imagenet.model_dump(mode="json")["views"]
+    assert "resize" in imagenet.model_dump(mode="json")["base_view"]
 
 
 def test_imagenet_is_the_field_s_recipe():
@@ -453,16 +456,41 @@ BAD = {
     "reader unknown": (DATASETS, {"digits/data/reader": "digit"}, "digits.data.reader", "did you mean 'digits'?"),
     "md5": (DATASETS, {"cifar100/data/md5": "beef"}, "cifar100.data.md5", "'beef'"),
     "one class": (DATASETS, {"digits/data/classes": 1}, "digits.data.classes", "1"),
-    "unknown key of views": (DATASETS, {"digits/views/krop": 1}, "digits.views.krop", "did you mean 'crop'?"),
-    "flip not a truth": (DATASETS, {"digits/views/flip": "off"}, "digits.views.flip", "'off'"),
-    "two means": (DATASETS, {"digits/views/mean": [0.5, 0.5]}, "digits.views.mean", ""),
-    "mean no number": (DATASETS, {"digits/views/mean": [0.5, 0.5, math.nan]}, "digits.views.mean", "nan"),
-    "std zero": (DATASETS, {"digits/views/std": [0.5, 0.0, 0.5]}, "digits.views.std.1", "greater than 0"),
-    "two crops": (DATASETS, {"imagenet/views/crop": 4}, "imagenet.views", "crop: must be 0 beside resize, got 4"),
-    "area reversed": (DATASETS, {"imagenet/views/resize/area": [1, 0.08]}, "imagenet.views.resize", "smaller share"),
-    "area of nothing": (DATASETS, {"imagenet/views/resize/area": [0, 1]}, "imagenet.views.resize.area.0", "than 0"),
-    "resized to less": (DATASETS, {"imagenet/views/resize/side": 200}, "imagenet", "200 is less than data.image_size"),
-    "unknown key of resize": (DATASETS, {"imagenet/views/resize/sise": 1}, "imagenet.views.resize.sise", "'side'?"),
+    "unknown key of views": (DATASETS, {"digits/base_view/krop": 1}, "digits.base_view.krop", "did you mean 'crop'?"),
+    "flip not a truth": (DATASETS, {"digits/base_view/flip": "off"}, "digits.base_view.flip", "'off'"),
+    "two means": (DATASETS, {"digits/base_view/mean": [0.5, 0.5]}, "digits.base_view.mean", ""),
+    "mean no number": (DATASETS, {"digits/base_view/mean": [0.5, 0.5, math.nan]}, "digits.base_view.mean", "nan"),
+    "std zero": (DATASETS, {"digits/base_view/std": [0.5, 0.0, 0.5]}, "digits.base_view.std.1", "greater than 0"),
+    "two crops": (
+        DATASETS,
+        {"imagenet/base_view/crop": 4},
+        "imagenet.base_view",
+        "crop: must be 0 beside resize, got 4",
+    ),
+    "area reversed": (
+        DATASETS,
+        {"imagenet/base_view/resize/area": [1, 0.08]},
+        "imagenet.base_view.resize",
+        "smaller share",
+    ),
+    "area of nothing": (
+        DATASETS,
+        {"imagenet/base_view/resize/area": [0, 1]},
+        "imagenet.base_view.resize.area.0",
+        "than 0",
+    ),
+    "resized to less": (
+        DATASETS,
+        {"imagenet/base_view/resize/side": 200},
+        "imagenet",
+        "200 is less than data.image_size",
+    ),
+    "unknown key of resize": (
+        DATASETS,
+        {"imagenet/base_view/resize/sise": 1},
+        "imagenet.base_view.resize.sise",
+        "'side'?",
+    ),
     "workers below zero": (
         "params.yaml",
         {"compute/loader_workers": -1},
@@ -480,10 +508,10 @@ BAD = {
     "decay twice": (DATASETS, {"digits/training/lr_milestones": [0.5, 0.5]}, "digits.training.lr_milestones", "once"),
     "momentum 1": (DATASETS, {"digits/training/momentum": 1.0}, "digits.training.momentum", "1.0"),
     "eval_every 0": (DATASETS, {"digits/training/eval_every": 0}, "digits.training.eval_every", "greater than 0"),
-    "reader without views": (DATASETS, {"digits/views": GONE}, "digits", "data.reader is given, views not"),
+    "reader without views": (DATASETS, {"digits/base_view": GONE}, "digits", "data.reader is given, views not"),
     "reader without all": (
         DATASETS,
-        {"digits/views": GONE, "digits/training": GONE},
+        {"digits/base_view": GONE, "digits/training": GONE},
         "digits",
         "views and training not",
     ),

@@ -43,12 +43,12 @@ def prepared(tmp_path_factory):
 
 
 def settings(method: str = "ce", **changes: object) -> RunSettings:
-    own = {"dataset": "tree", "train_images": 12, "classes": 2, "image_size": 32, "views": VIEWS}
+    own = {"dataset": "tree", "train_images": 12, "classes": 2, "image_size": 32, "base_view": VIEWS}
     return run_of(METHODS[method], batch_size=5, epochs=2).model_copy(update={**own, **changes})
 
 
 def plan_of(run: RunSettings, epoch: int = 0) -> EpochPlan:
-    return draw_plan(run.seed, epoch, 12, 5, 32, run.views, run.method.strong, CPU)
+    return draw_plan(run.seed, epoch, 12, 5, 32, run.base_view, run.method.strong, CPU)
 
 
 def slowly(images: ImageFiles, place: int, steps: list[torch.nn.Module]) -> torch.Tensor:
@@ -65,11 +65,11 @@ def slowly(images: ImageFiles, place: int, steps: list[torch.nn.Module]) -> torc
 @pytest.mark.parametrize("base_view", BASE_VIEWS)
 def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
     images = load(prepared, 12, CPU, workers).train
-    run = settings(views=VIEWS.reduced_to(base_view))
+    run = settings(base_view=VIEWS.reduced_to(base_view))
     plan = plan_of(run, epoch=1)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    batches = list(make_batches(images, run.views)(plan))
+    batches = list(make_batches(images, run.base_view)(plan))
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(batch.labels) for batch in batches] == [5, 5, 2]
     expected = []
@@ -208,7 +208,7 @@ def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
     found = read_record(job.log, RunLog)
     assert found.machine.loader_workers == 2
     assert found.settings == job.run
-    assert found.settings.views.resize == RESIZE
+    assert found.settings.base_view.resize == RESIZE
     assert [point.epoch for point in found.curve] == [1, 2]
     assert found.curve[-1].top1 is not None
     assert isinstance(events[-1], Finished)

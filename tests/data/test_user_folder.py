@@ -60,15 +60,15 @@ def test_mean_and_deviation_are_those_of_the_training_images(photos, tmp_path, r
     found = user_folder.prepare(UserFolder(folder=str(tmp_path / "parts"), image_size=32), flat, tmp_path / "a.h5")
     assert (found.data.train_images, found.data.test_images) == (18, 2)
     pixels = np.stack([np.asarray(Image.open(file)) for file in (tmp_path / "parts/train").rglob("*.png")]) / 255
-    assert np.allclose(found.views.mean, pixels.mean((0, 1, 2)), atol=1e-4)
-    assert np.allclose(found.views.std, pixels.std((0, 1, 2)), atol=1e-4)
+    assert np.allclose(found.base_view.mean, pixels.mean((0, 1, 2)), atol=1e-4)
+    assert np.allclose(found.base_view.std, pixels.std((0, 1, 2)), atol=1e-4)
 
 
 def test_the_shorter_side_is_a_setting(photos, tmp_path, recipe):
     source = UserFolder(folder=str(photos), image_size=32)
-    assert user_folder.prepare(source, recipe, tmp_path / "a.h5").views.resize.side == 37
+    assert user_folder.prepare(source, recipe, tmp_path / "a.h5").base_view.resize.side == 37
     told = source.model_copy(update={"side": 32})
-    assert user_folder.prepare(told, recipe, tmp_path / "a.h5").views.resize.side == 32
+    assert user_folder.prepare(told, recipe, tmp_path / "a.h5").base_view.resize.side == 32
     with pytest.raises(UserError, match="photos: side: 31 is less than image_size, 32"):
         config.settings_from_options("photos", UserFolder, {"folder": "x", "image_size": 32, "side": 31})
 

@@ -123,7 +123,12 @@ SETTINGS = [
     ("params.yaml", "data_folder", "/tmp", "data_folder: digits come with scikit-learn"),
     ("recipes/methods.yaml", "kd.gamma", 1.0, "recipes/methods.yaml: kd.gamma: unknown key"),
     ("recipes/models.yaml", "resnet8.family", "resnt", "recipes/models.yaml: resnet8.family: unknown name 'resnt'"),
-    ("recipes/datasets.yaml", "digits.views.crop", -1, "recipes/datasets.yaml: digits.views.crop: input should be"),
+    (
+        "recipes/datasets.yaml",
+        "digits.base_view.crop",
+        -1,
+        "recipes/datasets.yaml: digits.base_view.crop: input should be",
+    ),
 ]
 
 

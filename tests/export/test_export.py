@@ -57,8 +57,8 @@ def original(weights):
     found = locate.locate_inputs(weights, None, None)
     run = found.log.settings
     test = load(found.dataset, run.train_images, CPU).test
-    images = torch.cat(list(test.for_testing(4, run.views, slice(0, len(test)))))
-    return predict_logits(fresh(STUDENT, run.classes, run.image_size, 0), test, run.views), images
+    images = torch.cat(list(test.for_testing(4, run.base_view, slice(0, len(test)))))
+    return predict_logits(fresh(STUDENT, run.classes, run.image_size, 0), test, run.base_view), images
 
 
 def close(found, expected):
@@ -106,7 +106,7 @@ def test_a_file_says_what_it_is(exported, weights, form):
     assert card == report.card
     assert (card.settings, card.weights_sha256, card.top1) == (log.settings, log.weights_sha256, log.curve[-1].top1)
     assert (card.dataset_sha256, card.teacher_sha256) == (log.dataset_sha256, log.teacher_sha256)
-    assert card.preprocessing.mean == log.settings.views.mean
+    assert card.preprocessing.mean == log.settings.base_view.mean
 
 
 @pytest.mark.parametrize("form", SUFFIXES)
@@ -187,7 +187,7 @@ def test_other_families_leave(weights, tmp_path, name):
     model = fresh(recipe, 2, 32, 0)
     images = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        expected = formats.FromBytes(model, card.settings.views)(images)
+        expected = formats.FromBytes(model, card.settings.base_view)(images)
     formats.format_by_name("onnx").write(model, card, tmp_path / "m.onnx")
     run = formats.format_by_name("onnx").runner(tmp_path / "m.onnx", card, 1)
     for chosen in (slice(0, 1), slice(0, 5)):

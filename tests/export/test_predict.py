@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 def test_it_is_what_testing_says(made):
     run = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None).log.settings
     test = load(made / "data/tree.h5", run.train_images, CPU).test
-    shares = logits_of(fresh(STUDENT, 2, 32, 0), test, run.views).double().softmax(1)
+    shares = logits_of(fresh(STUDENT, 2, 32, 0), test, run.base_view).double().softmax(1)
     said = predict([test.folder / path.decode() for path in test.files.paths.tolist()], made / "s.safetensors")
     names = ["n01 dark", "n02 hell ä"]
     for one, expected in zip(said, shares, strict=True):

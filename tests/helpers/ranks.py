@@ -54,7 +54,7 @@ def fit(name: str, file: Path, stop: int | None = None, device: torch.device = C
     return {
         "curve": curve,
         "state": state,
-        "logits": predict_logits(learner.student, images.test, run.views).cpu().clone(),
+        "logits": predict_logits(learner.student, images.test, run.base_view).cpu().clone(),
     }
 
 

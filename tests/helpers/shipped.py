@@ -35,7 +35,7 @@ def make(folder: Path, dataset: str = "tree") -> Path:
         digest = prepare("tree", spec, make_tree(folder / "images"), folder, folder / "data/tree.h5")
     else:
         entry = config.load_recipes(ROOT).datasets[dataset]
-        spec, views = entry.data, entry.views
+        spec, views = entry.data, entry.base_view
         digest = prepare(dataset, spec, None, folder, folder / f"data/{dataset}.h5")
     log = make_log()
     taught = save_weights(fresh(TEACHER, spec.classes, spec.image_size, 1), folder / "data/teacher/model.safetensors")
@@ -47,7 +47,7 @@ def make(folder: Path, dataset: str = "tree") -> Path:
             "classes": spec.classes,
             "image_size": spec.image_size,
             "train_images": spec.train_images,
-            "views": views,
+            "base_view": views,
             "architecture": "smaller",
             "model": STUDENT,
             "teacher": Architecture(name="larger", model=TEACHER),

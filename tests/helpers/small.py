@@ -47,7 +47,7 @@ def run_of(method: Method, **training: object) -> RunSettings:
         train_images=20,
         classes=4,
         image_size=8,
-        views=VIEWS,
+        base_view=VIEWS,
         role="student",
         architecture="small",
         model=STUDENT,
@@ -87,11 +87,11 @@ def teacher_for(method: Method) -> nn.Module | None:
 
 
 def rows_of(run: RunSettings, epoch: int = 0, device: torch.device = CPU) -> list[StepPlan]:
-    return list(draw_plan(run.seed, epoch, 20, run.training.batch_size, 8, run.views, run.method.strong, device))
+    return list(draw_plan(run.seed, epoch, 20, run.training.batch_size, 8, run.base_view, run.method.strong, device))
 
 
 def batches_of(run: RunSettings, epoch: int = 0, train: ImageSet = DATA.train) -> list[Batch]:
-    return [InMemoryBatches(train, run.views).batch(row) for row in rows_of(run, epoch, train.labels.device)]
+    return [InMemoryBatches(train, run.base_view).batch(row) for row in rows_of(run, epoch, train.labels.device)]
 
 
 def asked(run: RunSettings, teacher: nn.Module | None) -> Online | None:

@@ -34,7 +34,7 @@ def weights(tmp_path_factory, digits):
     file = tmp_path_factory.mktemp("web") / "resnet8.pth"
     torch.save({"epoch": 1, "net": {f"module.{key}": value for key, value in model.state_dict().items()}}, file)
     test = data.load(digits, 300, torch.device("cpu")).test
-    return file, accuracy(model, test, RECIPES.datasets["digits"].views).top1
+    return file, accuracy(model, test, RECIPES.datasets["digits"].base_view).top1
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ def _plan(
     strong: StrongView | None = None,
     images: int = 100,
     batch_size: int = 32,
-    views: BaseView = FLIPPED,
+    base_view: BaseView = FLIPPED,
 ) -> EpochPlan:
-    return draw_plan(seed, epoch, images, batch_size, 32, views, strong, CPU)
+    return draw_plan(seed, epoch, images, batch_size, 32, base_view, strong, CPU)
 
 
 @pytest.mark.parametrize("strong", [CUTMIX, PICK])
@@ -90,7 +90,7 @@ def test_rows_visit_every_image_once_and_the_short_last_batch_is_kept(images, ba
 
 @pytest.mark.parametrize("crop", [0, 1, 4])
 def test_shifts_take_every_value_from_0_to_twice_crop(crop):
-    plan = _plan(images=2000, views=FLIPPED.model_copy(update={"crop": crop}))
+    plan = _plan(images=2000, base_view=FLIPPED.model_copy(update={"crop": crop}))
     assert plan.shift.shape == (2000, 2)
     for axis in range(2):
         counts = torch.bincount(plan.shift[:, axis])
@@ -101,7 +101,7 @@ def test_shifts_take_every_value_from_0_to_twice_crop(crop):
 
 def test_half_is_flipped_or_nothing():
     assert _plan(images=10_000).flip.float().mean().item() == pytest.approx(0.5, abs=0.02)
-    assert not _plan(images=10_000, views=UNFLIPPED).flip.any()
+    assert not _plan(images=10_000, base_view=UNFLIPPED).flip.any()
 
 
 def test_order_crop_and_flip_are_independent_draws():

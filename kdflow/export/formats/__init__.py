@@ -30,8 +30,8 @@ Runner = Callable[[Tensor], Tensor]
 
 def preprocess(run: RunSettings) -> nn.Module:
     """From an image of any size to [3, size, size] uint8, as in testing; images of small datasets are of one size."""
-    if run.views.resize is not None:
-        return transforms(run.views, run.image_size, training=False)
+    if run.base_view.resize is not None:
+        return transforms(run.base_view, run.image_size, training=False)
     return v2.Compose([v2.Resize((run.image_size, run.image_size)), v2.PILToTensor()])  # type: ignore[no-any-return]
 
 
@@ -41,10 +41,10 @@ class FromBytes(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, views: BaseView) -> None:
+    def __init__(self, model: nn.Module, base_view: BaseView) -> None:
         super().__init__()
         self.model = model
-        for name, values in zip(("mean", "std"), channel_mean_std(views, device("cpu")), strict=True):
+        for name, values in zip(("mean", "std"), channel_mean_std(base_view, device("cpu")), strict=True):
             self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def exported_program(model: nn.Module, card: Card) -> ExportedProgram:
     example = zeros(2, 3, run.image_size, run.image_size, dtype=uint8)
     try:
         with no_grad():
-            found = graph_of(FromBytes(model, run.views).eval(), (example,), dynamic_shapes=({0: Dim("n")},))
+            found = graph_of(FromBytes(model, run.base_view).eval(), (example,), dynamic_shapes=({0: Dim("n")},))
     except Exception as error:  # a model that is no graph fails in any way it likes
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{run.architecture}: torch.export cannot make a graph of it: {reason}") from None

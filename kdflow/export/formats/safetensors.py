@@ -46,7 +46,7 @@ def runner(path: Path, card: Card, threads: int) -> Runner:
         model = create_model(run.architecture, run.model, run.classes, run.image_size)
     load_exact(model, path)
     model = model.to(memory_format=torch.channels_last).eval()
-    mean, std = channel_mean_std(run.views, torch.device("cpu"))
+    mean, std = channel_mean_std(run.base_view, torch.device("cpu"))
 
     def ask(images: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -90,9 +90,9 @@ def normalise(
 class BaseViewTransform:
     """x: images as the student sees them, cropped and flipped as drawn, and normalised."""
 
-    def __init__(self, views: BaseView, device: torch.device) -> None:
-        self.crop = views.crop
-        self.mean, self.std = channel_mean_std(views, device)
+    def __init__(self, base_view: BaseView, device: torch.device) -> None:
+        self.crop = base_view.crop
+        self.mean, self.std = channel_mean_std(base_view, device)
 
     def __call__(
         self, images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"]
@@ -102,8 +102,8 @@ class BaseViewTransform:
 
 
 def channel_mean_std(
-    views: BaseView, device: torch.device
+    base_view: BaseView, device: torch.device
 ) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
     """Mean and standard deviation of the channels, shaped for `normalise`."""
-    mean, std = (torch.tensor(values, device=device).reshape(1, 3, 1, 1) for values in (views.mean, views.std))
+    mean, std = (torch.tensor(values, device=device).reshape(1, 3, 1, 1) for values in (base_view.mean, base_view.std))
     return mean, std

@@ -93,7 +93,7 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
         "teacher_sha256": teacher_sha256,
         "dataset_sha256": dataset_sha256,
         "train_images": str(run.train_images),
-        "base_view": run.views.model_dump_json(),
+        "base_view": run.base_view.model_dump_json(),
         "precision": run.precision.model_dump_json(exclude={"student"}),
     }
 

@@ -31,28 +31,28 @@ BATCH = 128  # views that the teacher is asked of at once
 BLOCK = 16  # images between two looks at how far it is
 
 
-def views_per_image(views: config.BaseView) -> int:
+def views_per_image(base_view: config.BaseView) -> int:
     """How many views an image has.
 
     Raises:
         UserError: they cannot be counted.
     """
-    if views.resize is not None:
+    if base_view.resize is not None:
         raise UserError("params.yaml: logits: images from files have no end of views to ask about ahead; take replay")
-    return (2 * views.crop + 1) ** 2 * (2 if views.flip else 1)
+    return (2 * base_view.crop + 1) ** 2 * (2 if base_view.flip else 1)
 
 
 def store_rows(
-    index: Int64[Tensor, " n"], shift: Int64[Tensor, "n 2"], flip: Bool[Tensor, " n"], views: config.BaseView
+    index: Int64[Tensor, " n"], shift: Int64[Tensor, "n 2"], flip: Bool[Tensor, " n"], base_view: config.BaseView
 ) -> Int64[Tensor, " n"]:
     """The rows of views in the store."""
-    side = 2 * views.crop + 1
-    return index * views_per_image(views) + (flip.long() * side + shift[:, 0]) * side + shift[:, 1]
+    side = 2 * base_view.crop + 1
+    return index * views_per_image(base_view) + (flip.long() * side + shift[:, 0]) * side + shift[:, 1]
 
 
 def store_shape(run: RunSettings) -> tuple[int, int]:
     """Rows of the store, and classes."""
-    return run.train_images * views_per_image(run.views), run.classes
+    return run.train_images * views_per_image(run.base_view), run.classes
 
 
 def read_views(path: Path, run: RunSettings, dtype: str, about: CacheKey) -> npt.NDArray[Any]:
@@ -83,7 +83,7 @@ def fill(
     Args:
         tell: called with the number of images done.
     """
-    views, kinds, device = run.views, views_per_image(run.views), images.labels.device
+    views, kinds, device = run.base_view, views_per_image(run.base_view), images.labels.device
     assert isinstance(images, ImageSet)
     base, width = BaseViewTransform(views, device), run.classes * np.dtype(dtype).itemsize
     shift, flip = _all_views(views, device)
@@ -121,9 +121,9 @@ def _batches(start: int, end: int, device: torch.device) -> Iterator[Int64[Tenso
         yield torch.arange(first, min(first + BATCH, end), device=device)
 
 
-def _all_views(views: config.BaseView, device: torch.device) -> tuple[Int64[Tensor, "v 2"], Bool[Tensor, " v"]]:
-    side = range(2 * views.crop + 1)
-    flips = (False, True) if views.flip else (False,)
+def _all_views(base_view: config.BaseView, device: torch.device) -> tuple[Int64[Tensor, "v 2"], Bool[Tensor, " v"]]:
+    side = range(2 * base_view.crop + 1)
+    flips = (False, True) if base_view.flip else (False,)
     every = [(f, y, x) for f in flips for y in side for x in side]
     return torch.tensor([v[1:] for v in every], device=device), torch.tensor([v[0] for v in every], device=device)
 
@@ -131,14 +131,14 @@ def _all_views(views: config.BaseView, device: torch.device) -> tuple[Int64[Tens
 class StoredViews(TeacherSource):
     """Of x it is read from the store, unless features are needed; about other views the teacher is asked."""
 
-    def __init__(self, ask: FeatureExtractor, logits: npt.NDArray[Any], views: config.BaseView) -> None:
+    def __init__(self, ask: FeatureExtractor, logits: npt.NDArray[Any], base_view: config.BaseView) -> None:
         super().__init__(ask)
-        self.logits, self.views = logits, views
+        self.logits, self.base_view = logits, base_view
         self.rows = np.empty(0, np.int64)
 
     def begin(self, epoch: int, plan: EpochPlan) -> None:  # noqa: ARG002
         """Find the rows of all of the epoch's views: once, since the plan lies on the device."""
-        self.rows = store_rows(plan.order, plan.shift, plan.flip, self.views).cpu().numpy()
+        self.rows = store_rows(plan.order, plan.shift, plan.flip, self.base_view).cpu().numpy()
 
     def __call__(self, row: StepPlan, views: ViewImages) -> dict[str, Outputs]:
         """x read, the others in one pass."""

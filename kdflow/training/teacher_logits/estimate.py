@@ -58,8 +58,8 @@ def costs(experiment: Experiment, dtype: str) -> list[SourceCost]:
         SourceCost("online", 0, 0, asked * times),
         SourceCost("replay", len(once) * times * row, 0, (len(once) + with_features) * times),
     ]
-    if run.views.resize is None:
-        rows = run.train_images * views_per_image(run.views)
+    if run.base_view.resize is None:
+        rows = run.train_images * views_per_image(run.base_view)
         found.append(SourceCost("views", rows * row, rows, asked * times - epochs_of_x(experiment) * run.train_images))
     return found
 
@@ -84,7 +84,7 @@ def estimate(experiment: Experiment, dtype: str, device: torch.device) -> Estima
         costs=costs(experiment, dtype),
         speed=_speed(experiment, run, device),
         device=str(device),
-        pays_from=views_per_image(run.views) if run.views.resize is None else None,
+        pays_from=views_per_image(run.base_view) if run.base_view.resize is None else None,
         has=epochs_of_x(experiment),
     )
 

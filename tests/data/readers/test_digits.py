@@ -61,8 +61,8 @@ def test_channels_are_equal_and_recipe_statistics_are_those_of_train(tmp_path):
     assert np.array_equal(images[..., 0], images[..., 1])
     assert np.array_equal(images[..., 0], images[..., 2])
     values = images[..., 0].astype(np.float64) / 255
-    assert [round(float(values.mean()), 4)] * 3 == list(DIGITS.views.mean)
-    assert [round(float(values.std()), 4)] * 3 == list(DIGITS.views.std)
+    assert [round(float(values.mean()), 4)] * 3 == list(DIGITS.base_view.mean)
+    assert [round(float(values.std()), 4)] * 3 == list(DIGITS.base_view.std)
 
 
 def test_prepared_content_has_the_golden_hash(tmp_path):

@@ -345,7 +345,7 @@ def test_real_photos_at_224_pixels_from_both_forms(tmp_path, classes, images):
             "architecture": student.name,
             "model": student.model,
             "teacher": teacher,
-            "views": recipes.datasets["imagenet"].views,
+            "base_view": recipes.datasets["imagenet"].base_view,
             **counts,
         }
     )

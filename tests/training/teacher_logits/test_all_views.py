@@ -97,7 +97,7 @@ def test_it_is_gone_on_with_where_it_stopped(whole, tmp_path, monkeypatch):
 
 def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
     run = run_of(METHODS[method])
-    return run, StoredViews(teacher_extractor(run, teacher_for(run.method)), opened(path, dtype), run.views)
+    return run, StoredViews(teacher_extractor(run, teacher_for(run.method)), opened(path, dtype), run.base_view)
 
 
 @pytest.mark.parametrize(("method", "asked"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])

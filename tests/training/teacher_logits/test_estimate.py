@@ -60,4 +60,4 @@ def test_images_from_files_have_no_end_of_views():
     experiment = _experiment(["kd"], dataset="imagenet", teacher="resnet18", student="resnet18")
     assert [cost.source for cost in costs(experiment, "float16")] == ["online", "replay"]
     with pytest.raises(UserError, match="logits: images from files"):
-        views_per_image(experiment.student_run("kd", 0).views)
+        views_per_image(experiment.student_run("kd", 0).base_view)
