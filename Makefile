@@ -26,10 +26,11 @@ test-slow: $(VENV)/dev.ok  ## end to end with real DVC and Prefect, all models a
 test-long: $(VENV)/dev.ok  ## what of that takes longest, and is left out of CI
 	pytest -m long $(SLOW)
 
-check: $(VENV)/dev.ok  ## lint, format, types, settings
+check: $(VENV)/dev.ok  ## lint, format, types, words, settings
 	ruff check .
 	ruff format --check .
 	mypy
+	python tests/check_prose.py
 	kdflow check
 	kdflow plan --check
 	kdflow plan --check --paper paper/miniature
