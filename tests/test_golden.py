@@ -15,6 +15,7 @@ from kdflow import config
 from kdflow.config import BaseView, Method
 from kdflow.models import create_model
 from kdflow.training.evaluate import accuracy, predict_logits
+from kdflow.training.schedule import learning_rate
 from kdflow.training.step import new_student
 
 FOLDER = ROOT / "tests/golden"
@@ -35,7 +36,7 @@ def schedule(method: str, epochs: int) -> list[tuple[int, float]]:
     experiment = config.load(ROOT)
     params = experiment.params.model_copy(update={"dataset": "cifar100", "epochs": epochs})
     run = experiment.model_copy(update={"params": params}).student_run(method, 0)
-    rates = [run.learning_rate(epoch * 782, 782) for epoch in range(epochs)]
+    rates = [learning_rate(run.training, epoch * 782, 782) for epoch in range(epochs)]
     return [(epoch, lr) for epoch, lr in enumerate(rates) if epoch == 0 or lr != rates[epoch - 1]]
 
 

@@ -60,12 +60,3 @@ class RunSettings(Settings):
         """SHA-256 of the settings as canonical JSON, in hex."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of 0-based step `step`: divided where a share `lr_milestones` of all steps is done.
-
-        Decay points are shares of the run, not epochs, so that they scale with any number of epochs: 240
-        epochs decay after 150, 180 and 210; 960 after 600, 720 and 840; 2 after 1.25, 1.5 and 1.75.
-        """
-        done = step / (steps_per_epoch * self.training.epochs)
-        return self.training.lr * self.training.lr_gamma ** sum(done >= at for at in self.training.lr_milestones)

@@ -18,6 +18,7 @@ from kdflow.training.batches import make_batches
 from kdflow.training.checkpoint import RunProgress
 from kdflow.training.epoch_plan import EpochPlan, draw_plan
 from kdflow.training.evaluate import accuracy
+from kdflow.training.schedule import learning_rate
 from kdflow.training.step import Step, StepResult, StudentWithLoss
 from kdflow.training.teacher_logits import Counts, TeacherSource
 
@@ -55,14 +56,14 @@ def fit(
             teacher.begin(epoch, plan)
         steps, total = list[StepResult](), torch.zeros((), device=data.train.labels.device)
         for i, batch in enumerate(feed(plan)):
-            steps.append(step(batch, run.learning_rate(first + i, steps_per_epoch)))
+            steps.append(step(batch, learning_rate(training, first + i, steps_per_epoch)))
             total += steps[-1].loss * len(batch.labels)
             pace.steps_done(first + i + 1, progress.curve)
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
         loss, first_step_loss = total.item() / len(data.train), steps[0].loss.item()
-        lr = run.learning_rate(first, steps_per_epoch)
+        lr = learning_rate(training, first, steps_per_epoch)
         test_now = (epoch + 1) % training.eval_every == 0 or epoch + 1 == training.epochs
         top1 = accuracy(learner.student, data.test, run.base_view).top1 if test_now else None
         point = record.Epoch(
@@ -96,7 +97,7 @@ def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResul
         kept = f"of epoch {epoch}" if epoch else "none"
         raise UserError(
             f"{name}: the loss is {steps[wrong[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
-            f"{run.learning_rate(step, len(steps)):g}; last checkpoint: {kept}"
+            f"{learning_rate(run.training, step, len(steps)):g}; last checkpoint: {kept}"
         )
 
 
