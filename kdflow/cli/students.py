@@ -25,7 +25,7 @@ def export(
     what: Annotated[
         str, typer.Argument(metavar="CELL|METHOD|FILE", help="A cell, a method of params.yaml, or a student's weights.")
     ],
-    form: Annotated[str, typer.Option("--format", help="onnx, torch or safetensors.")] = "onnx",
+    form: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
     seed: Annotated[int | None, typer.Option(help="Of a cell or method; else the first.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file; else a name of student, method and seed, here.")] = None,
     data: Annotated[
@@ -47,7 +47,7 @@ def export(
     _print_costs(report)
     if report.teacher is None and found.log.settings.teacher is not None:
         typer.echo("the teacher's weights were not found, so it is not measured; name them by --teacher")
-    trust = " --trust" if form == "torch" else ""
+    trust = " --trust" if form == "pt2" else ""
     typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
 
 

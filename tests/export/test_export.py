@@ -26,7 +26,7 @@ from kdflow.training import record
 from kdflow.training.evaluate import predict_logits
 
 CPU = torch.device("cpu")
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,10 +79,10 @@ def test_onnx_runs_without_kdflow(exported, weights):
     assert card["preprocessing"]["shorter_side"] == 36
 
 
-def test_torch_s_file_runs_by_torch_alone(exported, weights):
+def test_pt2_runs_with_torch_alone(exported, weights):
     expected, images = original(weights)
     told = {"kdflow.json": ""}
-    model = torch.export.load(exported["torch"][0], extra_files=told).module()
+    model = torch.export.load(exported["pt2"][0], extra_files=told).module()
     with torch.no_grad():
         for chosen in (slice(0, 1), slice(0, len(images))):
             close(model(images[chosen]), expected[chosen])
@@ -112,7 +112,7 @@ def test_a_file_says_what_it_is(exported, weights, form):
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_no_path_of_this_machine_is_in_it(exported, form, tmp_path):
     file, _ = exported[form]
-    if form == "torch":
+    if form == "pt2":
         with zipfile.ZipFile(file) as archive:
             archive.extractall(tmp_path)
     parts = [part for part in tmp_path.rglob("*") if part.is_file()] or [file]
@@ -143,7 +143,7 @@ def test_the_teacher_beside_it(exported):
 
 
 def test_a_program_is_run_for_who_trusts_it_alone(exported, tmp_path):
-    file, _ = exported["torch"]
+    file, _ = exported["pt2"]
     image = tmp_path / "a.png"
     Image.new("RGB", (40, 50), (90, 20, 200)).save(image)
     assert "--trust if you know who made it" in refused(lambda: said_of([image], file))
@@ -217,7 +217,12 @@ def attempt(weights, out, form="safetensors"):
 
 def test_an_unknown_form(weights, tmp_path):
     said = refused(attempt(weights, tmp_path / "x.tflite", "tflite"))
-    assert said == "--format: unknown name 'tflite'; allowed: onnx, safetensors, torch"
+    assert said == "--format: unknown name 'tflite'; allowed: onnx, pt2, safetensors"
+
+
+def test_format_torch_is_refused_with_the_name_pt2(weights, tmp_path):
+    message = refused(attempt(weights, tmp_path / "x.pt2", "torch"))
+    assert message == "--format: unknown name 'torch'; did you mean 'pt2'?"
 
 
 def test_another_ending(weights, tmp_path):

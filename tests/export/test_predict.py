@@ -120,7 +120,7 @@ def test_files_that_are_no_exported_students(made, tmp_path):
         file.write_bytes(b"\x08\x07" * 500)
         assert str(file) in refused(file, trusted=True)
     (tmp_path / "a.h5").touch()
-    assert refused(tmp_path / "a.h5").endswith("its name ends with none of .onnx, .safetensors, .pt2")
+    assert refused(tmp_path / "a.h5").endswith("its name ends with none of .onnx, .pt2, .safetensors")
 
 
 def test_a_cut_file(made, tmp_path):

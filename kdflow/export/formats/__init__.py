@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Not `import torch`: a module of this package has that name.
-from torch import Tensor, device, float32, nn, no_grad, uint8, zeros
+import torch
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.export import export as graph_of
 from torchvision.transforms import v2
 
 from kdflow.config import BaseView, RunSettings, choices, unknown_name
@@ -44,12 +43,12 @@ class FromBytes(nn.Module):
     def __init__(self, model: nn.Module, base_view: BaseView) -> None:
         super().__init__()
         self.model = model
-        for name, values in zip(("mean", "std"), channel_mean_std(base_view, device("cpu")), strict=True):
+        for name, values in zip(("mean", "std"), channel_mean_std(base_view, torch.device("cpu")), strict=True):
             self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
-        logits: Tensor = self.model((images.to(float32) / 255 - self.mean) / self.std)
+        logits: Tensor = self.model((images.to(torch.float32) / 255 - self.mean) / self.std)
         return logits
 
 
@@ -60,10 +59,12 @@ def exported_program(model: nn.Module, card: Card) -> ExportedProgram:
         UserError: torch cannot make a graph of it.
     """
     run = card.settings
-    example = zeros(2, 3, run.image_size, run.image_size, dtype=uint8)
+    example = torch.zeros(2, 3, run.image_size, run.image_size, dtype=torch.uint8)
     try:
-        with no_grad():
-            found = graph_of(FromBytes(model, run.base_view).eval(), (example,), dynamic_shapes=({0: Dim("n")},))
+        with torch.no_grad():
+            found = torch.export.export(
+                FromBytes(model, run.base_view).eval(), (example,), dynamic_shapes=({0: Dim("n")},)
+            )
     except Exception as error:  # a model that is no graph fails in any way it likes
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{run.architecture}: torch.export cannot make a graph of it: {reason}") from None
@@ -78,6 +79,8 @@ def format_by_name(name: str) -> Any:
     Raises:
         UserError: there is no such form.
     """
+    if name == "torch":  # what a user tries first for a file that torch loads
+        raise UserError("--format: unknown name 'torch'; did you mean 'pt2'?")
     if name not in choices("formats"):
         raise unknown_name("--format", name, choices("formats"))
     return importlib.import_module(f"kdflow.export.formats.{name}")
