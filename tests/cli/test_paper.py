@@ -146,7 +146,7 @@ def test_a_sweeps_status_tells_what_runs_what_is_lost_and_how_far_the_cells_are(
     notes = root / PID_DIR
     for name, runner, worker in (("here", own, None), ("lost", own, dead)):
         record.write_record(
-            notes / f"run/{name}.json", FlowRunProcess(run=name, flow="sweep", process=runner, worker=worker)
+            notes / f"flowrunprocess/{name}.json", FlowRunProcess(run=name, flow="sweep", process=runner, worker=worker)
         )
     living = subprocess.Popen(["sleep", "100"], start_new_session=True)
     groups = (("a", "here", process(living.pid)), ("b", "gone", process(living.pid)), ("c", "gone", dead))

@@ -47,7 +47,7 @@ def change_curve(paper, name, **change):
         content["curve"][0].update(change)
         file.write_text(json.dumps(content))
     runs = [cells.record.read_record(file, cells.RunRecord) for file in sorted(place.glob("seed*.json"))]
-    cells.record.write(place / cells.NOTE, cells.make_cell_record(paper, name, runs))
+    cells.record.write_record(place / cells.NOTE, cells.make_cell_record(paper, name, runs))
 
 
 def test_the_same_records_have_not_drifted(paper, baseline):
