@@ -1,4 +1,4 @@
-"""Progress of runs that train side by side: rich bars on a terminal, plain lines elsewhere. Never imports torch."""
+"""Progress of runs and downloads: rich bars on a terminal, plain lines in a file or pipe. Never imports torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,39 @@ from kdflow.core.errors import UserError
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
 
 
+class Pace:
+    """The speed of a process that counts something, measured from its first count on."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._first: tuple[float, int] | None = None
+        self._now = 0.0
+
+    def update(self, done: int) -> None:
+        """Set the count."""
+        self.done, self._now = done, time.monotonic()
+        if self._first is None:
+            self._first = (self._now, done)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds between the first count and the last."""
+        return 0.0 if self._first is None else self._now - self._first[0]
+
+    @property
+    def per_second(self) -> float:
+        """Counts per second; 0 before the second count."""
+        return 0.0 if self._first is None or self.seconds == 0 else (self.done - self._first[1]) / self.seconds
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `total` at this speed; None while the speed is unknown."""
+        return (self.total - self.done) / self.per_second if self.per_second > 0 else None
+
+
 @dataclass(frozen=True)
 class StoreProgress:
-    """How far a store is, in images."""
+    """Progress of work on images, such as filling a store."""
 
     name: str
     done: int
@@ -32,22 +62,22 @@ class StoreProgress:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far a download is, in bytes."""
+    """Progress of a download, in bytes."""
 
     name: str
     done: int
     steps: int
     bytes_per_second: float
+    seconds_left: float | None
 
     def __str__(self) -> str:
-        left = _left((self.steps - self.done) / self.bytes_per_second) if self.bytes_per_second else "-"
-        speed = f"{self.bytes_per_second / 1e6:,.1f} MB/s"
+        speed, left = f"{self.bytes_per_second / 1e6:,.1f} MB/s", _left(self.seconds_left)
         return f"{self.done / 1e6:,.1f} of {self.steps / 1e6:,.1f} MB  {speed}  left {left}"
 
 
 @dataclass(frozen=True)
 class RunUpdate:
-    """How far a run is. Loss and test accuracy (percent) are the last ones known."""
+    """Progress of a run, in steps. `loss` and `top1` (percent) are the last known values."""
 
     name: str
     done: int
@@ -75,7 +105,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run has written its outputs: its scratch folder is needed no more once its fellows are done too."""
+    """A run has written its outputs. Its scratch folder can go once the other runs are finished too."""
 
     name: str
     scratch: Path
@@ -83,10 +113,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A run's error, in one line."""
+    """The error of a run, in one line."""
 
     name: str
     text: str
+    retryable: bool
 
 
 Event = RunUpdate | Note | Finished | Failed
@@ -94,7 +125,7 @@ Emit = Callable[[Event], None]
 
 
 class Display:
-    """Shows every run's latest update; use as a context manager."""
+    """Shows the latest update of every run. Use it as a context manager."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
@@ -138,32 +169,32 @@ class Display:
 
 
 class StoreMeter:
-    """Tells a display how far a store is; ends it when whoever started this process is gone."""
+    """Shows the progress of a store, and raises when the parent process has ended: no orphan keeps a GPU busy."""
 
     def __init__(self, images: int, display: Display) -> None:
-        self.images, self.display = images, display
-        self.began: tuple[float, int] | None = None
-        self.parent = os.getppid()
+        self.pace, self.display, self.parent = Pace(images), display, os.getppid()
 
     def done(self, images: int) -> None:
-        """So many images are done."""
+        """Show that `images` images are done.
+
+        Raises:
+            UserError: the parent process has ended.
+        """
         if os.getppid() != self.parent:
-            raise UserError("logits: the process that started this one is gone")
-        now = time.monotonic()
-        began, first = self.began = self.began or (now, images)
-        speed = (images - first) / (now - began) if images > first else None  # images a second
-        left = None if speed is None else (self.images - images) / speed
-        self.display.show(StoreProgress("views", images, self.images, left))
+            raise UserError("logits: the process that started this one is gone", retryable=True)
+        self.pace.update(images)
+        self.display.show(StoreProgress("views", images, self.pace.total, self.pace.seconds_left))
 
 
 def track(title: str, results: Iterable[int], count: int) -> Iterator[int]:
-    """How many images each step did, as they come, shown as progress towards `count`."""
-    began, done = time.monotonic(), 0
+    """Yield from `results`, the number of images of each step, and show the progress towards `count` images."""
+    pace = Pace(count)
+    pace.update(0)
     with Display("prepare") as display:
-        for new in results:
-            done += new
-            yield new
-            display.show(StoreProgress(title, done, count, (time.monotonic() - began) / done * (count - done)))
+        for images in results:
+            yield images
+            pace.update(pace.done + images)
+            display.show(StoreProgress(title, pace.done, count, pace.seconds_left))
 
 
 def _left(seconds: float | None) -> str:

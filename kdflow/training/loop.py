@@ -11,7 +11,7 @@ import torch
 
 from kdflow.config import RunSettings
 from kdflow.core.errors import UserError
-from kdflow.core.progress import Emit, Note, RunUpdate
+from kdflow.core.progress import Emit, Note, Pace, RunUpdate
 from kdflow.data import Images, Loaded
 from kdflow.training import checkpoint, distributed, record
 from kdflow.training.batches import make_batches
@@ -47,7 +47,7 @@ def fit(
     step, feed = Step(run, learner, teacher, optimizer), make_batches(data.train, run.base_view)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
-    pace = _Pace(name, training.epochs * steps_per_epoch, training.batch_size, emit)
+    report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
     for epoch in range(len(progress.curve), training.epochs):
         started = time.perf_counter()
         first = epoch * steps_per_epoch
@@ -58,7 +58,7 @@ def fit(
         for i, batch in enumerate(feed(plan)):
             steps.append(step(batch, learning_rate(training, first + i, steps_per_epoch)))
             total += steps[-1].loss * len(batch.labels)
-            pace.steps_done(first + i + 1, progress.curve)
+            report.steps_done(first + i + 1, progress.curve)
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
@@ -80,7 +80,7 @@ def fit(
             progress = progress.model_copy(update={"teacher_views_computed": asked, "teacher_views_read": read})
         if distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
-        pace.epoch_done(first + steps_per_epoch, progress.curve)
+        report.epoch_done(first + steps_per_epoch, progress.curve)
     return progress
 
 
@@ -122,38 +122,35 @@ def _resume(
     return RunProgress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-class _Pace:
-    """Measures a run's speed and reports it, without asking the device for anything."""
+class _ProgressReport:
+    """Emits the progress of a run. It never reads a value from the device, which would have to wait for it."""
 
     def __init__(self, name: str, steps: int, batch_size: int, emit: Emit) -> None:
-        self.name, self.steps, self.batch_size, self.emit = name, steps, batch_size, emit
-        self.began: tuple[float, int] | None = None
-        self.reported = -math.inf
+        self.name, self.pace, self.batch_size, self.emit = name, Pace(steps), batch_size, emit
+        self.reported = -math.inf  # seconds of `pace`
 
     def steps_done(self, done: int, curve: tuple[record.Epoch, ...]) -> None:
-        """Report when it is time."""
-        now = time.perf_counter()
-        self.began = self.began or (now, done)
-        if done < self.steps and now - self.reported >= REPORT_EVERY:
-            self._report(now, done, curve)
+        """Emit an update if `REPORT_EVERY` seconds have passed since the last one."""
+        self.pace.update(done)
+        if done < self.pace.total and self.pace.seconds - self.reported >= REPORT_EVERY:
+            self._report(curve)
 
     def epoch_done(self, done: int, curve: tuple[record.Epoch, ...]) -> None:
-        """Report every epoch's end."""
-        self._report(time.perf_counter(), done, curve)
+        """Emit an update at the end of an epoch."""
+        self.pace.update(done)
+        self._report(curve)
 
-    def _report(self, now: float, done: int, curve: tuple[record.Epoch, ...]) -> None:
-        began, first = self.began or (now, done)
-        speed = (done - first) / (now - began) if now > began else 0.0  # steps a second
-        self.reported = now
+    def _report(self, curve: tuple[record.Epoch, ...]) -> None:
+        self.reported = self.pace.seconds
         self.emit(
             RunUpdate(
                 name=self.name,
-                done=done,
-                steps=self.steps,
+                done=self.pace.done,
+                steps=self.pace.total,
                 epoch=len(curve),
                 loss=curve[-1].loss if curve else None,
                 top1=next((point.top1 for point in reversed(curve) if point.top1 is not None), None),
-                images_per_second=speed * self.batch_size,
-                seconds_left=(self.steps - done) / speed if speed else None,
+                images_per_second=self.pace.per_second * self.batch_size,
+                seconds_left=self.pace.seconds_left,
             )
         )

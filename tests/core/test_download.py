@@ -1,4 +1,4 @@
-"""Downloads from a web server of this machine that does what servers of the world do."""
+"""Downloads from a local web server with the faults of real ones."""
 
 import hashlib
 import os
@@ -26,14 +26,14 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Faulty(Quiet):
-    """Serves CONTENT; the path says with which fault. Remembers what it was asked."""
+    """Serves CONTENT with the fault that the path names. Records the requests."""
 
-    asked: ClassVar[list[tuple[str, str | None]]] = []
+    requests: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self):  # noqa: N802
-        kind, wanted = self.path.strip("/").split("/")[0], self.headers.get("Range")
-        type(self).asked.append((kind, wanted))
-        getattr(self, kind)(int(wanted[6:-1]) if wanted else 0)
+        kind, byte_range = self.path.strip("/").split("/")[0], self.headers.get("Range")
+        type(self).requests.append((kind, byte_range))
+        getattr(self, kind)(int(byte_range[6:-1]) if byte_range else 0)
 
     def head(self, code, length=None, **headers):
         self.send_response(code)
@@ -44,7 +44,7 @@ class Faulty(Quiet):
         self.end_headers()
 
     def send(self, begin, content=CONTENT, upto=None):
-        """Content from `begin` on; the connection ends after `upto` bytes of it."""
+        """Send the content from byte `begin` on and close the connection after `upto` bytes."""
         if begin >= len(content):
             self.head(416, 0)
         elif begin:
@@ -82,10 +82,10 @@ class Faulty(Quiet):
     def moved(self, begin):
         self.head(302, 0, Location="/good/file")
 
-    def round_and_round(self, begin):
+    def redirects_to_itself(self, begin):
         self.head(302, 0, Location=self.path)
 
-    def elsewhere(self, begin):
+    def redirects_to_a_file(self, begin):
         self.head(302, 0, Location="file:///etc/hostname")
 
     def page(self, begin):
@@ -134,19 +134,19 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def short_timeouts(monkeypatch):
     monkeypatch.setattr(download, "READ_TIMEOUT", 0.4)
     monkeypatch.setattr(download, "CONNECT_TIMEOUT", 2.0)
-    Faulty.asked = []
+    Faulty.requests = []
 
 
-def fetched(server, folder, *kinds, sha256=SHA256):
-    """Whether the file came, and what was said meanwhile."""
+def fetched(server, folder, *kinds, sha256=SHA256, md5=""):
+    """Return the log of a download, or the message of its failure; checks the file in both cases."""
     with (folder / "log").open("w") as log:
         try:
             urls = [kind if "//" in kind else f"{server}/{kind}/file" for kind in kinds]
             with Display("fetch", Console(file=log, width=500)) as display:
-                download.download(DownloadSpec(urls, sha256, len(CONTENT)), folder / "w", display)
+                download.download(DownloadSpec(urls, sha256, len(CONTENT), md5), folder / "w", display)
         except UserError as error:
             assert "\n" not in str(error)
             assert not (folder / "w").exists()
@@ -157,21 +157,21 @@ def fetched(server, folder, *kinds, sha256=SHA256):
 
 
 @pytest.mark.parametrize("kind", ["good", "without_ranges", "without_length", "breaks", "stalls", "moved", "slow"])
-def test_what_does_come_is_taken_from_the_first_address(kind, server, tmp_path):
-    said = fetched(server, tmp_path, kind, "missing")
-    assert "w  100 %  0.3 of 0.3 MB" in said
-    assert "404" not in said
+def test_the_first_address_that_works_is_used(kind, server, tmp_path):
+    log = fetched(server, tmp_path, kind, "missing")
+    assert "w  100 %  0.3 of 0.3 MB" in log
+    assert "404" not in log
 
 
 FAILURES = {
     "missing": "404 Not Found",
     "broken": "500 Internal Server Error",
-    "round_and_round": "redirects",
-    "elsewhere": "No connection adapters",
-    "page": f"sha256 is {hashlib.sha256(b'<html>sign in</html>' * 10).hexdigest()}, expected {SHA256}: thrown away",
-    "wrong": "thrown away",
+    "redirects_to_itself": "redirects",
+    "redirects_to_a_file": "No connection adapters",
+    "page": f"sha256 is {hashlib.sha256(b'<html>sign in</html>' * 10).hexdigest()}, expected {SHA256}: deleted",
+    "wrong": "deleted",
     "endless": "sends more than the 300,000 bytes expected",
-    "longer": "has 300,004 bytes, expected 300,000",
+    "longer": "has 300,004 bytes, more than the 300,000 expected",
     "silent": "no answer within 0.4 s",
     "trickles": "less than 1,000 bytes a second",
     "breaks_at_once": "IncompleteRead",
@@ -182,25 +182,25 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_failing_address_is_told_and_the_next_one_asked(kind, server, tmp_path):
-    said = fetched(server, tmp_path, kind, "good")
-    (line,) = [line for line in said.splitlines() if kind in line]
+def test_a_failing_address_is_shown_and_the_next_one_used(kind, server, tmp_path):
+    log = fetched(server, tmp_path, kind, "good")
+    (line,) = [line for line in log.splitlines() if kind in line]
     assert FAILURES[kind] in line
-    assert "w  100 %" in said
+    assert "w  100 %" in log
 
 
-def test_where_none_gives_it_all_reasons_are_told_and_nothing_wrong_stays(server, tmp_path):
-    said = fetched(server, tmp_path, "missing", "wrong", "endless")
-    assert all(FAILURES[kind] in said for kind in ("missing", "wrong", "endless"))
+def test_if_all_addresses_fail_all_reasons_are_given_and_no_wrong_file_stays(server, tmp_path):
+    message = fetched(server, tmp_path, "missing", "wrong", "endless")
+    assert all(FAILURES[kind] in message for kind in ("missing", "wrong", "endless"))
     assert [file.name for file in tmp_path.iterdir()] == ["log"]
 
 
-def test_what_came_is_kept_and_gone_on_with_at_another_address(server, tmp_path):
-    said = fetched(server, tmp_path, "breaks_without_ranges")
-    assert "120,000 bytes are kept, the next attempt goes on from there" in said
-    Faulty.asked = []
+def test_received_bytes_are_kept_and_the_download_resumes_at_another_address(server, tmp_path):
+    message = fetched(server, tmp_path, "breaks_without_ranges")
+    assert "120,000 bytes are kept, the next attempt resumes there" in message
+    Faulty.requests = []
     fetched(server, tmp_path, "good")
-    assert Faulty.asked == [("good", "bytes=120000-")]
+    assert Faulty.requests == [("good", "bytes=120000-")]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -209,24 +209,34 @@ def test_what_came_is_kept_and_gone_on_with_at_another_address(server, tmp_path)
     | st.integers(1, len(CONTENT)).map(lambda n: CONTENT[:n]),
     kind=st.sampled_from(["good", "without_ranges", "breaks", "without_length", "moved"]),
 )
-def test_whatever_an_earlier_attempt_left_the_right_bytes_come(part, kind, server, tmp_path):
+def test_any_leftover_of_an_earlier_attempt_ends_with_the_right_bytes(part, kind, server, tmp_path):
     (tmp_path / "w").unlink(missing_ok=True)
     (tmp_path / "w.part").write_bytes(part)
     fetched(server, tmp_path, kind)
 
 
-def test_another_part_than_was_asked_for_is_refused(server, tmp_path):
+def test_a_range_that_was_not_requested_is_refused(server, tmp_path):
     (tmp_path / "w.part").write_bytes(CONTENT[:1000])
-    assert "another part than was asked for" in fetched(server, tmp_path, "other_range")
+    assert "another range than requested" in fetched(server, tmp_path, "other_range")
 
 
 def test_the_beginning_of_a_hash_is_enough(server, tmp_path):
     fetched(server, tmp_path, "good", sha256=SHA256[:8])
     (tmp_path / "w").unlink()
-    assert "thrown away" in fetched(server, tmp_path, "wrong", sha256=SHA256[:8])
+    assert "deleted" in fetched(server, tmp_path, "wrong", sha256=SHA256[:8])
 
 
-def test_a_file_that_is_there_stays_until_a_better_one_is_whole(server, tmp_path):
+def test_md5_takes_the_place_of_sha256_or_is_checked_beside_it(server, tmp_path):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    for sha256 in ("", SHA256):
+        fetched(server, tmp_path, "good", sha256=sha256, md5=md5)
+        (tmp_path / "w").unlink()
+        message = fetched(server, tmp_path, "good", sha256=sha256, md5="0" * 32)
+        assert f"md5 is {md5}, expected {'0' * 32}: deleted" in message
+    assert "sha256 is" in fetched(server, tmp_path, "good", sha256="0" * 64, md5=md5)
+
+
+def test_an_existing_file_stays_until_the_download_is_complete(server, tmp_path):
     (tmp_path / "w").write_bytes(b"old")
     with pytest.raises(UserError), Display("fetch", Console(quiet=True)) as display:
         download.download(DownloadSpec([f"{server}/wrong/file"], SHA256, len(CONTENT)), tmp_path / "w", display)
@@ -245,7 +255,7 @@ with Display("fetch") as display:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_download_goes_on_where_it_was(how, server, tmp_path):
+def test_a_killed_download_resumes(how, server, tmp_path):
     command = [sys.executable, "-c", FETCH, f"{server}/slow/file", SHA256, str(len(CONTENT)), str(tmp_path / "w")]
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     part = tmp_path / "w.part"
@@ -254,8 +264,8 @@ def test_a_killed_download_goes_on_where_it_was(how, server, tmp_path):
         time.sleep(0.005)
     running.send_signal(how)
     running.wait()
-    held = part.stat().st_size
-    assert 0 < held < len(CONTENT)
+    received = part.stat().st_size
+    assert 0 < received < len(CONTENT)
     assert not (tmp_path / "w").exists()
     fetched(server, tmp_path, "good")
-    assert Faulty.asked[-1] == ("good", f"bytes={held}-")
+    assert Faulty.requests[-1] == ("good", f"bytes={received}-")

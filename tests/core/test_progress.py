@@ -1,4 +1,4 @@
-"""Progress: plain lines where there is no terminal, bars where there is one."""
+"""Progress: bars on a terminal, plain lines otherwise, and the pace of a process."""
 
 import io
 
@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from kdflow.core import progress
-from kdflow.core.progress import Display, Note, RunUpdate
+from kdflow.core.errors import UserError
+from kdflow.core.progress import Display, Note, Pace, RunUpdate, StoreMeter, track
 
 
 def update(name="seed 0", done=10, **changes):
@@ -30,17 +31,17 @@ def shown(*events, terminal=False, width=80, title="kd"):
     return out.getvalue()
 
 
-def test_a_plain_line_says_all():
+def test_a_plain_line_has_all_values():
     assert shown(update()) == "kd seed 0   10 %  epoch 3  loss 1.2346  test 71.50 %  1,234 images/s  left 1:15\n"
 
 
-def test_what_is_not_known_yet_is_a_dash():
+def test_an_unknown_value_is_a_dash():
     line = shown(update(done=0, epoch=0, loss=None, top1=None, seconds_left=None, images_per_second=0.0))
     assert line == "kd seed 0    0 %  epoch 0  loss -  test -  0 images/s  left -\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.4, "59:59"), (36061.0, "10:01:01")])
-def test_the_time_left_as_a_clock(seconds, text):
+def test_the_time_left_is_shown_as_a_clock(seconds, text):
     assert shown(update(seconds_left=seconds)).endswith(f"  left {text}\n")
 
 
@@ -66,17 +67,17 @@ def test_the_final_update_is_always_printed():
     assert " 100 % " in lines[1]
 
 
-def test_every_run_has_its_own_pace():
+def test_the_lines_of_each_run_are_limited_separately():
     lines = shown(*(update(f"seed {seed}", done) for done in (1, 2) for seed in (0, 1, 2))).splitlines()
     assert [line[:9] for line in lines] == ["kd seed 0", "kd seed 1", "kd seed 2"]
 
 
-def test_a_line_comes_again_after_a_while(monkeypatch):
+def test_a_line_is_printed_again_after_a_while(monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     assert len(shown(update(done=1), update(done=2), update(done=3)).splitlines()) == 3
 
 
-def test_notes_are_never_held_back():
+def test_notes_are_always_printed():
     text = shown(update(), Note("seed 0", "going on after epoch 3"), Note("seed 0", "again"))
     assert text.splitlines()[1:] == ["kd seed 0: going on after epoch 3", "kd seed 0: again"]
 
@@ -102,3 +103,55 @@ def test_markup_is_text(terminal):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_markup_in_a_name_is_text(terminal):
     assert "[red] [i]seed" in shown(update("[i]seed"), title="[red]", terminal=terminal, width=160)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace the clock of `progress`; the test advances its seconds."""
+    seconds = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_pace_is_measured_from_the_first_count_on(clock):
+    pace = Pace(50)
+    assert (pace.seconds, pace.per_second, pace.seconds_left) == (0, 0, None)
+    pace.update(10)
+    assert (pace.seconds, pace.per_second, pace.seconds_left) == (0, 0, None)
+    clock[0] += 4
+    assert pace.seconds == 0
+    pace.update(10)
+    assert (pace.seconds, pace.per_second, pace.seconds_left) == (4, 0, None)
+    clock[0] += 6
+    pace.update(30)
+    assert (pace.done, pace.seconds, pace.per_second, pace.seconds_left) == (30, 10, 2, 10)
+    pace.update(50)
+    assert pace.seconds_left == 0
+
+
+def test_a_store_shows_its_progress_and_ends_with_its_parent(clock, monkeypatch):
+    out = io.StringIO()
+    meter = StoreMeter(100, Display("logits", Console(file=out, width=80)))
+    meter.done(20)
+    clock[0] += 20
+    meter.done(40)
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "logits views   20 %  20 of 100 images  left -",
+        "logits views   40 %  40 of 100 images  left 1:00",
+    ]
+    monkeypatch.setattr(progress.os, "getppid", lambda: 1)
+    with pytest.raises(UserError, match="the process that started this one is gone"):
+        meter.done(60)
+
+
+def test_tracked_results_are_passed_on(clock, capsys):
+    steps = []
+    for images in track("train", [30, 10], 40):
+        clock[0] += 30
+        steps.append(images)
+    assert steps == [30, 10]
+    assert capsys.readouterr().out.splitlines() == [
+        "prepare train   75 %  30 of 40 images  left 0:10",
+        "prepare train  100 %  40 of 40 images  left 0:00",
+    ]

@@ -1,4 +1,4 @@
-"""A web server of this machine, for downloads."""
+"""A local web server, for downloads."""
 
 import functools
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Says nothing of what it serves."""
+    """A handler that logs nothing."""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -19,14 +19,14 @@ class Quiet(SimpleHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # torchvision looks where an address leads by a request whose answer it does not read to its end.
+        # A client that refuses a response closes the connection before the end.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @contextmanager
 def serving(folder: Path, handler: type[SimpleHTTPRequestHandler] = Quiet) -> Iterator[str]:
-    """Serve a folder; yields its address."""
+    """Serve a folder and yield its address."""
     server = _Server(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

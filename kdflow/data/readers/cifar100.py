@@ -16,12 +16,13 @@ import numpy as np
 
 from kdflow.config import DatasetSource
 from kdflow.core.errors import UserError, one_line
-from kdflow.data import Split, Splits, archives, download
+from kdflow.data import Split, Splits, archives, download_archive
 
 FOLDER = "cifar-100-python"
 ARCHIVE = FOLDER + ".tar.gz"
 PARTS = ("train", "test", "meta")
-LARGEST = 2**28  # bytes of one member: train, the largest, has 155 MB
+MAX_MEMBER = 2**28  # bytes; train, the largest member, has 155 MB
+MAX_ARCHIVE = 2**28  # bytes; the official archive has 169 MB
 
 
 def read(spec: DatasetSource, folder: Path | None, downloads: Path) -> Splits:
@@ -30,7 +31,11 @@ def read(spec: DatasetSource, folder: Path | None, downloads: Path) -> Splits:
     Args:
         folder: `cifar-100-python/` itself, or a folder that holds it or the archive `cifar-100-python.tar.gz`.
     """
-    parts = _from_archive(download(spec, downloads, ARCHIVE), spec) if folder is None else _find(folder, spec)
+    parts = (
+        _from_archive(download_archive(spec, downloads, ARCHIVE, MAX_ARCHIVE), spec)
+        if folder is None
+        else _find(folder, spec)
+    )
     pickles = {name: _unpickle(name, content) for name, content in parts.items()}
     train, test = (_split(name, pickles[name]) for name in ("train", "test"))
     names = _field("meta", pickles["meta"], b"fine_label_names", list)
@@ -51,7 +56,7 @@ def _find(folder: Path, spec: DatasetSource) -> dict[str, bytes]:
 
 def _from_archive(archive: Path, spec: DatasetSource) -> dict[str, bytes]:
     archives.check_md5(archive, spec.md5)
-    guard = archives.MemberCheck(str(archive), FOLDER, LARGEST)
+    guard = archives.MemberCheck(str(archive), FOLDER, MAX_MEMBER)
     parts: dict[str, bytes] = {}
     with gzip.open(archive) as file:
         for name, info in archives.tar_members(file, guard):

@@ -20,12 +20,13 @@ import numpy.typing as npt
 from kdflow.config import DatasetSource
 from kdflow.core.errors import UserError, one_line
 from kdflow.core.progress import track
-from kdflow.data import Split, Splits, archives, download
+from kdflow.data import Split, Splits, archives, download_archive
 from kdflow.data.image_files import decode
 
 FOLDER = "tiny-imagenet-200"
 ARCHIVE = FOLDER + ".zip"
-LARGEST = 16 * 2**20  # bytes of one member: words.txt, the largest, has 2.7 MB
+MAX_MEMBER = 16 * 2**20  # bytes; words.txt, the largest member, has 2.7 MB
+MAX_ARCHIVE = 2**28  # bytes; the official archive has 248 MB
 AT_ONCE = 500  # images of one task
 
 Read = Callable[[str], bytes]
@@ -38,7 +39,7 @@ def read(spec: DatasetSource, folder: Path | None, downloads: Path) -> Splits:
         folder: `tiny-imagenet-200/` itself, or a folder that holds it or the archive `tiny-imagenet-200.zip`.
     """
     if folder is None:
-        return _from_archive(download(spec, downloads, ARCHIVE), spec)
+        return _from_archive(download_archive(spec, downloads, ARCHIVE, MAX_ARCHIVE), spec)
     if not folder.is_dir():
         raise UserError(f"data_folder: {folder}: no such folder")
     inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
@@ -65,7 +66,7 @@ def _from_archive(archive: Path, spec: DatasetSource) -> Splits:
 
 def _members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The archive's files by their names within it."""
-    guard = archives.MemberCheck(str(archive), FOLDER, LARGEST)
+    guard = archives.MemberCheck(str(archive), FOLDER, MAX_MEMBER)
     named = {
         guard.add(info.filename, info.file_size, link=S_ISLNK(info.external_attr >> 16)): info
         for info in opened.infolist()

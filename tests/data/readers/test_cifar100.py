@@ -11,6 +11,7 @@ import tarfile
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -333,10 +334,26 @@ def test_archive_with_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 
 class _Short(Quiet):
-    """Promises more bytes than it sends, as a line that breaks does."""
+    """Closes the connection after 1,000 bytes."""
 
     def copyfile(self, source: object, outputfile: io.BytesIO) -> None:
         outputfile.write(source.read(1000))
+
+
+class _Resuming(Quiet):
+    """Serves the requested range. Records the requested ranges."""
+
+    ranges: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:  # noqa: N802
+        type(self).ranges.append(self.headers["Range"])
+        content = Path(self.translate_path(self.path)).read_bytes()
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:])
 
 
 @pytest.fixture
@@ -350,6 +367,11 @@ def packed(tmp_path, monkeypatch):
     return folder, _pack(tmp_path / "source", folder / ARCHIVE)
 
 
+def _files(downloads: Path) -> list[str]:
+    """The files in the downloads folder, apart from its lock."""
+    return sorted(file.name for file in downloads.iterdir() if file.name != "lock")
+
+
 def test_download_is_read_and_kept(tmp_path, packed):
     folder, md5 = packed
     downloads = tmp_path / "downloads"
@@ -357,7 +379,7 @@ def test_download_is_read_and_kept(tmp_path, packed):
         url = f"{address}/{ARCHIVE}"
         digest = prepare("c", _with(SPEC, url=url, md5=md5), None, downloads, tmp_path / "c.h5")
     assert digest == prepare("c", SPEC, tmp_path / "source", downloads, tmp_path / "c2.h5")
-    assert [file.name for file in downloads.iterdir()] == [ARCHIVE]
+    assert _files(downloads) == [ARCHIVE]
     # The server is gone: the kept archive serves a second time.
     assert digest == prepare("c", _with(SPEC, url=url, md5=md5), None, downloads, tmp_path / "c3.h5")
 
@@ -373,14 +395,38 @@ def test_a_damaged_earlier_download_is_replaced(tmp_path, packed):
     assert (downloads / ARCHIVE).read_bytes() == (folder / ARCHIVE).read_bytes()
 
 
-@pytest.mark.parametrize("handler", [Quiet, _Short])
-def test_download_with_wrong_md5_or_cut_short_is_refused_and_removed(tmp_path, packed, handler):
+def test_download_with_wrong_md5_is_refused_and_deleted(tmp_path, packed):
     folder, md5 = packed
-    wrong = "0" * 32 if handler is Quiet else md5
-    with serving(folder, handler) as address:
+    with serving(folder) as address:
         url = f"{address}/{ARCHIVE}"
-        _refused(url, wrong, spec=_with(SPEC, url=url, md5=wrong), folder=None, tmp_path=tmp_path)
-    assert list((tmp_path / "downloads").iterdir()) == []
+        expected = (url, f"md5 is {md5}, expected {'0' * 32}", "or set data_folder to a local copy")
+        _refused(*expected, spec=_with(SPEC, url=url, md5="0" * 32), folder=None, tmp_path=tmp_path)
+    assert _files(tmp_path / "downloads") == []
+
+
+def test_download_that_is_cut_short_is_refused_and_resumed(tmp_path, packed):
+    folder, md5 = packed
+    with serving(folder, _Short) as address:
+        url = f"{address}/{ARCHIVE}"
+        expected = (url, "1,000 bytes are kept", "or set data_folder to a local copy")
+        _refused(*expected, spec=_with(SPEC, url=url, md5=md5), folder=None, tmp_path=tmp_path)
+    assert _files(tmp_path / "downloads") == [f"{ARCHIVE}.part"]
+    _Resuming.ranges = []
+    with serving(folder, _Resuming) as address:
+        url = f"{address}/{ARCHIVE}"
+        prepare("c", _with(SPEC, url=url, md5=md5), None, tmp_path / "downloads", tmp_path / "c.h5")
+    assert _Resuming.ranges == ["bytes=1000-"]
+    assert (tmp_path / "downloads" / ARCHIVE).read_bytes() == (folder / ARCHIVE).read_bytes()
+    assert _files(tmp_path / "downloads") == [ARCHIVE]
+
+
+def test_download_that_is_too_large_is_refused(tmp_path, packed, monkeypatch):
+    folder, md5 = packed
+    monkeypatch.setattr(cifar100, "MAX_ARCHIVE", 1000)
+    with serving(folder) as address:
+        spec = _with(SPEC, url=f"{address}/{ARCHIVE}", md5=md5)
+        _refused("more than the 1,000 expected", spec=spec, folder=None, tmp_path=tmp_path)
+    assert _files(tmp_path / "downloads") == []
 
 
 def test_missing_page_is_refused(tmp_path, packed):
@@ -388,7 +434,7 @@ def test_missing_page_is_refused(tmp_path, packed):
     with serving(folder) as address:
         url = f"{address}/{ARCHIVE}"
         _refused("404", spec=_with(SPEC, url=url + ".gone", md5=md5), folder=None, tmp_path=tmp_path)
-    assert list((tmp_path / "downloads").iterdir()) == []
+    assert _files(tmp_path / "downloads") == []
 
 
 def test_unreachable_url_is_refused(tmp_path, packed):

@@ -173,4 +173,4 @@ def test_a_changed_list_is_refused(tree, tmp_path, key):
 def test_a_list_without_its_folder_or_size_is_refused(tree, tmp_path, attribute):
     with h5py.File(tmp_path / "tree.h5", "r+") as file:
         del file.attrs[attribute]
-    assert "damaged, or no dataset file" in refused(lambda: load(tmp_path / "tree.h5", 12, CPU))
+    assert "damaged, or not a dataset file" in refused(lambda: load(tmp_path / "tree.h5", 12, CPU))

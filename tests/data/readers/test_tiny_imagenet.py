@@ -140,10 +140,10 @@ def test_what_is_wrong_is_one_line(members, tmp_path, name):
 def test_fewer_training_images_will_do_where_no_more_are_asked_for(members, tmp_path):
     del members["train/n01/images/n01_0.JPEG"]
     folder = _folder(members, tmp_path)
-    assert "train_images: 8 would do with these" in _refused(SPEC, folder)
-    prepare("t", SPEC, folder, tmp_path, tmp_path / "t.h5", wanted=8)
+    assert "train_images: 8 would use these" in _refused(SPEC, folder)
+    prepare("t", SPEC, folder, tmp_path, tmp_path / "t.h5", min_train_images=8)
     with pytest.raises(UserError):
-        prepare("t", SPEC, folder, tmp_path, tmp_path / "t.h5", wanted=9)
+        prepare("t", SPEC, folder, tmp_path, tmp_path / "t.h5", min_train_images=9)
 
 
 PREPARE = """
@@ -153,7 +153,7 @@ from kdflow import config
 from kdflow.data import prepare
 
 spec = config.load_recipes(Path(sys.argv[1])).datasets["tiny_imagenet"].data
-prepare("tiny_imagenet", spec, Path(sys.argv[2]), Path("."), Path("t.h5"), wanted=40_000)
+prepare("tiny_imagenet", spec, Path(sys.argv[2]), Path("."), Path("t.h5"), min_train_images=40_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
