@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# An environment variable: the file to which a process writes the error that ends it, for the process that started it.
+FAILURE_FILE = "KDFLOW_FAILURE_FILE"
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: the field or file, what is wrong, what is allowed."""
+    """Bad input. The message is one line: the field or file, what is wrong, what is allowed.
+
+    `retryable` is true where the same command may succeed the next time, such as after a process was killed.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+def is_retryable(error: Exception) -> bool:
+    """Return whether the same command may succeed the next time."""
+    return isinstance(error, UserError) and error.retryable
+
+
+def write_failure(message: str, *, retryable: bool) -> None:
+    """Write an error to the file that FAILURE_FILE names, if it is set."""
+    if file := os.environ.get(FAILURE_FILE):
+        with suppress(OSError):  # a full disk: the reader then has the exit code only
+            Path(file).write_text(json.dumps({"message": message, "retryable": retryable}))
+
+
+def read_failure(file: Path) -> UserError | None:
+    """Return the error that `write_failure` wrote to `file`, in one line; None if it wrote none, or not all of it."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    lines = "; ".join(content["message"].splitlines())
+    return UserError(escape_control(lines), retryable=content["retryable"])
 
 
 def one_line(error: Exception) -> str:
@@ -56,6 +89,7 @@ def exit_on_user_error() -> Iterator[None]:
             raise
         for part in line.splitlines():
             print(f"error: {escape_control(part)}", file=sys.stderr)
+        write_failure(line, retryable=is_retryable(error))
         raise SystemExit(1) from None
 
 

@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, ParamSpec, TypeVar
 
-from kdflow.core.errors import UserError, user_message
+from kdflow.core.errors import UserError, is_retryable, user_message
 from kdflow.core.progress import Display, Failed, Finished
 from kdflow.training.job import Job
 
@@ -57,14 +57,15 @@ def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                         event = receiver.recv()
                     except EOFError:  # the process has ended, for good or ill
                         process = running.pop(receiver)
-                        ends.setdefault(process.name, Failed(process.name, _end_of(process)))  # if it did not say
+                        # If it has sent no reason of its end, nothing is wrong with its settings: it was killed.
+                        ends.setdefault(process.name, Failed(process.name, _end_of(process), retryable=True))
                         continue
                     if isinstance(event, Failed | Finished):
                         ends[event.name] = event
                     else:
                         display.show(event)
                 if os.getppid() != parent:
-                    raise UserError(f"{title}: the process that started this one is gone")
+                    raise UserError(f"{title}: the process that started this one is gone", retryable=True)
     finally:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
@@ -81,7 +82,9 @@ def _raise_failures(title: str, ends: dict[str, Failed | Finished]) -> None:
         if isinstance(end, Failed):
             failed.setdefault(end.text, []).append(end.name)
     if failed:
-        raise UserError("\n".join(f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()))
+        lines = [f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()]
+        retryable = any(isinstance(end, Failed) and end.retryable for end in ends.values())
+        raise UserError("\n".join(lines), retryable=retryable)
 
 
 def in_fresh_process(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
@@ -94,7 +97,8 @@ def in_fresh_process(function: Callable[P, R], *arguments: P.args, **options: P.
         try:
             return pool.submit(function, *arguments, **options).result()
         except BrokenProcessPool:
-            raise UserError("the process that measures was ended; the same command measures again") from None
+            message = "the process that measures was ended; the same command measures again"
+            raise UserError(message, retryable=True) from None
 
 
 def _server() -> ForkServerContext:
@@ -130,7 +134,8 @@ def _child(job_json: str, sender: Connection) -> None:
         run_job(job, sender.send)
     except Exception as error:
         line = user_message(error)
-        sender.send(Failed(job.name, line or f"{type(error).__name__}: {error}"))
+        text = line or f"{type(error).__name__}: {error}"
+        sender.send(Failed(job.name, text, retryable=is_retryable(error)))
         if line is None:
             raise  # a defect of ours: its traceback helps
         raise SystemExit(1) from None

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from kdflow.core.errors import UserError, user_message
+from kdflow.core.errors import UserError, is_retryable, user_message
 from kdflow.core.progress import Display, Event, Failed, Finished
 from kdflow.launch.parallel_runs import MALLOC_ENV, POLL_SECONDS
 from kdflow.training.job import Job
@@ -56,7 +56,7 @@ def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
 
 def _check(title: str, job: Job, processes: int) -> None:
     run, field = job.run, f"params.yaml: compute.processes_per_run: {title}"
-    if run.method.loss is not None:
+    if run.method.loss is not None and run.method.needs_features:
         what = f"{run.method.loss.name} compares the features of a whole batch"
         raise UserError(f"{field}: {what}, of which each process has its share only; take 1")
     if run.teacher_logits != "online":
@@ -113,11 +113,11 @@ def _raise_first_failure(title: str, failures: dict[int, Any]) -> None:
     number, first = min(failures.items(), key=order)
     said = first.error_file_data
     if first.exitcode < 0:
-        said = {"message": f"{title}: process {number}: ended by signal {first.signal_name()}"}
+        said = {"message": f"{title}: process {number}: ended by signal {first.signal_name()}", "retryable": True}
     if "trace" in said:
         print(said["trace"], end="", file=sys.stderr)  # a defect of ours: it helps
     if said["message"] != "<NONE>":  # then it had its say
-        raise UserError(said["message"])
+        raise UserError(said["message"], retryable=said.get("retryable", False))
 
 
 # --- one of its processes ----------------------------------------------------------------------------------------
@@ -147,7 +147,11 @@ def _train(title: str, jobs: Sequence[Job]) -> None:
             first = distributed.rank() == 0
     except Exception as error:
         line = user_message(error)
-        said = {"message": f"{title} {name}: {line or f'{type(error).__name__}: {error}'}", "timestamp": time.time()}
+        said = {
+            "message": f"{title} {name}: {line or f'{type(error).__name__}: {error}'}",
+            "retryable": is_retryable(error),
+            "timestamp": time.time(),
+        }
         if line is None:
             said["trace"] = traceback.format_exc()
         Path(os.environ[ERROR_FILE]).write_text(json.dumps(said))

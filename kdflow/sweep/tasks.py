@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import logging
 import os
-import re
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -30,13 +30,12 @@ from prefect.tasks import Task, exponential_backoff
 from pydantic import Field
 
 from kdflow.config import Settings
-from kdflow.core.errors import UserError
+from kdflow.core.errors import FAILURE_FILE, UserError, read_failure
 from kdflow.sweep import processes
 from kdflow.sweep.dvc_graph import Stage
 from kdflow.sweep.processes import NO_TELEMETRY, PID_DIR
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-PASSES = re.compile(r"\b(ended by|was ended|is gone)\b")  # in what a stage says when it was killed
 IGNORED_LINES = "WARNING: No file hash info found"  # for every output of the paper that nobody has made
 POLL_SECONDS = 2.0  # seconds between two looks at a run elsewhere, or for a free card
 
@@ -58,11 +57,11 @@ class StageTimeouts(Settings):
 
 
 class StageError(Exception):
-    """A stage has not done what it should; `again`: another attempt may."""
+    """A stage has failed; `retryable`: another attempt may succeed."""
 
-    def __init__(self, name: str, why: str, *, again: bool) -> None:
-        super().__init__(f"{name}: {why}")
-        self.again = again
+    def __init__(self, name: str, reason: str, *, retryable: bool) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.retryable = retryable
 
 
 class _Plain(logging.Filter):
@@ -81,10 +80,10 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 # --- one stage ---------------------------------------------------------------------------------------------
 
 
-async def _worth_it(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failure is one of those that pass: a lock, a crash. Bad settings and timeouts do not."""
+async def _is_retryable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Return whether another attempt may succeed: after a lock or a crash, not after bad settings or a timeout."""
     error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, StageError) and error.again
+    return isinstance(error, StageError) and error.retryable
 
 
 @task(
@@ -92,29 +91,36 @@ async def _worth_it(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_jitter_factor=0.5,
-    retry_condition_fn=_worth_it,
+    retry_condition_fn=_is_retryable,
 )
 async def run_stage(name: str, command: Sequence[str], environment: dict[str, str]) -> None:
-    """Run a command of DVC; training that was interrupted goes on from its checkpoint.
+    """Run a command of DVC; training that was interrupted resumes from its checkpoint.
+
+    DVC ends with the same exit code whatever a stage's exit code was, so a stage writes the error that ends it to a
+    file that the environment names, and DVC hands the environment on. What a stage or DVC prints decides nothing: its
+    wording may change. Without such a file the stage was killed, has a defect, or DVC itself failed: it is run again.
 
     Raises:
-        StageError: it failed; what it said last is said.
+        StageError: the command failed. The message has the error of the stage, or else the last error that was printed.
     """
-    logger, said = get_run_logger(), list[str]()
+    logger, lines = get_run_logger(), list[str]()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    everything = {**os.environ, **NO_TELEMETRY, **environment, "PATH": path}
-    async with processes.run_in_group(command, PID_DIR, name, str(flow_run.get_id()), Path(), everything) as child:
-        assert child.stdout is not None
-        async for raw in child.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            if line and not line.startswith(IGNORED_LINES):
-                logger.info(line)
-                said = [*said[-30:], line]
-        code = await child.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "failure.json"
+        everything = {**os.environ, **NO_TELEMETRY, **environment, "PATH": path, FAILURE_FILE: str(file)}
+        async with processes.run_in_group(command, PID_DIR, name, str(flow_run.get_id()), Path(), everything) as child:
+            assert child.stdout is not None
+            async for raw in child.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                if line and not line.startswith(IGNORED_LINES):
+                    logger.info(line)
+                    lines = [*lines[-30:], line]
+            code = await child.wait()
+        failure = read_failure(file)
     if code:
-        ours = [line for line in said if line.startswith("error: ")]  # said by a stage of kdflow
-        why = (ours or [line for line in said if line.startswith("ERROR: ")] or said or [f"exit code {code}"])[-1]
-        raise StageError(name, why, again=code < 0 or not ours or any(PASSES.search(line) for line in ours))
+        errors = [line for line in lines if line.startswith("ERROR: ")]  # of DVC
+        reason = str(failure) if failure else (errors or lines or [f"exit code {code}"])[-1]
+        raise StageError(name, reason, retryable=code < 0 or failure is None or failure.retryable)
 
 
 # --- all of them -------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ async def _in_order(stages: Sequence[Stage], run: Run) -> None:
     left = sum(state is None for state in ends.values())
     if failed:
         more = f"; {left} that need them were not run" if left else ""
-        raise StageError(f"{len(failed)} of {len(stages)} stages failed{more}", "; ".join(failed), again=False)
+        raise StageError(f"{len(failed)} of {len(stages)} stages failed{more}", "; ".join(failed), retryable=False)
 
 
 async def run_local(
@@ -269,12 +275,12 @@ async def run_deployment(name: str, deployment: str, parameters: dict[str, Any])
         try:
             state = await _end_of(deployment, parameters, f"{task_run.get_id()}-{attempt}")
         except ObjectNotFound:
-            raise StageError(name, "its run was deleted", again=False) from None
+            raise StageError(name, "its run was deleted", retryable=False) from None
         if state.is_completed():
             return
         if state.is_cancelled():
             break
-    raise StageError(name, state.message or str(state.name), again=False)
+    raise StageError(name, state.message or str(state.name), retryable=False)
 
 
 async def require_deployment(deployment: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 from paths import ROOT
 from processes import children, descendants
 
+from kdflow.core.errors import FAILURE_FILE, read_failure
+
 # Run as a program of its own, as the stages are: script.py FOLDER AT_MOST NAME,NAME,... NAME,...
 # Each argument is a group that runs after the one before, from the same warm server.
 # A run called "gone" has no dataset, one called "long" has no end.
@@ -118,7 +120,8 @@ def training(process, scratch):
 
 def test_the_ends_of_runs(start, tmp_path):
     """Two runs that finish; then two that fail at once, one that finishes and one that is killed."""
-    process = start("seed 0,seed 1", "gone 0,seed 2,long 3,gone 4")
+    failure_file = tmp_path / "failure.json"
+    process = start("seed 0,seed 1", "gone 0,seed 2,long 3,gone 4", env={FAILURE_FILE: str(failure_file)})
     (run,) = training(process, tmp_path / "long 3")
     for name in ("seed 0", "seed 1"):
         assert (tmp_path / f"{name}.json").is_file()
@@ -131,6 +134,7 @@ def test_the_ends_of_runs(start, tmp_path):
     lines = ["ce gone 0, gone 4: " + gone, "ce long 3: ended by signal SIGKILL"]  # one reason, one line
     assert err.startswith("error: ")
     assert sorted(line.removeprefix("error: ") for line in err.splitlines()) == lines, "in any order"
+    assert read_failure(failure_file).retryable, "one of them was killed"
     assert out.count("all done") == 1, "the first group"
     for name in ("seed 0", "seed 1", "seed 2"):
         assert any(line.startswith(f"ce {name}  100 %") for line in out.splitlines())

@@ -14,7 +14,7 @@ from paths import HELPERS, ROOT
 from processes import children, descendants
 
 from kdflow import config, data
-from kdflow.core.errors import UserError
+from kdflow.core.errors import FAILURE_FILE, UserError, read_failure
 from kdflow.launch import torchrun
 from kdflow.training import record
 from kdflow.training.job import Job
@@ -97,7 +97,8 @@ def folder(tmp_path):
 
 def start(folder: Path, *names: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command, pipe = [sys.executable, *by, folder / "script.py", folder, ",".join(names)], subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    env = {**os.environ, FAILURE_FILE: str(folder / "failure.json")}
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
 
 
 def alive(pid: int) -> bool:
@@ -126,6 +127,7 @@ def test_runs_follow_one_another_and_a_loss_that_is_not_finite_ends_all_in_one_l
         assert lines, err  # torchrun's own report has it
     else:
         assert err.splitlines() == lines and len(lines) == 1, err
+        assert not read_failure(folder / "failure.json").retryable, "the same settings fail again"
     assert json.loads((folder / "seed 0.json").read_text())["machine"]["processes_per_run"] == 2
     assert not list((folder / "scratch/wild").rglob("checkpoint*"))
 
@@ -152,4 +154,6 @@ def test_all_end_when_one_does(folder, victim):
     }
     code, lines = said.get(victim, (-9, []))
     assert process.returncode == code
+    if victim == "a process":
+        assert read_failure(folder / "failure.json").retryable
     assert [line for line in err.splitlines() if line] == lines
