@@ -1,4 +1,4 @@
-"""Commands about one student: distilled the short way, out of the house, and what it says of images."""
+"""Commands for one student: export it, predict with an exported file, and distil in one command."""
 
 from __future__ import annotations
 
@@ -12,131 +12,183 @@ from kdflow.cli.options import PAPER, PaperFolder, Root
 from kdflow.core.errors import UserError, escape_control
 
 if TYPE_CHECKING:
-    from kdflow.export.export import Report
+    from kdflow.export.export import ExportReport
+    from kdflow.export.predict import Prediction
     from kdflow.report.gain import Summary
 
 app = typer.Typer()
 
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Threads = Annotated[int, typer.Option(min=1, help="Number of CPU threads.")]
 
 
 @app.command()
 def export(
-    what: Annotated[
-        str, typer.Argument(metavar="CELL|METHOD|FILE", help="A cell, a method of params.yaml, or a student's weights.")
+    student: Annotated[
+        str,
+        typer.Argument(
+            metavar="CELL|METHOD|FILE",
+            help="A cell of the paper, a method of params.yaml, or a file of a student's weights.",
+        ),
     ],
-    form: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
-    seed: Annotated[int | None, typer.Option(help="Of a cell or method; else the first.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; else a name of student, method and seed, here.")] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="Format of the exported file.")
+    ] = "onnx",
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the student, for a cell or a method.", show_default="the lowest")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write.", show_default="DATASET-STUDENT-METHOD-seedN in the working directory"),
+    ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The dataset's .h5; else it is looked for above the weights.")
+        Path | None,
+        typer.Option(
+            help="The prepared dataset, an .h5 file.", show_default="searched for in the folders above the weights"
+        ),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="The teacher's weights, to be timed beside; else looked for.")
+        Path | None,
+        typer.Option(
+            help="The teacher's weights, to measure its latency too.",
+            show_default="searched for in the folders above the weights",
+        ),
     ] = None,
     threads: Threads = 1,
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """Write a student as one file for use elsewhere, verified on test images and timed beside its teacher."""
+    """Export a student to one file, verify the file on test images, and compare its latency with the teacher's."""
     from kdflow.export import export, locate
 
-    found = locate.locate_inputs(locate.find_weights(what, seed, paper, root), data, teacher)
-    file, report = export.export(found, form, out, threads)
-    typer.echo(f"{file}: {report.verified}")
+    inputs = locate.locate_inputs(locate.find_weights(student, seed, paper, root), data, teacher)
+    file, report = export.export(inputs, format_name, out, threads)
+    typer.echo(f"{file}: {report.verification}")
     _print_costs(report)
-    if report.teacher is None and found.log.settings.teacher is not None:
-        typer.echo("the teacher's weights were not found, so it is not measured; name them by --teacher")
-    trust = " --trust" if form == "pt2" else ""
+    if report.teacher is None and inputs.log.settings.teacher is not None:
+        typer.echo("The teacher was not measured: its weights were not found. Give the file by --teacher.")
+    trust = " --trust" if format_name == "pt2" else ""
     typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
 
 
-def _print_costs(report: Report) -> None:
+def _print_costs(report: ExportReport) -> None:
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
 
-    machine = f"{report.machine.platform}, {report.threads} of {report.machine.cpus} CPUs' threads"
-    shown = Table(title=f"{report.form} on {machine}", title_justify="left")
-    batches = list(report.student.milliseconds)
-    for i, head in enumerate(("", "File MB", "Params 1e6", "GFLOPs", *(f"ms, batch {batch}" for batch in batches))):
-        shown.add_column(head, justify="right" if i else "left")
-    columns = []
+    machine = f"{report.machine.platform}, {report.threads} of {report.machine.cpus} CPU threads"
+    table = Table(title=f"{report.format} on {machine}", title_justify="left")
+    latencies = [f"ms, batch {batch_size}" for batch_size in report.student.latency_ms]
+    for i, column in enumerate(("", "File MB", "Params 1e6", "GFLOPs", *latencies)):
+        table.add_column(column, justify="right" if i else "left")
+    rows = []
     for role, cost in (("teacher", report.teacher), ("student", report.student)):
         if cost is not None:
-            columns.append([cost.bytes / 1e6, cost.params / 1e6, cost.flops / 1e9, *cost.milliseconds.values()])
-            shown.add_row(f"{role} {cost.model}", *(f"{value:.3f}" for value in columns[-1]))
+            rows.append([cost.file_bytes / 1e6, cost.params / 1e6, cost.flops / 1e9, *cost.latency_ms.values()])
+            table.add_row(f"{role} {cost.model}", *(f"{value:.3f}" for value in rows[-1]))
     if report.teacher is not None:
-        shown.add_row("teacher / student", *(f"{a / b:.2f}" for a, b in zip(*columns, strict=True)))
-    print_whole(shown)
+        table.add_row("teacher / student", *(f"{a / b:.2f}" for a, b in zip(*rows, strict=True)))
+    print_whole(table)
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
-    model: Annotated[Path, typer.Option(help="What `kdflow export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files of any size.")],
+    model: Annotated[Path, typer.Option(help="A file that `kdflow export` wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every digit.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Run a .pt2, which is a program, not only weights.")] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Run a .pt2 file. It is a program and may run any code, so its source must be trusted."
+        ),
+    ] = False,
     threads: Threads = 1,
 ) -> None:
-    """Print the five likeliest classes of each image by an exported student."""
+    """Print the five most likely classes of each image, with their probabilities."""
+    from kdflow.export.predict import predict
+
+    predictions = predict(images, model, threads, trusted=trust)
+    if as_json:
+        typer.echo(json.dumps([prediction.model_dump() for prediction in predictions], indent=2))
+    elif any(prediction.classes for prediction in predictions):
+        _print_predictions(predictions)
+    errors = [prediction.error for prediction in predictions if prediction.error is not None]
+    if errors:
+        raise UserError("\n".join(errors))
+
+
+def _print_predictions(predictions: list[Prediction]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
-    from kdflow.export.predict import TOP, predict
+    from kdflow.export.predict import TOP_K
 
-    said = predict(images, model, threads, trusted=trust)
-    if as_json:
-        typer.echo(json.dumps([one.model_dump() for one in said], indent=2))
-    elif any(one.classes for one in said):
-        shown = Table("image", *(str(place + 1) for place in range(TOP)))
-        for one in said:
-            if one.error is None:
-                shown.add_row(
-                    *(
-                        escape(escape_control(text))
-                        for text in (one.image, *(f"{name} {100 * p:.1f} %" for name, p in one.classes))
-                    )
-                )
-        print_whole(shown)
-    broken = [one.error for one in said if one.error is not None]
-    if broken:
-        raise UserError("\n".join(broken))
+    table = Table("image", *(str(rank + 1) for rank in range(TOP_K)))
+    for prediction in predictions:
+        if prediction.error is None:
+            classes = [f"{name} {100 * p:.1f} %" for name, p in prediction.classes]
+            table.add_row(*(escape(escape_control(text)) for text in (prediction.image, *classes)))
+    print_whole(table)
 
 
 @app.command()
 def distill(
-    data: Annotated[Path, typer.Option(help="A folder with <class>/, or with train/<class>/ and val/<class>/.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of images: <class>/, or train/<class>/ and val/<class>/.", metavar="FOLDER")
+    ],
     teacher: Annotated[
-        str, typer.Option(metavar="MODEL|FILE", help="A model, trained first on the same images; or a file of weights.")
+        str,
+        typer.Option(metavar="MODEL|FILE", help="A model, which is trained on the images first, or a file of weights."),
     ],
     student: Annotated[
-        str, typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, torchvision's name, or timm:NAME.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="A key of recipes/models.yaml, the name of a torchvision model, or timm:NAME."
+        ),
     ],
     method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of a student; else those of recipes/user_folder.yaml.")
+        int | None,
+        typer.Option(min=1, help="Epochs of each student.", show_default="as in recipes/user_folder.yaml"),
     ] = None,
-    teacher_epochs: Annotated[int | None, typer.Option(min=1, help="Of a teacher; else as many.")] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="What a file of weights is, if it does not say so.")] = None,
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels of a side.")] = 64,
+    teacher_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the teacher.", show_default="the same as --epochs")
+    ] = None,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model of a teacher's file of weights. Needed if kdflow did not train it.",
+            show_default=False,
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
     side: Annotated[
         int | None,
-        typer.Option(help="Pixels of the shorter side before the crop; else as in recipes/user_folder.yaml."),
+        typer.Option(
+            help="In evaluation, resize the shorter side to so many pixels before the centre crop.",
+            show_default="as in recipes/user_folder.yaml",
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many students: seeds 0, 1, ...")] = 1,
-    compare: Annotated[bool, typer.Option("--compare", help="Train the student on the labels alone as well.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for all that is made; given again, it goes on there.")] = Path(
-        "out"
-    ),
-    no_flip: Annotated[bool, typer.Option("--no-flip", help="Mirror images are of another class.")] = False,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out what cannot be read.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train the student without a teacher, for comparison.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for all results. If it has some already, only missing ones are computed.")
+    ] = Path("out"),
+    no_flip: Annotated[
+        bool,
+        typer.Option("--no-flip", help="Do not mirror images in training, as for text or left and right hands."),
+    ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
     root: Root = Path(),
 ) -> None:
-    """Distil one student from a folder of images, without params.yaml and DVC."""
+    """Distil a student on a folder of images. Neither params.yaml nor DVC is needed."""
     from kdflow import config
     from kdflow.pipeline import one_command
 
@@ -149,7 +201,7 @@ def distill(
         "processes_per_run": 1,
         "replay_gb": 50.0,
     }
-    asked = one_command.DistillOptions(
+    options = one_command.DistillOptions(
         data=config.settings_from_options("kdflow distill", config.UserFolder, folder),
         teacher=teacher,
         student=student,
@@ -162,7 +214,7 @@ def distill(
         compare=compare,
         compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": None}),
     )
-    _print_summary(one_command.distill(asked, root), out)
+    _print_summary(one_command.distill(options, root), out)
 
 
 def _print_summary(summary: Summary, out: Path) -> None:
@@ -171,12 +223,12 @@ def _print_summary(summary: Summary, out: Path) -> None:
     from kdflow.cli.tables import print_whole
     from kdflow.report.gain import COLUMNS, rows
 
-    shown = Table(title=summary.title, title_justify="left")
+    table = Table(title=summary.title, title_justify="left")
     for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if i > 1 else "left")
+        table.add_column(column, justify="right" if i > 1 else "left")
     for row in rows(summary):
-        shown.add_row(*row)
-    print_whole(shown)
+        table.add_row(*row)
+    print_whole(table)
     best = summary.models[1].weights[0]
     if summary.warning:
         typer.echo(summary.warning)

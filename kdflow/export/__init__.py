@@ -1,1 +1,1 @@
-"""Export of a student to one file, and prediction from such a file."""
+"""Export of a student to one file, and prediction with such a file."""

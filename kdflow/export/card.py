@@ -1,4 +1,4 @@
-"""What an exported file says of itself. Never imports torch."""
+"""The model card: metadata that every exported file contains. Never imports torch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from kdflow.config import RunSettings, Settings, Triple
 from kdflow.core.errors import UserError
 from kdflow.training.record import RunLog
 
-METADATA_KEY = "kdflow"  # under which a file keeps it
-ALLOWED_SIDES = range(8, 4097)  # pixels: what a card from elsewhere may ask for, of image and shorter side
+METADATA_KEY = "kdflow"  # key of the model card in a file's metadata
+ALLOWED_SIDES = range(8, 4097)  # pixels; the file may come from anyone, and larger images could fill the memory
 
 
 class Preprocessing(Settings):
-    """From an image to what the file takes: RGB, resized, its centre.
+    """The steps from an image to the model's input: convert to RGB, resize, crop the centre.
 
-    `shorter_side` is that of the resized image, none where both sides become `size`. Mean and deviation, of values from
-    0 to 1, are inside an ONNX or torch file: they are told, not left to do.
+    `shorter_side` is the shorter side after resizing, in pixels. If it is None, both sides are resized to `image_size`.
+    `mean` and `std` are for values from 0 to 1. An ONNX or .pt2 file normalises its input itself.
     """
 
     colour: Literal["RGB"] = "RGB"
-    interpolation: Literal["bilinear, antialiased (Pillow's)"] = "bilinear, antialiased (Pillow's)"
+    interpolation: Literal["bilinear with antialiasing, as in Pillow"] = "bilinear with antialiasing, as in Pillow"
     shorter_side: int | None
-    size: int
+    image_size: int
     mean: Triple
     std: Annotated[tuple[float, ...], Field(strict=False)]
 
 
-class Card(Settings):
-    """What a file is: classes, preprocessing, and the run that made it. `top1` is percent of all test images."""
+class ModelCard(Settings):
+    """The input, output, classes and origin of an exported model. `top1` is the accuracy on all test images in percent.
 
-    kdflow: str
-    input: Literal["images: uint8 [n, 3, size, size], 0 to 255"] = "images: uint8 [n, 3, size, size], 0 to 255"
+    The hashes identify the settings, the weights, the prepared dataset and the teacher's weights.
+    """
+
+    kdflow_version: str
+    input: Literal["images: uint8 [n, 3, image_size, image_size], 0 to 255"] = (
+        "images: uint8 [n, 3, image_size, image_size], 0 to 255"
+    )
     output: Literal["logits: float32 [n, classes]"] = "logits: float32 [n, classes]"
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
     preprocessing: Preprocessing
@@ -48,15 +53,15 @@ class Card(Settings):
     teacher_sha256: str | None
 
 
-def make_card(log: RunLog, class_names: list[str]) -> Card:
-    """The card of a trained model."""
+def make_card(log: RunLog, class_names: list[str]) -> ModelCard:
+    """Return the model card of a trained student."""
     run = log.settings
-    return Card(
-        kdflow=__version__,
+    return ModelCard(
+        kdflow_version=__version__,
         class_names=tuple(class_names),
         preprocessing=Preprocessing(
             shorter_side=run.base_view.resize.side if run.base_view.resize else None,
-            size=run.image_size,
+            image_size=run.image_size,
             mean=run.base_view.mean,
             std=run.base_view.std,
         ),
@@ -70,27 +75,32 @@ def make_card(log: RunLog, class_names: list[str]) -> Card:
     )
 
 
-def parse_card(path: Path, text: str | None) -> Card:
-    """The card of a file.
+def parse_card(path: Path, text: str | None) -> ModelCard:
+    """Parse the model card of the file `path`; `text` is its JSON, or None if the file has no model card.
 
     Raises:
-        UserError: it has none, or one of another version.
+        UserError: the file has no model card, the card was written by another version of kdflow, or it gives image
+            sizes outside of `ALLOWED_SIDES`.
     """
     if text is None:
-        raise UserError(f"{path}: has no card of kdflow; `kdflow export` makes files that have one")
+        raise UserError(f"{path}: has no model card; only files that `kdflow export` wrote have one")
     try:
-        card = Card.model_validate_json(text)
+        card = ModelCard.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: its card is none of this version: {where}: {problem['msg']}") from None
+        key = ".".join(str(part) for part in problem["loc"])
+        raise UserError(
+            f"{path}: its model card does not fit kdflow {__version__} ({key}: {problem['msg']}); "
+            "export the student again"
+        ) from None
     if len(card.class_names) != card.settings.classes:
-        raise UserError(f"{path}: its card names {len(card.class_names)} of {card.settings.classes} classes")
+        raise UserError(f"{path}: its model card has {len(card.class_names)} names for {card.settings.classes} classes")
     resize = card.settings.base_view.resize
     sides = [card.settings.image_size, *([resize.side] if resize else [])]
     wrong = next((side for side in sides if side not in ALLOWED_SIDES), None)
     if wrong is not None:
         raise UserError(
-            f"{path}: its card asks for images of {wrong:,} px; from {ALLOWED_SIDES[0]} to {ALLOWED_SIDES[-1]:,} go"
+            f"{path}: its model card asks for images of {wrong:,} px; "
+            f"allowed: {ALLOWED_SIDES[0]} to {ALLOWED_SIDES[-1]:,}"
         )
     return card

@@ -1,4 +1,4 @@
-"""A student leaves: written in a form of `kdflow.formats`, held against the original on real images, and timed."""
+"""Export of a student: write the file, verify it against the student on test images, and measure its latency."""
 
 from __future__ import annotations
 
@@ -11,192 +11,224 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdflow.config import Settings
+from kdflow.config import Architecture, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.data import Images, ImageSet, Loaded, balanced_order, load
 from kdflow.export import latency
-from kdflow.export.card import Card, make_card
+from kdflow.export.card import ModelCard, make_card
 from kdflow.export.formats import Runner, format_by_name
-from kdflow.export.latency import BATCHES, median_latency
+from kdflow.export.latency import BATCH_SIZES, median_latency
 from kdflow.export.locate import StudentFiles
 from kdflow.models import create_model, load_exact
 from kdflow.models.cost import count_cost
 from kdflow.training import record
 from kdflow.training.evaluate import BATCH, predict_logits
 
-MAX_IMAGES = 1000  # images that a file is verified on
-# Of the largest logit: what float32 may differ by when other kernels add in another order.
+MAX_IMAGES = 1000  # test images for the verification
+# Relative to the largest logit: float32 sums differ this much when kernels add in another order.
 TOLERANCE = 1e-4
 
 
 class Verification(Settings):
-    """An exported file against the original on test images: logits, and on how many the first class or five differ."""
+    """Comparison of an exported file with the student on test images.
+
+    `max_difference` and `largest_logit` are absolute values of logits; `tolerance` is the allowed ratio of the two.
+    `top1_mismatches` counts the images whose first class differs, `top5_mismatches` those whose first five differ.
+    """
 
     images: int
     max_difference: float
     largest_logit: float
     tolerance: float
-    top1_differ: int
-    top5_differ: int
+    top1_mismatches: int
+    top5_mismatches: int
 
     def __str__(self) -> str:
         return (
             f"logits of {self.images:,} test images differ by at most {self.max_difference:.1e} "
-            f"(the largest is {self.largest_logit:.1f}; tolerance {self.tolerance:.0e} of it); "
-            f"top-1 differs on {self.top1_differ}, top-5 on {self.top5_differ}"
+            f"(largest logit {self.largest_logit:.1f}, tolerance {self.tolerance:.0e} of it); "
+            f"top-1 differs on {self.top1_mismatches} images, top-5 on {self.top5_mismatches}"
         )
 
 
 class ModelCost(Settings):
-    """What a model costs: its file in bytes, parameters, FLOPs of an image, milliseconds by batch size."""
+    """The cost of an exported model: bytes of its file, parameters, FLOPs of one image, and latency.
+
+    `latency_ms` has the median milliseconds of one batch by batch size.
+    """
 
     model: str
-    bytes: int
+    file_bytes: int
     params: int
     flops: int
-    milliseconds: dict[int, float]
+    latency_ms: dict[int, float]
 
 
-class Report(Settings):
-    """What is known of an exported file."""
+class ExportReport(Settings):
+    """The content of FILE.json beside an exported file. Latency is the median of `timing_rounds` rounds."""
 
     file: str
-    form: str
+    format: str
     sha256: str
-    verified: Verification
+    verification: Verification
     student: ModelCost
     teacher: ModelCost | None
     threads: int
-    rounds: int
+    timing_rounds: int
     machine: record.Machine
-    card: Card
+    model_card: ModelCard
 
 
 def report_path(file: Path) -> Path:
-    """Where the report of an exported file is."""
+    """Return the path of an exported file's report."""
     return file.with_name(f"{file.name}.json")
 
 
-def export(found: StudentFiles, form_name: str, out: Path | None, threads: int) -> tuple[Path, Report]:
-    """Write a student in a form, verified and measured; returns the file and what is known of it.
+def export(student: StudentFiles, format_name: str, out: Path | None, threads: int) -> tuple[Path, ExportReport]:
+    """Write a student to one file, verify the file and measure it; return the file and its report.
 
     Args:
-        out: the file; None: beside the working directory's files, named after dataset, student, method and seed.
+        student: the student's files.
+        format_name: a module of `kdflow.export.formats`.
+        out: the file; None writes to the working directory, with a name of dataset, student, method and seed.
+        threads: CPU threads.
 
     Raises:
-        UserError: the weights are not those of the log, the dataset is another one, or the file does not say what the
-            original says; then nothing is left under its name.
+        UserError: weights or dataset are not those in the student's log, or the exported file gives other logits than
+            the student; then `out` is left as it was.
     """
-    form, run = format_by_name(form_name), found.log.settings
-    out = out or Path(f"{run.dataset}-{run.architecture}-{found.weights.parent.name}-seed{run.seed}{form.SUFFIX}")
-    if out.suffix != form.SUFFIX:
-        raise UserError(f"--out: {out}: a file of {form_name} ends with {form.SUFFIX}")
-    for what, file in (("student", found.weights), ("teacher", found.teacher)):
-        if file is not None and out.resolve() == file.resolve():
-            raise UserError(f"--out: {out}: is the {what} itself")
-    if form_name == "safetensors" and out.exists() and form.read(out) is None:
-        raise UserError(f"--out: {out}: is there and no export of kdflow, but other weights; they are not written over")
+    file_format, run = format_by_name(format_name), student.log.settings
+    out = out or Path(
+        f"{run.dataset}-{run.architecture}-{student.weights.parent.name}-seed{run.seed}{file_format.SUFFIX}"
+    )
+    _check_out(out, file_format, format_name, student)
     torch.set_num_threads(threads)
-    model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    load_exact(model, found.weights, found.log.weights_sha256)
-    data = _dataset(found)
-    card = make_card(found.log, data.class_names)
-    with files.atomic_write(out) as part, tempfile.TemporaryDirectory() as scratch:
-        form.write(model.eval(), card, part)
-        runs = {"student": form.runner(part, card, threads)}
-        verified = verify(model, runs["student"], card, data.test)
+    model = _load_model(
+        Architecture(name=run.architecture, model=run.model), run, student.weights, student.log.weights_sha256
+    )
+    data = _load_dataset(student)
+    card = make_card(student.log, data.class_names)
+    with files.atomic_write(out) as part, tempfile.TemporaryDirectory() as work_dir:
+        file_format.write(model, card, part)
+        runners = {"student": file_format.runner(part, card, threads)}
+        verification = verify(model, runners["student"], card, data.test)
         models, sizes = {"student": model}, {"student": part.stat().st_size}
-        if found.teacher is not None and run.teacher is not None:
-            file = Path(scratch) / f"teacher{form.SUFFIX}"
-            taught = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
-            of_teacher = card.model_copy(update={"settings": taught})
-            models["teacher"] = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
-            load_exact(models["teacher"], found.teacher, found.log.teacher_sha256)
-            form.write(models["teacher"].eval(), of_teacher, file)
-            runs["teacher"], sizes["teacher"] = form.runner(file, of_teacher, threads), file.stat().st_size
-        costs = _measure(models, sizes, runs, card)
-    report = Report(
+        if student.teacher is not None and run.teacher is not None:
+            teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
+            settings = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
+            teacher_card = card.model_copy(update={"settings": settings})
+            file = Path(work_dir) / f"teacher{file_format.SUFFIX}"
+            file_format.write(teacher, teacher_card, file)
+            runners["teacher"] = file_format.runner(file, teacher_card, threads)
+            models["teacher"], sizes["teacher"] = teacher, file.stat().st_size
+        costs = _measure(models, sizes, runners, run)
+    report = ExportReport(
         file=out.name,
-        form=form_name,
+        format=format_name,
         sha256=files.sha256(out),
-        verified=verified,
+        verification=verification,
         student=costs["student"],
         teacher=costs.get("teacher"),
         threads=threads,
-        rounds=latency.ROUNDS,
+        timing_rounds=latency.ROUNDS,
         machine=record.machine_info("cpu", threads, 0, 1),
-        card=card,
+        model_card=card,
     )
     record.write_record(report_path(out), report)
     return out, report
 
 
-def _dataset(found: StudentFiles) -> Loaded:
-    """The dataset that the student was trained on."""
-    data = load(found.dataset, found.log.settings.train_images, torch.device("cpu"), min(8, os.cpu_count() or 1))
-    if data.sha256 != found.log.dataset_sha256:
+def _check_out(out: Path, file_format: Any, format_name: str, student: StudentFiles) -> None:
+    """Refuse an output file with a wrong suffix, and one that would overwrite weights."""
+    if out.suffix != file_format.SUFFIX:
+        raise UserError(f"--out: {out}: the name of a file in format {format_name} ends with {file_format.SUFFIX}")
+    for role, file in (("student", student.weights), ("teacher", student.teacher)):
+        if file is not None and out.resolve() == file.resolve():
+            raise UserError(f"--out: {out}: is the file of the {role}'s weights; choose another name")
+    if format_name == "safetensors" and out.exists() and file_format.read_metadata(out) is None:
+        raise UserError(f"--out: {out}: has weights that `kdflow export` did not write; choose another name")
+
+
+def _load_model(architecture: Architecture, run: RunSettings, file: Path, sha256: str | None) -> nn.Module:
+    model = create_model(architecture.name, architecture.model, run.classes, run.image_size)
+    load_exact(model, file, sha256)
+    return model.eval()
+
+
+def _load_dataset(student: StudentFiles) -> Loaded:
+    """Load the dataset that the student was trained on."""
+    log = student.log
+    data = load(student.dataset, log.settings.train_images, torch.device("cpu"), min(8, os.cpu_count() or 1))
+    if data.sha256 != log.dataset_sha256:
         raise UserError(
-            f"{found.dataset}: sha256 is {data.sha256[:12]}..., the student learned {found.log.dataset_sha256[:12]}..."
+            f"{student.dataset}: sha256 is {data.sha256[:12]}..., "
+            f"the student was trained on {log.dataset_sha256[:12]}..."
         )
     return data
 
 
-def stratified_subset(images: Images, at_most: int) -> Images:
-    """At most so many images, the classes in equal shares."""
-    if len(images) <= at_most:
+def stratified_subset(images: Images, max_images: int) -> Images:
+    """Return at most `max_images` of the images, as many of each class as possible."""
+    if len(images) <= max_images:
         return images
-    kept = balanced_order(images.labels.numpy())[:at_most]
+    kept = balanced_order(images.labels.numpy())[:max_images]
     kept.sort()
     if isinstance(images, ImageSet):
         return ImageSet(images.images[torch.from_numpy(kept)], images.labels[torch.from_numpy(kept)])
     return dataclasses.replace(images, files=images.files.take(kept), labels=images.labels[torch.from_numpy(kept)])
 
 
-def verify(model: nn.Module, run: Runner, card: Card, test: Images) -> Verification:
-    """Hold an exported file against the model that it was made of.
+def verify(model: nn.Module, run: Runner, card: ModelCard, test: Images) -> Verification:
+    """Compare an exported file with the model that it was made from, on at most `MAX_IMAGES` test images.
+
+    Args:
+        model: the model.
+        run: the exported file's runner.
+        card: its model card.
+        test: the test images.
 
     Raises:
-        UserError: their logits differ by more than `TOLERANCE` of the largest.
+        UserError: a logit differs by more than `TOLERANCE` of the largest one.
     """
-    images, views = stratified_subset(test, MAX_IMAGES), card.settings.base_view
-    expected = predict_logits(model, images, views)
-    batches = images.for_testing(BATCH, views, slice(0, len(images)))
-    found = torch.cat([run(batch) for batch in batches])
-    difference = float((found.double() - expected.double()).abs().max())
+    images, base_view = stratified_subset(test, MAX_IMAGES), card.settings.base_view
+    expected = predict_logits(model, images, base_view)
+    batches = images.for_testing(BATCH, base_view, slice(0, len(images)))
+    actual = torch.cat([run(batch) for batch in batches])
+    difference = float((actual.double() - expected.double()).abs().max())
     largest = float(expected.abs().max())
-    verified = Verification(
+    verification = Verification(
         images=len(images),
         max_difference=difference,
         largest_logit=largest,
         tolerance=TOLERANCE,
-        top1_differ=_differ(found, expected, 1),
-        top5_differ=_differ(found, expected, min(5, expected.shape[1])),
+        top1_mismatches=_mismatches(actual, expected, 1),
+        top5_mismatches=_mismatches(actual, expected, min(5, expected.shape[1])),
     )
-    if not difference <= TOLERANCE * max(1.0, largest):  # so that NaN is refused too
-        raise UserError(f"not exported: {verified}")
-    return verified
+    if not difference <= TOLERANCE * max(1.0, largest):  # NaN is refused too
+        raise UserError(f"not exported: {verification}")
+    return verification
 
 
-def _differ(a: Tensor, b: Tensor, first: int) -> int:
-    """Images whose first classes are not the same in the same order."""
-    return int((a.topk(first).indices != b.topk(first).indices).any(1).sum())
+def _mismatches(a: Tensor, b: Tensor, k: int) -> int:
+    """Count the images whose first `k` classes are not the same in the same order; logits are [n, classes]."""
+    return int((a.topk(k).indices != b.topk(k).indices).any(1).sum())
 
 
 def _measure(
-    models: dict[str, nn.Module], sizes: dict[str, int], runs: dict[str, Runner], card: Card
+    models: dict[str, nn.Module], sizes: dict[str, int], runners: dict[str, Runner], run: RunSettings
 ) -> dict[str, ModelCost]:
-    run = card.settings
-    times: dict[int, dict[str, float]] = {batch: median_latency(runs, run.image_size, batch) for batch in BATCHES}
+    """Return the cost of each model by its role."""
+    latencies = {batch_size: median_latency(runners, run.image_size, batch_size) for batch_size in BATCH_SIZES}
     names: dict[str, Any] = {"student": run.architecture, "teacher": run.teacher and run.teacher.name}
-    found = {}
+    costs = {}
     for role, model in models.items():
         cost = count_cost(model, run.image_size)
-        found[role] = ModelCost(
+        costs[role] = ModelCost(
             model=str(names[role]),
-            bytes=sizes[role],
+            file_bytes=sizes[role],
             params=cost.params,
             flops=cost.flops,
-            milliseconds={batch: times[batch][role] for batch in BATCHES},
+            latency_ms={batch_size: latencies[batch_size][role] for batch_size in BATCH_SIZES},
         )
-    return found
+    return costs

@@ -1,4 +1,4 @@
-"""Where a trained student is, and what it was made from: found from a cell, a method or a file of weights."""
+"""Locate a trained student's weights, log, dataset and teacher. Never imports torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class StudentFiles:
-    """A student's weights and log, the file of its dataset, and that of its teacher's weights if it is there."""
+    """A student's weights and log, its dataset's file, and its teacher's weights if they were found."""
 
     weights: Path
     log: RunLog
@@ -26,66 +26,73 @@ class StudentFiles:
     teacher: Path | None
 
 
-def find_weights(what: str, seed: int | None, paper: Path, root: Path) -> Path:
-    """The weights of a file's path, a cell of the paper, or a method of the experiment in params.yaml.
+def find_weights(name: str, seed: int | None, paper: Path, root: Path) -> Path:
+    """Return the file of a student's weights.
 
     Args:
-        seed: of a cell or a method; None: the first of those that were made.
+        name: the file's path, a cell of the paper, or a method of the experiment in params.yaml.
+        seed: the student's seed, for a cell or a method; None takes the lowest one that is there.
+        paper: the paper's folder, relative to `root`.
+        root: the project's folder.
 
     Raises:
-        UserError: `what` is none of them, or was not made yet.
+        UserError: `name` is none of these, or the student was not trained yet.
     """
-    if what.endswith(SUFFIX) or Path(what).is_file():
+    if name.endswith(SUFFIX) or Path(name).is_file():
         if seed is not None:
-            raise UserError(f"--seed: {what} is a file, so of one seed")
-        return Path(what)
+            raise UserError(f"--seed: {name} is a file; --seed is for a cell or a method")
+        return Path(name)
     recipes = config.load_recipes(root)
-    if what in recipes.methods:
-        folder, made = root / "data/students" / what, f"dvc repro distill@{what}"
-    elif (root / paper / "tables.yaml").exists() and what in (found := load_paper(paper, root)).cells:
-        folder, made = cells.cell_folder(found, what) / "students", f"dvc repro {paper}/dvc.yaml:cell@{what}"
+    if name in recipes.methods:
+        folder, command = root / "data/students" / name, f"dvc repro distill@{name}"
+    elif (root / paper / "tables.yaml").exists() and name in (loaded := load_paper(paper, root)).cells:
+        folder, command = cells.cell_folder(loaded, name) / "students", f"dvc repro {paper}/dvc.yaml:cell@{name}"
     else:
         raise UserError(
-            f"{what}: neither a student's weights ({SUFFIX}), nor a method of recipes/methods.yaml, nor a cell of "
+            f"{name}: neither a student's weights ({SUFFIX}), nor a method of recipes/methods.yaml, nor a cell of "
             f"{paper}/ (`kdflow cells` lists them)"
         )
-    there = {int(file.stem[4:]): file for file in folder.glob("seed*.safetensors") if file.stem[4:].isdigit()}
-    if not there:
-        raise UserError(f"{folder}: no student there yet; `{made}` makes it")
-    if seed is not None and seed not in there:
-        raise UserError(f"--seed: {folder} has no seed {seed}; it has {', '.join(map(str, sorted(there)))}")
-    return there[min(there) if seed is None else seed]
+    by_seed = {int(file.stem[4:]): file for file in folder.glob("seed*.safetensors") if file.stem[4:].isdigit()}
+    if not by_seed:
+        raise UserError(f"{folder}: no student yet; `{command}` trains it")
+    if seed is not None and seed not in by_seed:
+        raise UserError(f"--seed: {folder} has no seed {seed}; it has {', '.join(map(str, sorted(by_seed)))}")
+    return by_seed[min(by_seed) if seed is None else seed]
 
 
 def locate_inputs(weights: Path, dataset: Path | None, teacher: Path | None) -> StudentFiles:
-    """What lies beside a student's weights, or in the folders above: its log, its dataset, its teacher.
+    """Find the log, the dataset and the teacher of a student, in the folder of its weights and in those above it.
 
     Args:
-        dataset: take it from here; None looks for it.
-        teacher: likewise. A teacher that is looked for and not there is no mistake, a wrong one is left out.
+        weights: the student's weights.
+        dataset: the dataset's file; None searches for it.
+        teacher: the teacher's weights; None searches for them. If none with the right hash is found, there is no
+            error: the student is exported without its teacher.
 
     Raises:
-        UserError: log or dataset is missing.
+        UserError: the weights, the log or the dataset are missing, or `teacher` has another hash.
     """
     if not weights.is_file():
         raise UserError(f"{weights}: {'is a folder, not a file' if weights.is_dir() else 'no such file'}")
-    beside = weights.with_suffix(".json")
-    if not beside.exists():
-        raise UserError(f"{weights}: its log {beside.name} is not beside it; it says what the weights are")
-    log = record.read_record(beside, RunLog)
+    log_file = weights.with_suffix(".json")
+    if not log_file.exists():
+        raise UserError(f"{weights}: its training log {log_file.name} is missing in the same folder")
+    log = record.read_record(log_file, RunLog)
     run = log.settings
-    above = list(weights.absolute().parents)
+    folders = list(weights.absolute().parents)
     if dataset is None:
-        places = [folder / name for folder in above for name in (f"{run.dataset}.h5", "dataset.h5")]
-        dataset = next((file for file in places if file.is_file()), None)
+        candidates = [folder / name for folder in folders for name in (f"{run.dataset}.h5", "dataset.h5")]
+        dataset = next((file for file in candidates if file.is_file()), None)
     if dataset is None:
-        raise UserError(f"{weights}: its dataset, {run.dataset}.h5 or dataset.h5, is not above; --data names it")
+        raise UserError(
+            f"{weights}: its dataset, {run.dataset}.h5 or dataset.h5, is in no folder above; give the file by --data"
+        )
     if run.teacher is None:
         return StudentFiles(weights, log, dataset, None)
     if teacher is None:
         name = f"{cells.TEACHERS}/{run.dataset}-{run.teacher.name}"
-        places = [folder / part / "model.safetensors" for folder in above for part in ("teacher", name)]
-        teacher = next((f for f in places if f.is_file() and files.sha256(f) == log.teacher_sha256), None)
+        candidates = [folder / part / "model.safetensors" for folder in folders for part in ("teacher", name)]
+        teacher = next((f for f in candidates if f.is_file() and files.sha256(f) == log.teacher_sha256), None)
     elif not teacher.is_file() or files.sha256(teacher) != log.teacher_sha256:
-        raise UserError(f"--teacher: {teacher}: not the teacher's weights, sha256 {log.teacher_sha256}")
+        raise UserError(f"--teacher: {teacher}: not the student's teacher, whose sha256 is {log.teacher_sha256}")
     return StudentFiles(weights, log, dataset, teacher)

@@ -1,4 +1,4 @@
-"""What an exported student says of images."""
+"""Prediction of an image's class with an exported student."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 from kdflow.config import Settings
 from kdflow.core.errors import UserError
 from kdflow.data.image_files import decode
-from kdflow.export.formats import format_by_suffix, preprocess, read_card
+from kdflow.export.formats import format_by_suffix, make_preprocessing, read_card
 
-TOP = 5
+TOP_K = 5
 
 
 class Prediction(Settings):
-    """The likeliest classes of an image and their probabilities, or why it could not be read."""
+    """The `TOP_K` most likely classes of an image with their probabilities, or why the image cannot be read."""
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
@@ -24,37 +24,45 @@ class Prediction(Settings):
 
 
 def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool = False) -> list[Prediction]:
-    """The first five classes of each image; the preprocessing is that of testing.
+    """Predict the classes of image files, with the preprocessing of evaluation.
 
     Args:
-        trusted: the file is from a source that is trusted like code: needed for .pt2, which is a program.
+        images: image files of any size.
+        model: a file that `kdflow export` wrote.
+        threads: CPU threads.
+        trusted: run a .pt2 file, which is a program and may run any code.
 
     Raises:
-        UserError: the model's file cannot be used.
+        UserError: the model's file cannot be used. An image that cannot be read is a `Prediction` with an error.
     """
-    form, card = format_by_suffix(model), read_card(model)
-    if form.SUFFIX == ".pt2" and not trusted:
-        raise UserError(f"{model}: a .pt2 is a program, torch runs what it says; --trust if you know who made it")
-    prepare, run, said = preprocess(card.settings), form.runner(model, card, threads), []
+    file_format, card = format_by_suffix(model), read_card(model)
+    if file_format.SUFFIX == ".pt2" and not trusted:
+        raise UserError(f"{model}: a .pt2 file is a program that may run any code; add --trust if you trust its source")
+    preprocess, run = make_preprocessing(card.settings), file_format.runner(model, card, threads)
+    predictions = []
     for file in images:
         try:
-            pixels = prepare(_opened(file))
+            pixels = preprocess(_read_image(file))
         except UserError as error:
-            said.append(Prediction(image=str(file), error=str(error)))
+            predictions.append(Prediction(image=str(file), error=str(error)))
             continue
-        shares = run(pixels[None])[0].double().softmax(0)
-        top = shares.topk(min(TOP, len(shares)))
+        probabilities = run(pixels[None])[0].double().softmax(0)
+        top = probabilities.topk(min(TOP_K, len(probabilities)))
         classes = tuple(
             (card.class_names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         )
-        said.append(Prediction(image=str(file), classes=classes))
-    return said
+        predictions.append(Prediction(image=str(file), classes=classes))
+    return predictions
 
 
-def _opened(file: Path) -> Image.Image:
-    """An image as RGB, if it is one and of at most Pillow's bound of pixels."""
+def _read_image(file: Path) -> Image.Image:
+    """Read an image as RGB.
+
+    Raises:
+        UserError: it is no image, or has more pixels than Pillow allows.
+    """
     if not file.is_file():
         raise UserError(f"{file}: {'is a folder, not a file' if file.is_dir() else 'no such file'}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode refuses such an image
         return decode(file)

@@ -1,4 +1,4 @@
-"""Where a student is found, and what lies beside it."""
+"""Location of a student's weights, log, dataset and teacher."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def root(source, tmp_path):
-    """A project with a student of kd, to be changed."""
+    """A project with a student of kd, which a test may change."""
     return Path(shutil.copytree(source, tmp_path / "root"))
 
 
@@ -37,7 +37,7 @@ def refused(call) -> str:
     return str(caught.value)
 
 
-def test_a_method_a_cell_and_a_file(root):
+def test_weights_are_found_by_method_cell_and_file(root):
     students = root / "data/students/kd"
     for kind in (".safetensors", ".json"):
         shutil.copy(students / f"seed0{kind}", students / f"seed12{kind}")
@@ -50,39 +50,43 @@ def test_a_method_a_cell_and_a_file(root):
     assert found == cell / "seed12.safetensors"
 
 
-def test_what_is_none_of_them(root):
+def test_an_unknown_name_or_seed_is_refused(root):
     assert "neither a student's weights" in refused(lambda: locate.find_weights("kdd", None, PAPER, root))
-    assert "`dvc repro distill@ce` makes it" in refused(lambda: locate.find_weights("ce", None, PAPER, root))
+    assert "`dvc repro distill@ce` trains it" in refused(lambda: locate.find_weights("ce", None, PAPER, root))
     assert refused(lambda: locate.find_weights("kd", 3, PAPER, root)).endswith("has no seed 3; it has 0")
-    assert "is a file, so of one seed" in refused(lambda: locate.find_weights("a.safetensors", 0, PAPER, root))
+    assert "is a file; --seed is for a cell or a method" in refused(
+        lambda: locate.find_weights("a.safetensors", 0, PAPER, root)
+    )
 
 
-def test_what_lies_above(root):
+def test_dataset_and_teacher_are_found_in_the_folders_above(root):
     weights = root / "data/students/kd/seed0.safetensors"
     found = locate.locate_inputs(weights, None, None)
     assert (found.dataset, found.teacher) == (root / "data/digits.h5", root / "data/teacher/model.safetensors")
-    # A paper's teachers are elsewhere.
+    # The paper's teachers have another folder.
     moved = root / "data/teachers/digits-larger/model.safetensors"
     moved.parent.mkdir(parents=True)
     found.teacher.rename(moved)
     assert locate.locate_inputs(weights, None, None).teacher == moved
-    shutil.copy(weights, moved)  # the weights of something else
+    shutil.copy(weights, moved)  # another hash
     assert locate.locate_inputs(weights, None, None).teacher is None
-    assert "not the teacher's weights" in refused(lambda: locate.locate_inputs(weights, None, moved))
+    assert "not the student's teacher, whose sha256 is " in refused(lambda: locate.locate_inputs(weights, None, moved))
 
 
-def test_what_is_missing(root):
+def test_a_missing_dataset_log_or_file_is_an_error(root):
     weights = root / "data/students/kd/seed0.safetensors"
     (root / "data/digits.h5").unlink()
-    assert "its dataset, digits.h5 or dataset.h5, is not above; --data names it" in refused(
+    assert "its dataset, digits.h5 or dataset.h5, is in no folder above; give the file by --data" in refused(
         lambda: locate.locate_inputs(weights, None, None)
     )
     weights.with_suffix(".json").unlink()
-    assert "its log seed0.json is not beside it" in refused(lambda: locate.locate_inputs(weights, None, None))
+    assert "its training log seed0.json is missing in the same folder" in refused(
+        lambda: locate.locate_inputs(weights, None, None)
+    )
     assert refused(lambda: locate.locate_inputs(root / "x.safetensors", None, None)).endswith("no such file")
 
 
-def test_a_student_without_teacher_has_none(root):
+def test_the_teacher_of_a_student_without_one_is_none(root):
     weights = root / "data/students/kd/seed0.safetensors"
     log = record.read_record(weights.with_suffix(".json"), RunLog)
     run = log.settings.model_copy(update={"teacher": None})

@@ -1,4 +1,4 @@
-"""What an exported student says of images: the same as in testing, of any image, and one line of what is none."""
+"""Prediction with an exported student: as in evaluation, for any image, and one line per broken file."""
 
 import json
 import shutil
@@ -22,61 +22,63 @@ from kdflow.data.image_files import decode
 from kdflow.export import export, latency, locate
 from kdflow.export.formats import format_by_name, read_card
 from kdflow.export.predict import predict
-from kdflow.training.evaluate import predict_logits as logits_of
+from kdflow.training.evaluate import predict_logits
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a student's weights below it, and the student as s.safetensors and s.pt2."""
+    """A folder with a student's weights below it, and the exported student, s.safetensors."""
     folder = tmp_path_factory.mktemp("predict")
     found = locate.locate_inputs(make(folder), None, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "SHORTEST", 0.0)
+        patch.setattr(latency, "MIN_ROUND_SECONDS", 0.0)
         export.export(found, "safetensors", folder / "s.safetensors", 1)
     return folder
 
 
-def test_it_is_what_testing_says(made):
+def test_predictions_are_those_of_evaluation(made):
     run = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None).log.settings
     test = load(made / "data/tree.h5", run.train_images, CPU).test
-    shares = logits_of(fresh(STUDENT, 2, 32, 0), test, run.base_view).double().softmax(1)
-    said = predict([test.folder / path.decode() for path in test.files.paths.tolist()], made / "s.safetensors")
+    probabilities = predict_logits(fresh(STUDENT, 2, 32, 0), test, run.base_view).double().softmax(1)
+    predictions = predict([test.folder / path.decode() for path in test.files.paths.tolist()], made / "s.safetensors")
     names = ["n01 dark", "n02 hell ä"]
-    for one, expected in zip(said, shares, strict=True):
+    for one, expected in zip(predictions, probabilities, strict=True):
         assert [name for name, _ in one.classes] == [names[i] for i in expected.argsort(descending=True)]
-        assert [share for _, share in one.classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
+        assert [p for _, p in one.classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "YCbCr"])
 @pytest.mark.parametrize("size", [(1, 1), (300, 2)])
-def test_any_image(made, tmp_path, mode, size):
+def test_images_of_any_mode_are_read(made, tmp_path, mode, size):
     file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "I;16B") else "a.png")
     ramp = np.linspace(0, 255, size[0] * size[1]).round().astype(np.uint8).reshape(size[::-1])
     grey = Image.fromarray(ramp).point(lambda value: 255 * (value > 127)) if mode == "1" else Image.fromarray(ramp)
     wide = ramp.astype({"I;16": "<u2", "I;16B": ">u2"}.get(mode, "u1"))
     image = Image.frombytes(mode, size, (wide * 257).tobytes()) if mode.startswith("I;16") else grey.convert(mode)
     image.save(file)
-    found = np.asarray(decode(file)).astype(int)
-    assert np.abs(found - np.asarray(grey)[:, :, None]).max() <= 1
-    (said,) = predict([file], made / "s.safetensors")
-    assert said.error is None
-    assert sum(share for _, share in said.classes) == pytest.approx(1)
+    decoded = np.asarray(decode(file)).astype(int)
+    assert np.abs(decoded - np.asarray(grey)[:, :, None]).max() <= 1
+    (prediction,) = predict([file], made / "s.safetensors")
+    assert prediction.error is None
+    assert sum(p for _, p in prediction.classes) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
-def test_pixels_without_a_white_are_refused(made, tmp_path, mode, kind):
+def test_images_of_unknown_range_are_refused(made, tmp_path, mode, kind):
     file = tmp_path / "a.tiff"
     Image.fromarray(np.ones((4, 5), dtype=kind)).save(file)
-    (said,) = predict([file], made / "s.safetensors")
-    assert said.error == f"{file}: cannot be read as an image: pixels of 32 bits (Pillow's mode {mode}), of which " + (
-        "nothing says what is white"
+    (prediction,) = predict([file], made / "s.safetensors")
+    assert (
+        prediction.error
+        == f"{file}: cannot be read as an image: pixels of 32 bits (Pillow's mode {mode}), of which "
+        + ("nothing says what is white")
     )
 
 
 def _bomb(file, side):
-    """A PNG of 300 bytes that claims `side` x `side` pixels."""
+    """Write a PNG of 300 bytes whose header declares `side` x `side` pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -85,23 +87,23 @@ def _bomb(file, side):
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 90_000)))
 
 
-def test_what_is_no_image_is_a_line_and_the_others_are_told(made, tmp_path):
+def test_broken_images_are_a_line_each_and_the_others_are_predicted(made, tmp_path):
     good = tmp_path / "good.png"
     Image.new("RGB", (40, 50)).save(good)
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     _bomb(tmp_path / "bomb.png", 30_000)
-    _bomb(tmp_path / "large.png", 10_000)  # of this Pillow warns only
+    _bomb(tmp_path / "large.png", 10_000)  # Pillow only warns of this one
     names = ["empty.jpg", "text.jpg", "cut.png", "bomb.png", "missing.jpg", "", "large.png", "good.png"]
-    said = predict([tmp_path / name for name in names], made / "s.safetensors")
-    assert [one.error is None for one in said] == [False] * 7 + [True]
-    for name, one in zip(names[:-1], said, strict=False):
+    predictions = predict([tmp_path / name for name in names], made / "s.safetensors")
+    assert [one.error is None for one in predictions] == [False] * 7 + [True]
+    for name, one in zip(names[:-1], predictions, strict=False):
         assert one.error.startswith(f"{tmp_path / name}: ")
         assert "\n" not in one.error
-    assert "pixels" in said[3].error
-    assert said[6].error.endswith("10000 x 10000 pixels, at most 89,478,485 are allowed")
-    assert said[4].error.endswith("no such file")
+    assert "pixels" in predictions[3].error
+    assert predictions[6].error.endswith("10000 x 10000 pixels, at most 89,478,485 are allowed")
+    assert predictions[4].error.endswith("no such file")
 
 
 def refused(model, **options) -> str:
@@ -111,25 +113,25 @@ def refused(model, **options) -> str:
     return str(caught.value)
 
 
-def test_files_that_are_no_exported_students(made, tmp_path):
+def test_files_that_are_not_exported_students_are_refused(made, tmp_path):
     assert refused(tmp_path).endswith("is a folder, not a file")
     assert refused(tmp_path / "a.onnx").endswith("no such file")
-    assert "has no card" in refused(made / "data/teacher/model.safetensors")
+    assert "has no model card" in refused(made / "data/teacher/model.safetensors")
     for suffix in (".onnx", ".pt2", ".safetensors"):
         file = tmp_path / f"noise{suffix}"
         file.write_bytes(b"\x08\x07" * 500)
         assert str(file) in refused(file, trusted=True)
     (tmp_path / "a.h5").touch()
-    assert refused(tmp_path / "a.h5").endswith("its name ends with none of .onnx, .pt2, .safetensors")
+    assert refused(tmp_path / "a.h5").endswith("its name must end with one of .onnx, .pt2, .safetensors")
 
 
-def test_a_cut_file(made, tmp_path):
+def test_a_truncated_file_is_refused(made, tmp_path):
     file = tmp_path / "s.safetensors"
     file.write_bytes((made / "s.safetensors").read_bytes()[:-100])
     assert str(file) in refused(file)
 
 
-def test_the_command(made, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_classes_and_errors(made, tmp_path, monkeypatch, capsys):
     shutil.copy(made / "s.safetensors", tmp_path)
     Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
@@ -144,49 +146,52 @@ def test_the_command(made, tmp_path, monkeypatch, capsys):
         assert done.err == "error: b.png: no such file\n"
 
 
-# --- cards and models of other people ----------------------------------------------------------------------
+# --- model cards and models from others --------------------------------------------------------------------
 
 
-def with_card(made, target, **settings):
-    """The exported student with other settings, or class names, in its card."""
+def with_card(made, target, remove=None, **settings):
+    """Write the exported student with other settings, class names or keys in its model card."""
     with safe_open(made / "s.safetensors", "pt") as file:
         card, state = json.loads(file.metadata()["kdflow"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     card["class_names"] = settings.pop("class_names", card["class_names"])
     card["settings"] |= settings
+    card.pop(remove, None)
     save_file(state, target, {"kdflow": json.dumps(card)})
     return target
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"image_size": 300_000}, "its card asks for images of 300,000 px; from 8 to 4,096 go"),
-        ({"image_size": 2}, "its card asks for images of 2 px"),
+        ({"image_size": 300_000}, "its model card asks for images of 300,000 px; allowed: 8 to 4,096"),
+        ({"image_size": 2}, "its model card asks for images of 2 px"),
+        ({"class_names": ["a", "b", "c"]}, "its model card has 3 names for 2 classes"),
+        ({"remove": "kdflow_version"}, "(kdflow_version: Field required); export the student again"),
         ({"model": {"family": "wrn", "options": {"depth": 10, "width": 100_000}}}, "asks for far more memory than its"),
         ({"model": {"family": "resnet", "options": {"depth": 9}}}, "model smaller: its options"),
     ],
 )
-def test_a_card_that_asks_for_too_much(made, tmp_path, settings, said):
-    assert said in refused(with_card(made, tmp_path / "s.safetensors", **settings))
+def test_a_model_card_with_wrong_values_is_refused(made, tmp_path, settings, message):
+    assert message in refused(with_card(made, tmp_path / "s.safetensors", **settings))
 
 
-def test_an_onnx_that_is_not_what_its_card_says(made, tmp_path):
-    found = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None)
-    form, card = format_by_name("onnx"), read_card(made / "s.safetensors")
-    form.write(fresh(STUDENT, 2, 32, 0), card, tmp_path / "s.onnx")
+def test_an_onnx_file_that_differs_from_its_model_card_is_refused(made, tmp_path):
+    student = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None)
+    card = read_card(made / "s.safetensors")
+    format_by_name("onnx").write(fresh(STUDENT, 2, 32, 0), card, tmp_path / "s.onnx")
     assert predict([], tmp_path / "s.onnx") == []
     model = onnx.load(tmp_path / "s.onnx")
-    told = card.model_copy(update={"settings": found.log.settings.model_copy(update={"image_size": 64})})
-    onnx.helper.set_model_props(model, {"kdflow": told.model_dump_json()})
+    wrong_card = card.model_copy(update={"settings": student.log.settings.model_copy(update={"image_size": 64})})
+    onnx.helper.set_model_props(model, {"kdflow": wrong_card.model_dump_json()})
     onnx.save(model, tmp_path / "s.onnx")
     assert "('images', 'tensor(uint8)', [3, 32, 32])" in refused(tmp_path / "s.onnx")
 
 
-def test_an_onnx_that_cannot_be_run_is_one_line(made, tmp_path):
+def test_an_onnx_file_that_cannot_be_run_is_one_line(made, tmp_path):
     helper, kinds = onnx.helper, onnx.TensorProto
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=kinds.FLOAT),
-        helper.make_node("Reshape", ["x", "shape"], ["logits"]),  # of 3,072 numbers
+        helper.make_node("Reshape", ["x", "shape"], ["logits"]),  # of 3,072 values
     ]
     ends = (
         [helper.make_tensor_value_info("images", kinds.UINT8, ["n", 3, 32, 32])],
@@ -205,7 +210,7 @@ def test_an_onnx_that_cannot_be_run_is_one_line(made, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_names_do_not_steer_the_terminal(made, tmp_path, monkeypatch, capsys):
+def test_control_characters_of_names_are_escaped(made, tmp_path, monkeypatch, capsys):
     with_card(made, tmp_path / "s.safetensors", class_names=["\x1b]0;x\x07", "ä\x9b"])
     Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,12 @@
-"""Forms in which a student leaves: each is one file that stands alone, with a card that says what it is.
+"""Formats of exported files: each file is complete in itself and contains its model card.
 
-Every other module of this package is a form: `write(model, card, path)`, `read(path) -> str` (the card's text) and
-`runner(path, card, threads) -> Run`; `SUFFIX` is how its files end.
+Every other module of this package is a format. It has the functions
+
+- `write(model, card, path)`: write the model and its card to one file;
+- `read_metadata(path) -> str | None`: return the card's JSON, or None if the file has none;
+- `runner(path, card, threads) -> Runner`: load the file to run it on the CPU;
+
+and `SUFFIX`, the ending of its files.
 """
 
 from __future__ import annotations
@@ -20,22 +25,25 @@ from torchvision.transforms import v2
 from kdflow.config import BaseView, RunSettings, choices, unknown_name
 from kdflow.core.errors import UserError
 from kdflow.data.image_files import transforms
-from kdflow.export.card import Card, parse_card
+from kdflow.export.card import ModelCard, parse_card
 from kdflow.methods.views import channel_mean_std
 
 Runner = Callable[[Tensor], Tensor]
-"""Images uint8 [n, 3, size, size] to logits float32 [n, classes]."""
+"""A function from images, uint8 [n, 3, image_size, image_size], to logits, float32 [n, classes]."""
 
 
-def preprocess(run: RunSettings) -> nn.Module:
-    """From an image of any size to [3, size, size] uint8, as in testing; images of small datasets are of one size."""
+def make_preprocessing(run: RunSettings) -> nn.Module:
+    """Return the transform of evaluation: an image of any size becomes uint8 [3, image_size, image_size].
+
+    A small dataset has images of one size and no `resize` in its settings; both sides are resized then.
+    """
     if run.base_view.resize is not None:
         return transforms(run.base_view, run.image_size, training=False)
     return v2.Compose([v2.Resize((run.image_size, run.image_size)), v2.PILToTensor()])  # type: ignore[no-any-return]
 
 
-class FromBytes(nn.Module):
-    """A model that takes images as they are, uint8, and normalises them itself."""
+class NormalisedModel(nn.Module):
+    """A model with the normalisation of its input: it takes images as uint8 from 0 to 255."""
 
     mean: Tensor
     std: Tensor
@@ -47,39 +55,38 @@ class FromBytes(nn.Module):
             self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits [n, classes] of uint8 images [n, 3, image_size, image_size]."""
         logits: Tensor = self.model((images.to(torch.float32) / 255 - self.mean) / self.std)
         return logits
 
 
-def exported_program(model: nn.Module, card: Card) -> ExportedProgram:
-    """The model as a graph for any number of images, without the names of our source files.
+def exported_program(model: nn.Module, card: ModelCard) -> ExportedProgram:
+    """Export the normalised model as a graph for any number of images, without the paths of source files.
 
     Raises:
-        UserError: torch cannot make a graph of it.
+        UserError: torch.export does not support the model.
     """
     run = card.settings
     example = torch.zeros(2, 3, run.image_size, run.image_size, dtype=torch.uint8)
+    normalised = NormalisedModel(model, run.base_view).eval()
     try:
         with torch.no_grad():
-            found = torch.export.export(
-                FromBytes(model, run.base_view).eval(), (example,), dynamic_shapes=({0: Dim("n")},)
-            )
-    except Exception as error:  # a model that is no graph fails in any way it likes
+            program = torch.export.export(normalised, (example,), dynamic_shapes=({0: Dim("n")},))
+    except Exception as error:  # the type depends on the model
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{run.architecture}: torch.export cannot make a graph of it: {reason}") from None
-    for node in found.graph.nodes:
+        raise UserError(f"{run.architecture}: torch.export does not support this model: {reason}") from None
+    for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    return found
+    return program
 
 
 def format_by_name(name: str) -> Any:
-    """The module of a form.
+    """Return the module of a format.
 
     Raises:
-        UserError: there is no such form.
+        UserError: there is no such format.
     """
-    if name == "torch":  # what a user tries first for a file that torch loads
+    if name == "torch":  # a likely guess for a file that torch loads
         raise UserError("--format: unknown name 'torch'; did you mean 'pt2'?")
     if name not in choices("formats"):
         raise unknown_name("--format", name, choices("formats"))
@@ -87,35 +94,35 @@ def format_by_name(name: str) -> Any:
 
 
 def format_by_suffix(path: Path) -> Any:
-    """The module that reads a file, by how its name ends.
+    """Return the module that reads a file, by the ending of the file's name.
 
     Raises:
-        UserError: it is missing, or no form ends so.
+        UserError: the file is missing, or its name has none of the endings.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    forms = [format_by_name(name) for name in choices("formats")]
-    for form in forms:
-        if path.suffix == form.SUFFIX:
-            return form
-    allowed = ", ".join(form.SUFFIX for form in forms)
-    raise UserError(f"{path}: no exported student: its name ends with none of {allowed}")
+    file_formats = [format_by_name(name) for name in choices("formats")]
+    for file_format in file_formats:
+        if path.suffix == file_format.SUFFIX:
+            return file_format
+    allowed = ", ".join(file_format.SUFFIX for file_format in file_formats)
+    raise UserError(f"{path}: not an exported student: its name must end with one of {allowed}")
 
 
-def read_card(path: Path) -> Card:
-    """The card of an exported file; nothing of the model is loaded.
+def read_card(path: Path) -> ModelCard:
+    """Read the model card of an exported file without loading the model.
 
     Raises:
-        UserError: the file is damaged, or was not made by `kdflow export`.
+        UserError: the file is damaged, or was not written by `kdflow export`.
     """
-    return parse_card(path, format_by_suffix(path).read(path))
+    return parse_card(path, format_by_suffix(path).read_metadata(path))
 
 
 def require(*packages: str) -> None:
-    """Refuse to go on without packages of the extra `onnx`.
+    """Check that packages of the extra `onnx` are installed.
 
     Raises:
-        UserError: the ones that are missing.
+        UserError: some are missing.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:

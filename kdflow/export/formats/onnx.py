@@ -1,7 +1,7 @@
-"""ONNX: one file for any runtime. Normalisation is inside the graph, the number of images is free.
+"""The ONNX format: a file for any ONNX runtime. The graph includes the normalisation and takes any number of images.
 
-The card is in the model's `metadata_props`, as JSON under `kdflow`. Read and run by onnxruntime alone, which runs no
-code of a file and is handed its bytes, so that the file cannot name another one.
+The model card is JSON in the model's `metadata_props`, with the key `kdflow`. Files are read and run by onnxruntime,
+which runs no code from a file. It gets the file's bytes instead of its path, so that the file cannot refer to others.
 """
 
 from __future__ import annotations
@@ -15,48 +15,50 @@ import torch
 from torch import Tensor, nn
 
 from kdflow.core.errors import UserError, one_line
-from kdflow.export.card import METADATA_KEY, Card
+from kdflow.export.card import METADATA_KEY, ModelCard
 from kdflow.export.formats import Runner, exported_program, require
 
 SUFFIX = ".onnx"
 
 
-def write(model: nn.Module, card: Card, path: Path) -> None:
+def write(model: nn.Module, card: ModelCard, path: Path) -> None:
     """Write the model to `path`.
 
     Raises:
-        UserError: a package is missing, or ONNX has no words for the model.
+        UserError: a package is missing, or ONNX does not support the model.
     """
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
-    graph = exported_program(model, card)
+    program = exported_program(model, card)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own future
-            exported = torch.onnx.export(graph, dynamo=True, verbose=False, external_data=False)
+            warnings.simplefilter("ignore")  # deprecations inside of the exporter
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
         assert exported is not None
         proto = exported.model_proto
-    except Exception as error:  # an operator that it does not know fails in any way it likes
-        raise UserError(f"{card.settings.architecture}: no ONNX of it: {one_line(error)[:200]}") from None
-    _name(proto)
+    except Exception as error:  # the type depends on the operator that is not supported
+        raise UserError(
+            f"{card.settings.architecture}: ONNX does not support this model: {one_line(error)[:200]}"
+        ) from None
+    _clean(proto)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.model_dump_json()})
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
 
 
-def _name(proto: Any) -> None:
-    """Name input, output and their first dimension; leave out what torch notes of its source files and shapes."""
+def _clean(proto: Any) -> None:
+    """Name input, output and batch dimension; remove the notes that torch makes of source files and shapes."""
     graph = proto.graph
-    named = {graph.input[0].name: "images", graph.output[0].name: "logits"}
+    new_names = {graph.input[0].name: "images", graph.output[0].name: "logits"}
     for node in graph.node:
         node.ClearField("metadata_props")
         for names in (node.input, node.output):
             for i, name in enumerate(names):
-                names[i] = named.get(name, name)
+                names[i] = new_names.get(name, name)
     for value in (*graph.input, *graph.output):
-        value.name = named[value.name]
+        value.name = new_names[value.name]
         value.ClearField("metadata_props")
         value.type.tensor_type.shape.dim[0].dim_param = "n"
     for part in (proto, graph):
@@ -64,31 +66,31 @@ def _name(proto: Any) -> None:
     graph.ClearField("value_info")
 
 
-def read(path: Path) -> str | None:
-    """The card's text."""
+def read_metadata(path: Path) -> str | None:
+    """Read the model card's JSON; None if there is none."""
     text: str | None = _session(path, 1).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     return text
 
 
-def runner(path: Path, card: Card, threads: int) -> Runner:
-    """The model in onnxruntime, on the CPU.
+def runner(path: Path, card: ModelCard, threads: int) -> Runner:
+    """Load the model in onnxruntime, on the CPU.
 
     Raises:
-        UserError: it does not take and give what its card says; likewise when it is run.
+        UserError: input or output differ from the model card. The runner raises it where the model cannot be run.
     """
     session, size = _session(path, threads), card.settings.image_size
-    ends = [(end.name, end.type, list(end.shape)[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
-    said = [
+    actual = [(end.name, end.type, list(end.shape)[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
+    expected = [
         ("images", "tensor(uint8)", [3, size, size]),
         ("logits", "tensor(float)", [card.settings.classes]),
     ]
-    if ends != said:
-        raise UserError(f"{path}: takes and gives {ends}, its card says {said}"[:500])
+    if actual != expected:
+        raise UserError(f"{path}: its input and output are {actual}, by its model card {expected}"[:500])
 
     def run(images: Tensor) -> Tensor:
         try:
             (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
-        except Exception as error:  # a graph from elsewhere fails in any way it likes
+        except Exception as error:  # a file from others may fail with any exception
             raise UserError(f"{path}: onnxruntime cannot run it: {one_line(error)[:200]}") from None
         return torch.from_numpy(logits)
 
@@ -105,5 +107,5 @@ def _session(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError:
         raise
-    except Exception as error:  # a damaged file fails in any way it likes
+    except Exception as error:  # a damaged file may fail with any exception
         raise UserError(f"{path}: onnxruntime cannot read it: {one_line(error)[:200]}") from None
