@@ -1,7 +1,7 @@
-"""Weights as other people publish them: what wraps them is taken off, and names of the same layer are mapped to ours.
+"""Loading of checkpoints from other projects: unwraps them and maps their names to the model's.
 
-A file is loaded only if, after that, every name and shape is the model's. Nothing is matched by order and shape: a
-VGG13 with five max-pools has the weights of one with three, in the same order, and says something else.
+A file is loaded only if then every name and shape is the model's. Weights are never matched by order and shape alone: a
+VGG13 with five max-pools has the same weights in the same order as one with three, and is another function.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.models import safe_weights
 
-# What wrapping leaves in names: DataParallel (also of a part: features.module.0), torch.compile.
+# Parts that wrappers add to names: DataParallel (also of a submodule: features.module.0), torch.compile.
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
-# What a larger module puts before the names of all weights.
+# Prefixes that a larger module adds to the names of all weights.
 PREFIXES = ("model.", "net.", "network.", "backbone.", "encoder.", "student.", "teacher.", "resnet.", "base_model.")
-# What is no weight: counts of thop and of torch's AveragedModel.
-COUNTS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")
-UNUSED = ".num_batches_tracked"  # of batch norm, which reads it only where it has no momentum
+# Tensors that are not weights: the counters of thop and of torch's AveragedModel.
+COUNTERS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")
+OPTIONAL = ".num_batches_tracked"  # of batch norm, which reads it only if its momentum is None
 
-# One layer by its names in the wild: a pattern, and what all of them become before they are compared.
+# Names of the same layer in other projects: a pattern and its replacement. Names are compared after all replacements.
 Replacement = str | Callable[[re.Match[str]], str]
 ALIASES: tuple[tuple[str, Replacement], ...] = (
     # OpenMMLab: backbone.layer1..., head.fc
@@ -58,7 +58,7 @@ ALIASES: tuple[tuple[str, Replacement], ...] = (
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was made of a file: its hash, each step with the number of tensors it concerned, and name by name."""
+    """The result of loading a file: its hash, each step with its number of tensors, and (file's, model's) names."""
 
     sha256: str
     steps: tuple[tuple[str, int], ...]
@@ -66,179 +66,191 @@ class Conversion:
 
     @property
     def summary(self) -> str:
-        """All steps in one line; empty where the file is as ours are."""
+        """All steps in one line; empty if nothing was converted."""
         return "; ".join(f"{step} ({count})" for step, count in self.steps)
 
 
 def load_any_format(model: nn.Module, path: Path, sha256: str | None = None) -> Conversion:
-    """Load a file of weights, in whatever form it is, into `model`; no code is ever run.
+    """Load a checkpoint of any known format into `model`; no code of the file is run.
+
+    Use `models.load_exact` for weights that this project wrote.
 
     Args:
-        sha256: what the file's hash must be or begin with, in hex; None does not check.
+        sha256: the expected SHA-256 of the file in hex, or its beginning; None does not check.
 
     Raises:
-        UserError: the file cannot be read, has another hash, or its weights are not those of this architecture.
+        UserError: the file cannot be read, has another hash, or its weights do not fit this architecture.
     """
     safe_weights.check_is_file(path)
-    found = files.sha256(path)
-    if sha256 is not None and not found.startswith(sha256):
-        raise UserError(f"{path}: sha256 is {found}, expected {sha256}{'...' if len(sha256) < 64 else ''}")
-    wanted = model.state_dict()
-    state, steps, names = _chosen(path, _dicts(path, safe_weights.read(path)), wanted)
+    actual = files.sha256(path)
+    if sha256 is not None and not actual.startswith(sha256):
+        raise UserError(f"{path}: sha256 is {actual}, expected {sha256}{'...' if len(sha256) < 64 else ''}")
+    expected = model.state_dict()
+    state, steps, names = _select(path, _find_states(path, safe_weights.read(path)), expected)
     converted, dtypes = {}, Counter[str]()
     for key, value in state.items():
-        converted[key] = _converted(path, key, value, wanted[key])
-        if value.dtype != wanted[key].dtype:
-            dtypes[f"{_dtype(value)} -> {_dtype(wanted[key])}"] += 1
-    missing = {key: value for key, value in wanted.items() if key not in converted}
+        converted[key] = _cast(path, key, value, expected[key])
+        if value.dtype != expected[key].dtype:
+            dtypes[f"{_dtype(value)} -> {_dtype(expected[key])}"] += 1
+    missing = {key: value for key, value in expected.items() if key not in converted}
     if missing:
-        steps[f"{UNUSED[1:]} set to 0"] = len(missing)
+        steps[f"{OPTIONAL[1:]} set to 0"] = len(missing)
     model.load_state_dict({**missing, **converted})
-    return Conversion(found, tuple((steps + dtypes).items()), names)
+    return Conversion(actual, tuple((steps + dtypes).items()), names)
 
 
 def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _converted(path: Path, key: str, value: Tensor, wanted: Tensor) -> Tensor:
-    if key.endswith(UNUSED):
-        return value.to(wanted.dtype) if value.dtype in safe_weights.FLOATS else value
-    if wanted.dtype in safe_weights.FLOATS and value.dtype not in safe_weights.FLOATS:
+def _cast(path: Path, key: str, value: Tensor, expected: Tensor) -> Tensor:
+    if key.endswith(OPTIONAL):
+        return value.to(expected.dtype) if value.dtype in safe_weights.FLOATS else value
+    if expected.dtype in safe_weights.FLOATS and value.dtype not in safe_weights.FLOATS:
         raise UserError(f"{path}: {key} is {_dtype(value)}; weights are floating-point numbers")
-    value = value.to(wanted.dtype)
+    value = value.to(expected.dtype)
     safe_weights.check_finite(path, key, value)
     return value
 
 
-# --- where in the file the weights are ---------------------------------------------------------------------
+# --- the state dicts in a file -----------------------------------------------------------------------------
 
-Found = dict[str, dict[str, Tensor]]  # by the keys that lead there, "" for the whole file
+States = dict[str, dict[str, Tensor]]  # by the keys that lead to each, joined by dots; "" for the whole file
 
 
-def _dicts(path: Path, content: Any) -> Found:
-    """Every dict of tensors in the file, at most three dicts deep.
+def _find_states(path: Path, content: Any) -> States:
+    """Return every dict of tensors in the file, at most three dicts deep.
 
     Raises:
         UserError: there is none.
     """
-    found: Found = {}
-    seen: set[int] = set()  # a pickle may hold one dict in many places
+    states: States = {}
+    visited: set[int] = set()  # a pickle may contain one dict in many places
 
-    def look(place: str, value: Any, depth: int) -> None:
-        if not isinstance(value, dict) or id(value) in seen or depth > 3:
+    def visit(location: str, value: Any, depth: int) -> None:
+        if not isinstance(value, dict) or id(value) in visited or depth > 3:
             return
-        seen.add(id(value))
-        named = {key: one for key, one in dict.items(value) if isinstance(key, str)}
-        tensors = {key: one for key, one in named.items() if isinstance(one, Tensor)}
-        # Beside a dict of weights stand the odd tensor or two, such as the best accuracy.
-        if any(one.ndim for one in tensors.values()):
-            found[place] = {
-                key: safe_weights.dense_tensor(path, f"{place}{'.' if place else ''}{key}", tensors[key])
+        visited.add(id(value))
+        items = {key: item for key, item in dict.items(value) if isinstance(key, str)}
+        tensors = {key: item for key, item in items.items() if isinstance(item, Tensor)}
+        # A dict with only scalars has no weights: it may hold the best accuracy beside the state dict.
+        if any(tensor.ndim for tensor in tensors.values()):
+            states[location] = {
+                key: safe_weights.dense_tensor(path, f"{location}{'.' if location else ''}{key}", tensors[key])
                 for key in tensors
             }
-        for key, one in named.items():
-            look(f"{place}.{key}" if place else key, one, depth + 1)
+        for key, item in items.items():
+            visit(f"{location}.{key}" if location else key, item, depth + 1)
 
-    look("", content, 0)
-    if not found:
+    visit("", content, 0)
+    if not states:
         kind = type(content).__name__
         if isinstance(content, dict):
             keys = [repr(key[:30]) for key in list(dict.keys(content))[:5] if isinstance(key, str)]
             kind = f"a dict of {', '.join(keys)}" if keys else "an empty dict"
         raise UserError(f"{path}: expected a state dict of tensors, found {kind}")
-    return found
+    return states
 
 
-Chosen = tuple[dict[str, Tensor], Counter[str], tuple[tuple[str, str], ...]]
+Renamed = tuple[dict[str, Tensor], Counter[str], tuple[tuple[str, str], ...]]
+"""A state dict with the model's names, the steps with their number of tensors, and pairs of old and new name."""
 
 
-def _chosen(path: Path, found: Found, wanted: dict[str, Tensor]) -> Chosen:
-    """The one dict that fits the model, with the model's names.
+def _select(path: Path, states: States, expected: dict[str, Tensor]) -> Renamed:
+    """Return the only state dict that fits the model, with the model's names.
 
     Raises:
         UserError: none fits, or several do.
     """
-    fitting, reasons = {}, {}
-    for place, state in found.items():
+    fitting, misfits = {}, {}
+    for location, state in states.items():
         try:
-            fitting[place] = _fitted(state, wanted)
+            fitting[location] = _rename(state, expected)
         except _MisfitError as misfit:
-            reasons[place] = misfit
+            misfits[location] = misfit
     if not fitting:
-        place = min(reasons, key=lambda key: reasons[key].mistakes)
-        where = f" (of {place!r} in it)" if place else ""
-        raise UserError(f"{path}: weights of another architecture{where}: {reasons[place]}")
-    # An average of the weights along training is told of, and left: the usual figures are without it.
-    usual = [place for place in fitting if not re.search("(^|[._])ema|averag|shadow", place)] or list(fitting)
+        closest = min(misfits, key=lambda location: misfits[location].count)
+        where = f" (of {closest!r} in it)" if closest else ""
+        raise UserError(f"{path}: weights of another architecture{where}: {misfits[closest]}")
+    # Averages of the weights along training are ignored: published accuracies are usually without them.
+    usual = [location for location in fitting if not re.search("(^|[._])ema|averag|shadow", location)] or list(fitting)
     if len(usual) > 1:
-        raise UserError(
-            f"{path}: several sets of weights fit: {', '.join(map(repr, usual))}; save the one that is meant"
-        )
+        several = ", ".join(map(repr, usual))
+        raise UserError(f"{path}: several sets of weights fit: {several}; save the right one alone")
     state, steps, names = fitting[usual[0]]
-    told = Counter({f"{usual[0]!r} taken": len(state)} if usual[0] else {})
-    told.update({f"{place!r} also fits, left": len(found[place]) for place in fitting if place != usual[0]})
-    return state, told + steps, names
+    selection = Counter({f"{usual[0]!r} used": len(state)} if usual[0] else {})
+    selection.update(
+        {f"{location!r} also fits, ignored": len(states[location]) for location in fitting if location != usual[0]}
+    )
+    return state, selection + steps, names
 
 
-# --- from its names to ours --------------------------------------------------------------------------------
+# --- names -------------------------------------------------------------------------------------------------
 
 
 class _MisfitError(Exception):
-    def __init__(self, reason: str, mistakes: int) -> None:
+    """A state dict does not fit the model: the reason, and the number of names and shapes that differ."""
+
+    def __init__(self, reason: str, count: int) -> None:
         super().__init__(reason)
-        self.mistakes = mistakes
+        self.count = count
 
 
-def _fitted(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Chosen:
-    """The tensors by the model's names, if all of them fit exactly."""
+def _rename(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Renamed:
+    """Give the tensors the model's names.
+
+    Raises:
+        _MisfitError: the names or shapes are not the model's.
+    """
     steps = Counter[str]()
     original: dict[str, str] = {}
-    for key in found:
-        if COUNTS.search(key):
-            steps[f"{key.rpartition('.')[2]} left out"] += 1
+    for key in state:
+        if COUNTERS.search(key):
+            steps[f"{key.rpartition('.')[2]} ignored"] += 1
             continue
         name, wrapped = WRAPPERS.subn("", key)
         if wrapped:
-            steps["'module.' or '_orig_mod.' taken off"] += 1
+            steps["'module.' or '_orig_mod.' removed"] += 1
         if name in original:
-            raise _MisfitError(f"{original[name]} and {key} are both {name}", len(wanted))
+            raise _MisfitError(f"{original[name]} and {key} are both {name}", len(expected))
         original[name] = key
     names = list(original)
     while names and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None)):
-        if all(key.startswith(prefix) for key in wanted):
-            break  # the model's own names have it
-        steps[f"{prefix!r} taken off"] += len(names)
+        if all(key.startswith(prefix) for key in expected):
+            break  # the model's names have this prefix too
+        steps[f"{prefix!r} removed"] += len(names)
         names = [name.removeprefix(prefix) for name in names]
-    stripped = dict(zip(names, original.values(), strict=True))
-    ours = _by_alias(wanted) if set(stripped) - set(wanted) else {}
-    state, pairs = {}, []
-    for name, key in stripped.items():
-        own = name if name in wanted else ours.get(_alias(name), name)
-        if own in state:
-            raise _MisfitError(f"two of its weights are {own}", len(wanted))
-        if own != name:
-            steps[_difference(name, own)] += 1
-        state[own] = found[key]
-        pairs.append((key, own))
-    _check_fit(state, wanted)
-    return state, steps, tuple(pairs)
+    unwrapped = dict(zip(names, original.values(), strict=True))
+    by_alias = _by_alias(expected) if set(unwrapped) - set(expected) else {}
+    renamed, pairs = {}, []
+    for name, key in unwrapped.items():
+        target = name if name in expected else by_alias.get(_alias(name), name)
+        if target in renamed:
+            raise _MisfitError(f"two of its weights are {target}", len(expected))
+        if target != name:
+            steps[_name_change(name, target)] += 1
+        renamed[target] = state[key]
+        pairs.append((key, target))
+    _check_fit(renamed, expected)
+    return renamed, steps, tuple(pairs)
 
 
 def _alias(name: str) -> str:
+    """Return the name after all replacements of `ALIASES`, which is the same for all names of a layer."""
     for pattern, replacement in ALIASES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _by_alias(wanted: dict[str, Tensor]) -> dict[str, str]:
-    aliases = {_alias(key): key for key in wanted}
-    return aliases if len(aliases) == len(wanted) else {}  # two of the model's names would become one
+def _by_alias(expected: dict[str, Tensor]) -> dict[str, str]:
+    """Map aliases to the model's names; empty if two of the model's names have the same alias."""
+    aliases = {_alias(key): key for key in expected}
+    return aliases if len(aliases) == len(expected) else {}
 
 
-def _difference(name: str, own: str) -> str:
-    """What of a name became what, numbers apart: `shortcut -> downsample`."""
-    a, b = name.split("."), own.split(".")
+def _name_change(name: str, target: str) -> str:
+    """Describe a change of a name without its equal parts and numbers: `shortcut -> downsample`."""
+    a, b = name.split("."), target.split(".")
     while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
     while len(a) > 1 and len(b) > 1 and a[0] == b[0]:
@@ -246,26 +258,26 @@ def _difference(name: str, own: str) -> str:
     return " -> ".join(re.sub(r"\d+", "N", ".".join(part)) for part in (a, b))
 
 
-def _check_fit(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Every name and shape must be the model's; the reasons why not, the telling ones first."""
-    missing = [key for key in wanted if key not in state and not key.endswith(UNUSED)]
-    unknown = [key for key in state if key not in wanted]
-    shapes = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    mistakes = len(missing) + len(unknown) + len(shapes)
-    if not mistakes:
+def _check_fit(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare names and shapes with the model's, and explain a difference.
+
+    Raises:
+        _MisfitError: they differ; the most useful reason comes first.
+    """
+    difference = safe_weights.compare_states(state, expected, optional=OPTIONAL)
+    if not difference:
         return
-    head = list(wanted)[-1]  # the bias of the last layer, a number per class
     reasons = []
-    if not missing and not unknown and set(shapes) <= {head, head.replace("bias", "weight")} and state[head].ndim == 1:
-        raise _MisfitError(f"{len(state[head])} classes instead of {len(wanted[head])}", mistakes)
-    convolutions = [sum(value.ndim == 4 for value in one.values()) for one in (state, wanted)]
-    if not (unknown or shapes) and all(".downsample." in key or ".shortcut." in key for key in missing):
+    head = list(expected)[-1]  # the bias of the classifier, [classes]
+    renamed = difference.missing or difference.unknown
+    if not renamed and set(difference.shapes) <= {head, head.replace("bias", "weight")} and state[head].ndim == 1:
+        raise _MisfitError(f"{len(state[head])} classes instead of {len(expected[head])}", len(difference))
+    convolutions = [sum(value.ndim == 4 for value in one.values()) for one in (state, expected)]
+    shortcuts = all(".downsample." in key or ".shortcut." in key for key in difference.missing)
+    if shortcuts and not (difference.unknown or difference.shapes):
         reasons.append("shortcuts without weights (option A)")
     elif convolutions[0] != convolutions[1]:
         reasons.append(f"{convolutions[0]} convolutions instead of {convolutions[1]}")
-    elif shapes and not missing and not unknown:
+    elif not renamed:
         reasons.append("another width or kernel")
-    details = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
-    details += [f"{key} is {list(state[key].shape)} instead of {list(wanted[key].shape)}" for key in shapes]
-    more = f" and {len(details) - 3} more" if len(details) > 3 else ""
-    raise _MisfitError(f"{', '.join(reasons + details[:3])}{more}", mistakes)
+    raise _MisfitError(", ".join([*reasons, str(difference)]), len(difference))

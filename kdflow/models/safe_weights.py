@@ -1,4 +1,4 @@
-"""Weights on disk, read without running code and in bounded memory: safetensors, or what torch.save wrote."""
+"""Reading of weight files without running code and in bounded memory: safetensors, or files of torch.save."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ from torch import Tensor
 
 from kdflow.core.errors import UserError, one_line
 
-MEMORY_MARGIN = 512 * 2**20  # bytes that reading may take beyond twice the file's size: what torch needs for itself
+MEMORY_MARGIN = 512 * 2**20  # bytes that torch may need beyond twice the file's size
 MAX_NAME_LENGTH = 500  # characters of a weight's name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# What makes a numpy scalar, as the best accuracy beside the weights is. Nothing of numpy is called: its dtypes would
-# believe whatever flags a file gives them.
-NUMPY = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
+# Checkpoints may hold numpy scalars, such as the best accuracy. These names are unpickled as `_Ignored`: numpy's dtypes
+# accept any flags from a file, which is not safe.
+NUMPY_SCALARS = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
 
 
-class _Left:
-    """A value that nobody asks for."""
+class _Ignored:
+    """Stands in for a numpy scalar, which is not needed."""
 
     def __init__(self, *_arguments: Any) -> None: ...
 
@@ -41,109 +42,141 @@ class _Left:
 
 
 def check_is_file(path: Path) -> int:
-    """The size of a file that can be read to its end.
+    """Return the size of a regular file in bytes.
 
     Raises:
-        UserError: there is none, it is empty, or it is a folder, a pipe, a device or a loop of links.
+        UserError: the file is missing or empty, or is a folder, a pipe, a device or a loop of links.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise UserError(f"{path}: a symbolic link that leads back to itself") from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path}: is a folder, not a file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: is a pipe or a device, not a file")
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise UserError(f"{path}: is empty")
-    return found.st_size
+    return status.st_size
 
 
 def read(path: Path) -> Any:
-    """What the file holds: tensors by name, or whatever of dicts, lists, numbers and tensors torch.save was given.
+    """Read a file: a dict of tensors from safetensors, else what torch.save wrote, of tensors, numbers and containers.
 
     Raises:
-        UserError: it cannot be read, asks for code, or asks for more memory than its size explains.
+        UserError: the file cannot be read, would run code, or needs more memory than its size explains.
     """
     size = check_is_file(path)
     with path.open("rb") as file:
         head = file.read(9)
     try:
         with memory_limit(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own remarks on old or rare kinds of tensors, refused later
-            if head[8:] == b"{":  # after the eight bytes of its length, a safetensors header
+            warnings.simplefilter("ignore")  # torch warns of rare kinds of tensors, which are refused later
+            if head[8:] == b"{":  # a safetensors header, after the 8 bytes of its length
                 return safetensors.torch.load_file(path)
             if head.startswith(b"PK"):
                 _check_archive(path, size)
-            # A Namespace is a bag of values: training scripts keep their options in one beside the weights.
-            with torch.serialization.safe_globals([Namespace, *((_Left, name) for name in NUMPY)]):
+            # Training scripts save their options as a Namespace, which only holds values.
+            with torch.serialization.safe_globals([Namespace, *((_Ignored, name) for name in NUMPY_SCALARS)]):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        wants = re.search(r"GLOBAL ([\w.]+)", str(error))
-        asked = f" ({wants[1]})" if wants else ""
-        raise UserError(
-            f"{path}: refused: a pickle that asks for more than tensors{asked}, or no weights at all"
-        ) from None
-    except Exception as error:  # a damaged file fails in any way it likes
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = f" ({refused[1]})" if refused else ""
+        raise UserError(f"{path}: refused: a pickle of more than tensors{name}, or not a weights file") from None
+    except Exception as error:  # Damaged files raise exceptions of many types.
         kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
         raise UserError(f"{path}: {kind} ({_printable(error)})") from None
 
 
 def dense_tensor(path: Path, name: str, value: Any) -> Tensor:
-    """The tensor `name` of a file, if it is numbers in memory: nothing sparse, quantised, expanded or elsewhere.
+    """Return the tensor `name` of a file, detached, if it is dense and in memory.
 
     Raises:
-        UserError: it is not, or its name is none that can be printed.
+        UserError: the tensor is sparse, quantised, expanded or on the meta device, or its name cannot be printed.
     """
     if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
         raise UserError(f"{path}: refused: a weight's name is too long or has control characters: {name[:40]!r}")
     if not isinstance(value, Tensor):
-        raise UserError(f"{path}: {name} is no tensor but {type(value).__name__}")
-    # The class's detach, not the instance's: a pickle may hang attributes on a tensor, and this leaves them behind.
-    bare: Tensor = Tensor.detach(value)
-    if bare.is_meta:
+        raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    # The method of the class, not of the instance: a pickle may set attributes on a tensor, which this drops.
+    tensor: Tensor = Tensor.detach(value)
+    if tensor.is_meta:
         raise UserError(f"{path}: {name} has a shape but no values (a meta tensor)")
-    if bare.layout != torch.strided:
-        raise UserError(f"{path}: {name} is a sparse tensor; weights are dense ones")
-    if bare.is_quantized:
+    if tensor.layout != torch.strided:
+        raise UserError(f"{path}: {name} is a sparse tensor; weights are dense")
+    if tensor.is_quantized:
         raise UserError(f"{path}: {name} is quantised; weights are floating-point numbers")
-    if bare.untyped_storage().nbytes() < bare.numel() * bare.element_size():
-        raise UserError(f"{path}: {name} is {list(bare.shape)}, but holds fewer numbers than that")
-    return bare
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise UserError(f"{path}: {name} is {list(tensor.shape)}, but its storage is smaller")
+    return tensor
 
 
 def check_finite(path: Path, name: str, value: Tensor) -> None:
     """Refuse NaN and infinity.
 
     Raises:
-        UserError: there are some.
+        UserError: `value` has some.
     """
-    wrong = int((~torch.isfinite(value)).sum())
-    if wrong:
-        raise UserError(f"{path}: {name} has NaN or infinity in {wrong:,} of its {value.numel():,} values")
+    count = int((~torch.isfinite(value)).sum())
+    if count:
+        raise UserError(f"{path}: {name} has NaN or infinity in {count:,} of its {value.numel():,} values")
+
+
+@dataclass(frozen=True)
+class StateDifference:
+    """The difference between a state dict and a model's: missing names, unknown names, and other shapes by name."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    shapes: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unknown) + len(self.shapes)
+
+    def __str__(self) -> str:
+        lines = [f"{key} is missing" for key in self.missing] + [f"{key} is unknown" for key in self.unknown]
+        lines += [f"{key} is {text}" for key, text in self.shapes.items()]
+        return ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def compare_states(state: dict[str, Tensor], expected: dict[str, Tensor], optional: str = "") -> StateDifference:
+    """Compare names and shapes of `state` with those of a model.
+
+    Args:
+        optional: ending of names that may be missing; empty if none may.
+    """
+    return StateDifference(
+        missing=tuple(key for key in expected if key not in state and not (optional and key.endswith(optional))),
+        unknown=tuple(key for key in state if key not in expected),
+        shapes={
+            key: f"{list(state[key].shape)} instead of {list(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        },
+    )
 
 
 def _printable(error: Exception) -> str:
-    """The beginning of an error's text, which may quote the file."""
+    """Return the beginning of an error's text without control characters, since it may quote the file."""
     return "".join(filter(str.isprintable, one_line(error)))[:120] or type(error).__name__
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Refuse an archive that unpacks to more than itself: torch writes each entry as it is, once."""
+    """Refuse an archive that is compressed or has an entry twice: torch.save writes neither."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # as of a damaged file
+    except Exception as error:  # Damaged files raise exceptions of many types.
         raise UserError(f"{path}: a damaged archive ({_printable(error)})") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
-        raise UserError(f"{path}: refused: TorchScript, which is code; wanted are the weights alone, its state_dict()")
+        raise UserError(f"{path}: refused: TorchScript, which is code; save its state_dict() instead")
     declared = sum(entry.file_size for entry in entries)
     if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise UserError(
@@ -155,30 +188,30 @@ def _check_archive(path: Path, size: int) -> None:
 
 @contextmanager
 def memory_limit(path: Path) -> Iterator[None]:
-    """Let this process map no more in addition than a file's size explains.
+    """Limit the additional memory of this process to what the size of a file explains.
 
     Raises:
-        UserError: it wanted more.
+        UserError: the block needs more.
     """
     size = path.stat().st_size
     try:
-        with _limited(2 * size + MEMORY_MARGIN):
+        with _address_space_limit(2 * size + MEMORY_MARGIN):
             yield
     except Exception as error:
         if not (isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc", str(error))):
             raise
-        raise UserError(f"{path}: refused: asks for far more memory than its {size:,} bytes explain") from None
+        raise UserError(f"{path}: refused: needs far more memory than its {size:,} bytes explain") from None
 
 
 @contextmanager
-def _limited(more: int) -> Iterator[None]:
-    """Let this process map no more than so many bytes in addition; where there is no /proc, as it is."""
+def _address_space_limit(additional: int) -> Iterator[None]:
+    """Limit the address space of this process to `additional` bytes more than now; no limit where /proc is missing."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + more
+    limit = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + additional
     if soft != resource.RLIM_INFINITY:
         limit = min(limit, soft)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -155,7 +155,7 @@ def test_missing_or_superfluous_arguments(project):
 def test_model_options_that_the_family_refuses(project):
     project.edit("recipes/models.yaml", "resnet14.options.depth", 15)
     project.edit("params.yaml", "student", "resnet14")
-    refused(project, "distill", "ce", says="model resnet14: its options (recipes/models.yaml): depth is 6n + 2")
+    refused(project, "distill", "ce", says="model resnet14: options (recipes/models.yaml): depth is 6n + 2")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_weights_in_another_form_are_the_same_teacher(project):
     assert exported(project) == before
     source = json.loads((project.folder / "data/teacher/record.json").read_text())["source"]
     assert source.startswith("weights from a file, sha256 ")
-    assert "'state_dict' taken" in source and "'module.'" in source
+    assert "'state_dict' used" in source and "'module.'" in source
 
 
 def test_weights_that_would_run_code(project):

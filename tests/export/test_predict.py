@@ -167,7 +167,7 @@ def with_card(made, target, remove=None, **settings):
         ({"image_size": 2}, "its model card asks for images of 2 px"),
         ({"class_names": ["a", "b", "c"]}, "its model card has 3 names for 2 classes"),
         ({"remove": "kdflow_version"}, "(kdflow_version: Field required); export the student again"),
-        ({"model": {"family": "wrn", "options": {"depth": 10, "width": 100_000}}}, "asks for far more memory than its"),
+        ({"model": {"family": "wrn", "options": {"depth": 10, "width": 100_000}}}, "needs far more memory than its"),
         ({"model": {"family": "resnet", "options": {"depth": 9}}}, "model smaller: its options"),
     ],
 )

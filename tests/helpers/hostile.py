@@ -1,11 +1,11 @@
-"""Files as an attacker would write them."""
+"""Hostile content for pickles."""
 
 import os
 from pathlib import Path
 
 
 class Touch:
-    """Unpickled by a plain unpickler, this makes a file."""
+    """Creates a file when a plain unpickler reads it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -15,7 +15,7 @@ class Touch:
 
 
 class Call:
-    """Unpickled by a plain unpickler, this is what a function gives."""
+    """Calls a function when a plain unpickler reads it."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments

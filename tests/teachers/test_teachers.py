@@ -110,7 +110,7 @@ def test_a_teacher_is_listed_fetched_and_verified(kdflow, project, weights, digi
         "/nothing: 404 File not found",
         "100 %  0.",
         "fits resnet8:",
-        "'net' taken",
+        "'net' used",
         "module.fc.bias -> fc.bias",
     ):
         assert line in said
@@ -248,7 +248,7 @@ def test_a_bad_import_leaves_nothing(what, kdflow, project, weights, tmp_path):
 
 def test_an_imported_file_runs_no_code(kdflow, project, tmp_path):
     torch.save(Touch(tmp_path / "ran"), tmp_path / "w.pt")
-    refused(kdflow("import", tmp_path / "w.pt", *new("mine")), "refused: a pickle that asks for more than tensors")
+    refused(kdflow("import", tmp_path / "w.pt", *new("mine")), "refused: a pickle of more than tensors")
     assert not (tmp_path / "ran").exists()
 
 

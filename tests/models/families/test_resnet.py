@@ -120,5 +120,5 @@ def test_wrong_options_are_refused_in_one_line(options):
     with pytest.raises(UserError) as caught:
         create_model("mine", Model(family="resnet", options=options), 10, 16)
     message = str(caught.value)
-    assert message.startswith("model mine: its options (recipes/models.yaml): ")
+    assert message.startswith("model mine: options (recipes/models.yaml): ")
     assert "\n" not in message
