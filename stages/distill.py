@@ -1,16 +1,17 @@
-"""Distil the student by one method, all seeds side by side: distill.py METHOD."""
+"""Distil the student by one method from all seeds: python -m stages.distill METHOD."""
 
 from pathlib import Path
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.core.errors import run_script
+from kdflow.pipeline import work_dir
+from kdflow.pipeline.distill import distill_students
 
 
 def main(method: str) -> None:
     """Read data/dataset.h5, data/teacher/ and data/logits/, write data/students/<method>/."""
-    experiment = config.load()
-    dataset, out = Path("data/dataset.h5"), Path(f"data/students/{method}")
-    pipeline.distill(experiment, method, dataset, Path("data/teacher"), Path("data/logits"), out, pipeline.work_dir())
+    teacher, logits, out = Path("data/teacher"), Path("data/logits"), Path("data/students") / method
+    distill_students(config.load(), method, Path("data/dataset.h5"), teacher, logits, out, work_dir())
 
 
 if __name__ == "__main__":

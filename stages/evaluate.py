@@ -1,17 +1,17 @@
-"""Measure the students of one method and write their records: evaluate.py METHOD."""
+"""Evaluate the students of one method and write their records: python -m stages.evaluate METHOD."""
 
 from pathlib import Path
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.core.errors import run_script
+from kdflow.pipeline.evaluate import evaluate_students
 
 
 def main(method: str) -> None:
     """Read the dataset, data/teacher/ and data/students/<method>/, write data/records/<method>/ and data/metrics/."""
-    experiment = config.load()
-    dataset, students = Path("data/dataset.h5"), Path(f"data/students/{method}")
-    out, metrics = Path(f"data/records/{method}"), Path(f"data/metrics/{method}.json")
-    pipeline.evaluate(experiment, method, dataset, Path("data/teacher"), students, out, metrics)
+    dataset, teacher, students = Path("data/dataset.h5"), Path("data/teacher"), Path("data/students") / method
+    out, metrics = Path("data/records") / method, Path(f"data/metrics/{method}.json")
+    evaluate_students(config.load(), method, dataset, teacher, students, out, metrics)
 
 
 if __name__ == "__main__":

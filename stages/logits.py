@@ -1,16 +1,16 @@
-"""Say where the students' teacher logits come from; where all views are asked ahead, ask the teacher."""
+"""Compute the teacher logits that are stored ahead of training, if params.yaml requests it."""
 
 from pathlib import Path
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.core.errors import run_script
+from kdflow.pipeline import work_dir
+from kdflow.pipeline.logits import write_logits
 
 
 def main() -> None:
-    """Read the dataset and data/teacher/, write data/logits/."""
-    experiment = config.load()
-    dataset = Path("data/dataset.h5")
-    pipeline.logits(experiment, dataset, Path("data/teacher"), Path("data/logits"), pipeline.work_dir())
+    """Read data/dataset.h5 and data/teacher/, write data/logits/."""
+    write_logits(config.load(), Path("data/dataset.h5"), Path("data/teacher"), Path("data/logits"), work_dir())
 
 
 if __name__ == "__main__":

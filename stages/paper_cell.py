@@ -1,4 +1,4 @@
-"""Distil one cell of a paper, all its seeds side by side: paper_cell.py FOLDER NAME."""
+"""Distil one cell of a paper from all its seeds: python -m stages.paper_cell FOLDER NAME."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Make a table or figure of a paper from its records: paper_part.py FOLDER NAME."""
+"""Make a table or figure of a paper from its records: python -m stages.paper_part FOLDER NAME."""
 
 from pathlib import Path
 

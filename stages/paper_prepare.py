@@ -1,4 +1,4 @@
-"""Fetch a dataset of a paper: paper_prepare.py FOLDER DATASET."""
+"""Download or read a dataset of a paper: python -m stages.paper_prepare FOLDER DATASET."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Make the page of a paper from its records: paper_report.py FOLDER."""
+"""Make the page of a paper from its records: python -m stages.paper_report FOLDER."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train a teacher of a paper, or take its weights from a file: paper_teacher.py FOLDER NAME."""
+"""Train a teacher of a paper, or take its weights from a file: python -m stages.paper_teacher FOLDER NAME."""
 
 from pathlib import Path
 

@@ -1,16 +1,16 @@
-"""Train the teacher or take its weights from a file, and measure it."""
+"""Train the teacher, or take its weights from a file, and evaluate it."""
 
 from pathlib import Path
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.core.errors import run_script
+from kdflow.pipeline import work_dir
+from kdflow.pipeline.teacher import make_teacher
 
 
 def main() -> None:
     """Read data/dataset.h5, write data/teacher/."""
-    experiment = config.load()
-    dataset = Path("data/dataset.h5")
-    pipeline.teacher(experiment, dataset, Path("data/teacher"), pipeline.work_dir())
+    make_teacher(config.load(), Path("data/dataset.h5"), Path("data/teacher"), work_dir())
 
 
 if __name__ == "__main__":

@@ -88,11 +88,12 @@ def disagreement(
     root: Root = Path(),
 ) -> None:
     """Count the strong views whose label the teacher sees otherwise, and show some (needs `dvc repro teacher`)."""
-    from kdflow import config, pipeline
+    from kdflow import config
+    from kdflow.pipeline.disagreement import write_disagreement
 
     experiment = config.load(root)
     data = root / "data"
-    pipeline.disagreement(experiment, view, data / "dataset.h5", data / "teacher", out)
+    write_disagreement(experiment, view, data / "dataset.h5", data / "teacher", out)
 
 
 logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_args_is_help=True)
@@ -124,9 +125,13 @@ def estimate_logits(
     for i, column in enumerate(("logits", "GB on disk", "Teacher hours ahead", "during training", "in all")):
         shown.add_column(column, justify="right" if i else "left")
     for cost in found.costs:
-        hours = [f"{found.hours(views):.2f}" for views in (cost.ahead, cost.during, cost.ahead + cost.during)]
+        ahead, during = cost.views_ahead, cost.views_in_training
+        hours = [f"{found.hours(views):.2f}" for views in (ahead, during, ahead + during)]
         shown.add_row(cost.source, f"{cost.size / 1e9:.3f}", *hours)
     Console().print(shown)
     typer.echo("replay pays from the second method or student of a teacher and seed on, and costs disk alone.")
-    if found.pays_from is not None:
-        typer.echo(f"views pays from {found.pays_from} epochs on, over all methods and seeds: here are {found.has}.")
+    if found.break_even_epochs is not None:
+        typer.echo(
+            f"views needs fewer teacher hours from {found.break_even_epochs} epochs on, over all methods and seeds; "
+            f"this experiment has {found.epochs}."
+        )

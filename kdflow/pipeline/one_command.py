@@ -1,7 +1,7 @@
-"""The short way: one distillation from a folder of photos to a student, without params.yaml and DVC.
+"""One distillation in one command, from a folder of photos to a student, without params.yaml and DVC.
 
-It builds an experiment in memory and has the pipeline's own functions make it, into the folders that the root
-experiment has. Called again with the same folder, it makes only what is not there as it is to be.
+It builds an experiment in memory and calls the stages' functions, with output folders as in the experiment of
+params.yaml. Called again with the same folder, it makes only what is missing or out of date.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.config import (
     Architecture,
     Compute,
@@ -25,6 +25,12 @@ from kdflow.config import (
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.launch import parallel_runs
+from kdflow.pipeline import TEACHER_CLASSES
+from kdflow.pipeline.distill import student_jobs
+from kdflow.pipeline.evaluate import evaluate_students
+from kdflow.pipeline.prepare import prepare_dataset
+from kdflow.pipeline.teacher import make_teacher
+from kdflow.pipeline.train import train
 from kdflow.report import gain
 from kdflow.training import record
 from kdflow.training.job import Job
@@ -38,7 +44,7 @@ LIBRARY_FAMILIES = ("torchvision", "timm")
 
 
 class DistillOptions(Settings):
-    """What one distillation is asked for; `teacher` and `student` are models, `teacher` may be a file of weights."""
+    """Options of one distillation; `teacher` and `student` are models, `teacher` may be a file of weights."""
 
     data: UserFolder
     teacher: str
@@ -53,35 +59,35 @@ class DistillOptions(Settings):
     compute: Compute
 
 
-def distill(asked: DistillOptions, root: Path) -> gain.Summary:
-    """Prepare the data, take or train the teacher, distil, measure; write all of it and a summary to `asked.out`.
+def distill(options: DistillOptions, root: Path) -> gain.Summary:
+    """Prepare the data, take or train the teacher, distil and evaluate; write all outputs and a summary to `out`.
 
     Raises:
-        UserError: something in what was asked for is not there or does not go together; nothing is trained then.
+        UserError: an option names something that does not exist or does not fit the others; nothing is trained then.
     """
     from kdflow.models import cost
 
-    out, experiment = asked.out, _experiment(asked, config.load_recipes(root))
-    if out.resolve().is_relative_to(Path(asked.data.folder).expanduser().resolve()):
+    out, experiment = options.out, _experiment(options, config.load_recipes(root))
+    if out.resolve().is_relative_to(Path(options.data.folder).expanduser().resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
-    dataset, teacher, scratch = out / "dataset.h5", out / "teacher", out / ".kdflow"
-    with files.exclusive_folder(scratch, f"{out}", print):
-        prepared = pipeline.prepare(experiment, dataset, scratch / "downloads", out / "dataset.json")
-        sha256, named = prepared.sha256, {prepared.name: prepared.dataset}
-        experiment = experiment.model_copy(update={"prepared": prepared, "datasets": named})
+    dataset, teacher, work_dir = out / "dataset.h5", out / "teacher", out / ".kdflow"
+    with files.exclusive_folder(work_dir, f"{out}", print):
+        prepared = prepare_dataset(experiment, dataset, work_dir / "downloads", out / "dataset.json")
+        sha256, datasets = prepared.sha256, {prepared.name: prepared.dataset}
+        experiment = experiment.model_copy(update={"prepared": prepared, "datasets": datasets})
         pair = (experiment.params.teacher, experiment.params.student)
         costs = [row.cost for row in cost.compare(experiment, prepared.name, pair)]
-        _teach(experiment, dataset, sha256, teacher, scratch)
+        _make_teacher(experiment, dataset, sha256, teacher, work_dir)
         methods = experiment.params.methods
         students = {method: out / "students" / method for method in methods}
-        jobs = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, scratch)]
-        taught = files.sha256(teacher / "model.safetensors")
-        missing = [job for job in jobs if not _is_made(job, sha256, taught)]
+        jobs = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, work_dir)]
+        teacher_sha256 = files.sha256(teacher / "model.safetensors")
+        missing = [job for job in jobs if not _is_finished(job, sha256, teacher_sha256)]
         if missing:
-            pipeline.train(f"{experiment.params.student}", missing, asked.compute)
+            train(f"{experiment.params.student}", missing, options.compute)
         records = {
             method: parallel_runs.in_fresh_process(
-                pipeline.evaluate,
+                evaluate_students,
                 *(experiment, method, dataset, teacher, students[method]),
                 *(out / "records" / method, out / "metrics" / f"{method}.json"),
             )
@@ -92,56 +98,56 @@ def distill(asked: DistillOptions, root: Path) -> gain.Summary:
     return summary
 
 
-# --- what is asked for as an experiment --------------------------------------------------------------------
+# --- the options as an experiment --------------------------------------------------------------------------
 
 
-def _experiment(asked: DistillOptions, recipes: Recipes) -> Experiment:
-    teacher, weights = _teacher(asked, recipes)
-    student = _model("--student", asked.student, recipes)
+def _experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
+    teacher, weights = _teacher(options, recipes)
+    student = _model("--student", options.student, recipes)
     if teacher.name == student.name and teacher.model != student.model:
         raise UserError(f"--student: {student.name} is the name of another model, the teacher's")
-    if asked.method not in recipes.methods:
-        raise config.unknown_name("--method", asked.method, recipes.methods)
-    method = recipes.methods[asked.method]
+    if options.method not in recipes.methods:
+        raise config.unknown_name("--method", options.method, recipes.methods)
+    method = recipes.methods[options.method]
     if not method.needs_teacher:
-        raise UserError(f"--method: {asked.method} asks no teacher; --compare adds {BASELINE} to another method")
+        raise UserError(f"--method: {options.method} needs no teacher; --compare adds {BASELINE} to another method")
     for role, one in (("teacher", teacher), ("student", student)):
-        if method.loss is not None and not (one.model.features and one.model.head):
+        if method.needs_features and not (one.model.features and one.model.head):
             raise UserError(
-                f"--method: {asked.method} compares features, and {one.name} ({role}) has no named layers; "
+                f"--method: {options.method} compares features, and {one.name} ({role}) has no named layers; "
                 "give it features and head in recipes/models.yaml"
             )
     params = Params(
-        dataset=asked.data,
+        dataset=options.data,
         data_folder=None,
         train_images=None,
         base_view=None,
         teacher=teacher.name,
-        teacher_epochs=asked.teacher_epochs or asked.epochs,
+        teacher_epochs=options.teacher_epochs or options.epochs,
         teacher_weights=TeacherWeights(
             file=None if weights is None else str(weights),
             sha256=None if weights is None else files.sha256(weights),
-            top1=None if weights is None else 0.0,  # none is promised: the summary says what it measures
+            top1=None if weights is None else 0.0,  # no expectation: the summary prints the measured accuracy
         ),
         teacher_logits="online",
         student=student.name,
-        methods=(BASELINE, asked.method) if asked.compare else (asked.method,),
-        seeds=tuple(range(asked.seeds)),
-        epochs=asked.epochs,
+        methods=(BASELINE, options.method) if options.compare else (options.method,),
+        seeds=tuple(range(options.seeds)),
+        epochs=options.epochs,
         batch_size=None,
         lr=None,
         precision=Precision(),
-        compute=asked.compute,
+        compute=options.compute,
     )
     models = {**recipes.models, teacher.name: teacher.model, student.name: student.model}
     return Experiment(params=params, **{**dict(recipes), "models": models})
 
 
 def _model(option: str, name: str, recipes: Recipes) -> Architecture:
-    """A key of recipes/models.yaml, a model of torchvision, or torchvision:NAME and timm:NAME."""
+    """Find a model by name: a key of recipes/models.yaml, a torchvision model, torchvision:NAME or timm:NAME."""
     if name in recipes.models:
         return Architecture(name=name, model=recipes.models[name])
-    family, _, own = name.rpartition(":")
+    family, _, library_name = name.rpartition(":")
     family = family or "torchvision"
     if family not in LIBRARY_FAMILIES:
         raise config.unknown_name(f"{option}: {name}: family", family, LIBRARY_FAMILIES)
@@ -149,81 +155,81 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
         import torchvision
 
         known = torchvision.models.list_models(module=torchvision.models)
-        if own not in known:
+        if library_name not in known:
             raise config.unknown_name(f"{option} (recipes/models.yaml or torchvision)", name, [*recipes.models, *known])
     return Architecture(
-        name=own if own not in recipes.models else name, model=Model(family=family, options={"name": own})
+        name=library_name if library_name not in recipes.models else name,
+        model=Model(family=family, options={"name": library_name}),
     )
 
 
-def _teacher(asked: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
-    """The teacher, and the file of its weights if it is not to be trained."""
-    file = Path(asked.teacher).expanduser()
-    named = asked.teacher in recipes.models or asked.teacher.partition(":")[0] in LIBRARY_FAMILIES
-    if named or not (file.suffix or file.is_file()):
-        if asked.teacher_model is not None:
-            raise UserError(f"--teacher-model: {asked.teacher} is a model; this is for a file of weights")
+def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
+    """Return the teacher, and the file of its weights if it is not to be trained."""
+    file = Path(options.teacher).expanduser()
+    is_model = options.teacher in recipes.models or options.teacher.partition(":")[0] in LIBRARY_FAMILIES
+    if is_model or not (file.suffix or file.is_file()):
+        if options.teacher_model is not None:
+            raise UserError(f"--teacher-model: {options.teacher} is a model; --teacher-model is for a file of weights")
         try:
-            return _model("--teacher", asked.teacher, recipes), None
+            return _model("--teacher", options.teacher, recipes), None
         except UserError:
             if not file.is_dir():
                 raise
-            raise UserError(
-                f"--teacher: {file}: is a folder; name the file in it, model.safetensors or another"
-            ) from None
+            message = f"--teacher: {file}: is a folder; give a file in it, such as model.safetensors"
+            raise UserError(message) from None
     if not file.is_file():
         raise UserError(f"--teacher: {file}: no such file, and no model of that name")
-    if asked.teacher_model is not None:
-        return _model("--teacher-model", asked.teacher_model, recipes), file
-    for log in (file.with_suffix(".json"), file.with_name("training.json")):  # of a student, of a teacher of ours
+    if options.teacher_model is not None:
+        return _model("--teacher-model", options.teacher_model, recipes), file
+    for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
         if log.is_file():
             run = record.read_record(log, RunLog).settings
             return Architecture(name=run.architecture, model=run.model), file
-    raise UserError(f"--teacher: {file}: does not say what model it is; --teacher-model MODEL says it")
+    raise UserError(f"--teacher: {file}: its architecture is not known; give --teacher-model MODEL")
 
 
-# --- what is made already ----------------------------------------------------------------------------------
+# --- finished parts ----------------------------------------------------------------------------------------
 
 
-def _teach(experiment: Experiment, dataset: Path, sha256: str, teacher: Path, scratch: Path) -> None:
-    """Make the teacher, if it is not there as it is to be."""
-    run, weights = experiment.teacher_run(), teacher / "model.safetensors"
-    ours = experiment.params.teacher_weights.file is None
-    there = all((teacher / part).is_file() for part in ("record.json", pipeline.TEACHER_CLASSES))
-    if ours and there and _is_log_of(teacher / "training.json", weights, run.sha256, sha256, None):
-        print(f"teacher {run.architecture}: is there")
+def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path, work_dir: Path) -> None:
+    """Make the teacher, unless a finished one with these settings exists."""
+    run, weights = experiment.teacher_run(), out / "model.safetensors"
+    trained = experiment.params.teacher_weights.file is None
+    complete = all((out / name).is_file() for name in ("record.json", TEACHER_CLASSES))
+    if trained and complete and _matches(out / "training.json", weights, run.sha256, sha256, None):
+        print(f"teacher {run.architecture}: exists")
         return
-    if not ours:
-        (teacher / "training.json").unlink(missing_ok=True)  # of one that was trained here
-    pipeline.teacher(experiment, dataset, teacher, scratch)
+    if not trained:
+        (out / "training.json").unlink(missing_ok=True)  # of an earlier teacher that was trained
+    make_teacher(experiment, dataset, out, work_dir)
 
 
 def _jobs(
-    experiment: Experiment, method: str, dataset: Path, teacher: Path, students: dict[str, Path], scratch: Path
+    experiment: Experiment, method: str, dataset: Path, teacher: Path, students: dict[str, Path], work_dir: Path
 ) -> list[Job]:
-    """The runs of a method, under names that those of other methods do not have."""
-    found = pipeline.jobs(experiment, method, dataset, teacher, None, students[method], scratch)
-    return [job.model_copy(update={"name": f"{method} {job.name}"}) for job in found]
+    """Return the jobs of a method, with names that are unique among all methods."""
+    jobs = student_jobs(experiment, method, dataset, teacher, None, students[method], work_dir)
+    return [job.model_copy(update={"name": f"{method} {job.name}"}) for job in jobs]
 
 
-def _is_made(job: Job, dataset: str, teacher: str) -> bool:
-    return _is_log_of(job.log, job.weights, job.run.sha256, dataset, None if job.teacher is None else teacher)
+def _is_finished(job: Job, dataset: str, teacher: str) -> bool:
+    return _matches(job.log, job.weights, job.run.sha256, dataset, None if job.teacher is None else teacher)
 
 
-def _is_log_of(log: Path, weights: Path, settings: str, dataset: str, teacher: str | None) -> bool:
-    """Whether the log is of such a run of this code, and the weights are those that it speaks of."""
+def _matches(log: Path, weights: Path, settings: str, dataset: str, teacher: str | None) -> bool:
+    """Return whether the log is of a run with these hashes and this code, and the weights are that run's."""
     if not (log.is_file() and weights.is_file()):
         return False
     try:
-        found = record.read_record(log, RunLog)
-    except UserError:  # of another version: made anew
+        run = record.read_record(log, RunLog)
+    except UserError:  # written by another version
         return False
     expected = (settings, dataset, teacher, record.code_sha256(), files.sha256(weights))
-    had = (found.settings_sha256, found.dataset_sha256, found.teacher_sha256, found.code.sha256, found.weights_sha256)
-    return had == expected
+    actual = (run.settings_sha256, run.dataset_sha256, run.teacher_sha256, run.code.sha256, run.weights_sha256)
+    return actual == expected
 
 
-# --- what came of it ---------------------------------------------------------------------------------------
+# --- summary -----------------------------------------------------------------------------------------------
 
 
 def _summary(
@@ -237,14 +243,14 @@ def _summary(
     from kdflow.data import largest_class
 
     params, data = experiment.params, experiment.dataset.data
-    taught = record.read_record(teacher / "record.json", TeacherRecord)
-    (of_teacher, of_student), method = [(cost.params, cost.flops) for cost in costs], params.methods[-1]
+    teacher_record = record.read_record(teacher / "record.json", TeacherRecord)
+    (teacher_cost, student_cost), method = [(cost.params, cost.flops) for cost in costs], params.methods[-1]
     weights = str(teacher / "model.safetensors")
-    rows = [gain.teacher_row(params.teacher, taught, of_teacher, weights)]
+    rows = [gain.teacher_row(params.teacher, teacher_record, teacher_cost, weights)]
     for name in (method, *params.methods[:-1]):
-        places = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
-        rows.append(gain.student_row(name, records[name], of_student, places))
-    alone, from_file = records.get(BASELINE), params.teacher_weights.file is not None
+        paths = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
+        rows.append(gain.student_row(name, records[name], student_cost, paths))
+    baseline, from_file = records.get(BASELINE), params.teacher_weights.file is not None
     return gain.Summary(
         dataset=params.dataset_name,
         classes=data.classes,
@@ -253,8 +259,8 @@ def _summary(
         test_images=data.test_images,
         epochs=records[method][0].settings.training.epochs,
         budget_note=record.budget_note(run for runs in records.values() for run in runs),
-        teacher_source=taught.source,
+        teacher_source=teacher_record.source,
         largest_class=largest_class(dataset) if from_file else None,
         models=tuple(rows),
-        gain=None if alone is None else gain.gain(records[method], alone, data.test_images),
+        gain=None if baseline is None else gain.gain(records[method], baseline, data.test_images),
     )

@@ -1,66 +1,68 @@
-"""What the stages of a paper do: each reads the outputs of earlier stages and writes its own."""
+"""The stages of a paper: one function per kind of stage."""
 
 from __future__ import annotations
 
-from kdflow import config, pipeline
+from kdflow import config
 from kdflow.launch import parallel_runs
 from kdflow.paper import cells
 from kdflow.paper.paper import Paper
 from kdflow.paper.tables import DisagreementFigure
 from kdflow.pipeline import work_dir
+from kdflow.pipeline.disagreement import write_disagreement
+from kdflow.pipeline.distill import distill_students
+from kdflow.pipeline.evaluate import evaluate_students
+from kdflow.pipeline.prepare import prepare_dataset
+from kdflow.pipeline.teacher import make_teacher
 from kdflow.training import record
 
 
 def prepare(paper: Paper, dataset: str) -> None:
-    """Write a dataset and what is to be known of it.
+    """Write a dataset and its description.
 
     Raises:
         UserError: the paper has no such dataset, or it has no reader yet.
     """
-    names = {teacher.dataset: name for name, teacher in paper.teachers.items()}
-    if dataset not in names:
-        raise config.unknown_name(f"{paper.folder}: dataset", dataset, names)
+    teachers = {teacher.dataset: name for name, teacher in paper.teachers.items()}
+    if dataset not in teachers:
+        raise config.unknown_name(f"{paper.folder}: dataset", dataset, teachers)
     config.check_has_reader(paper.folder / "tables.yaml", dataset, paper.recipes)
-    data, out = paper.recipes.datasets[dataset].data, paper.data / f"{dataset}.json"
-    found = pipeline.prepare(
-        paper.teacher_experiment(names[dataset]), paper.data / f"{dataset}.h5", work_dir() / "downloads"
+    data = paper.recipes.datasets[dataset].data
+    experiment, file = paper.teacher_experiment(teachers[dataset]), paper.data / f"{dataset}.h5"
+    prepared = prepare_dataset(experiment, file, work_dir() / "downloads")
+    description = cells.DatasetRecord(
+        dataset=dataset, sha256=prepared.sha256, train_images=data.train_images, test_images=data.test_images
     )
-    note = cells.DatasetRecord(
-        dataset=dataset, sha256=found.sha256, train_images=data.train_images, test_images=data.test_images
-    )
-    record.write_record(out, note)
+    record.write_record(file.with_suffix(".json"), description)
 
 
 def teacher(paper: Paper, name: str) -> None:
-    """Train a teacher, or take its weights from a file, and measure it."""
+    """Train a teacher, or take its weights from a file, and evaluate it."""
     experiment = paper.teacher_experiment(name)
     dataset = paper.data / f"{experiment.params.dataset}.h5"
-    pipeline.teacher(experiment, dataset, paper.data / cells.TEACHERS / name, work_dir())
+    make_teacher(experiment, dataset, paper.data / cells.TEACHERS / name, work_dir())
 
 
 def cell(paper: Paper, name: str) -> None:
-    """Distil a cell's students, measure them, and write records, figures and what they were made from."""
-    wanted, out = paper.cell_named(name), cells.cell_folder(paper, name)
-    experiment, dataset = paper.experiment(wanted), paper.data / f"{wanted.dataset}.h5"
-    asked = paper.data / cells.TEACHERS / f"{wanted.dataset}-{wanted.teacher}" if wanted.teacher else None
+    """Distil a cell's students, evaluate them, and write their records and the cell's own."""
+    planned, out = paper.get_cell(name), cells.cell_folder(paper, name)
+    experiment, dataset = paper.experiment(planned), paper.data / f"{planned.dataset}.h5"
+    teacher = paper.data / cells.TEACHERS / f"{planned.dataset}-{planned.teacher}" if planned.teacher else None
     students = out / "students"
-    pipeline.distill(experiment, wanted.method, dataset, asked, None, students, work_dir())
+    distill_students(experiment, planned.method, dataset, teacher, None, students, work_dir())
     records = parallel_runs.in_fresh_process(
-        pipeline.evaluate, experiment, wanted.method, dataset, asked, students, out, out / "metrics.json"
+        evaluate_students, experiment, planned.method, dataset, teacher, students, out, out / "metrics.json"
     )
-    record.write_record(out / cells.NOTE, cells.make_cell_record(paper, name, records))
+    record.write_record(out / cells.CELL_RECORD, cells.make_cell_record(paper, name, records))
 
 
 def part(paper: Paper, name: str) -> None:
-    """Make a table or figure from the records that are there."""
-    found, out = paper.part_named(name), paper.data / name
-    if isinstance(found, DisagreementFigure):
-        pair = paper.recipes.pairs[found.pair]
-        key = f"{found.dataset}-{pair.teacher}"
-        experiment = paper.teacher_experiment(key)
-        asked = paper.data / cells.TEACHERS / key
-        pipeline.disagreement(experiment, found.view, paper.data / f"{found.dataset}.h5", asked, out)
+    """Make a table or figure from the records that exist."""
+    item, out = paper.get_item(name), paper.data / name
+    if isinstance(item, DisagreementFigure):
+        teacher = f"{item.dataset}-{paper.recipes.pairs[item.pair].teacher}"
+        experiment, folder = paper.teacher_experiment(teacher), paper.data / cells.TEACHERS / teacher
+        write_disagreement(experiment, item.view, paper.data / f"{item.dataset}.h5", folder, out)
         return
-    from kdflow.report import paper_part
+    from kdflow.report import paper_item
 
-    paper_part.write(paper, name, out)
+    paper_item.write(paper, name, out)

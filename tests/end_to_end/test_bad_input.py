@@ -155,13 +155,13 @@ def test_missing_or_superfluous_arguments(project):
 def test_model_options_that_the_family_refuses(project):
     project.edit("recipes/models.yaml", "resnet14.options.depth", 15)
     project.edit("params.yaml", "student", "resnet14")
-    refused(project, "distill", "ce", says="model resnet14: options (recipes/models.yaml): depth is 6n + 2")
+    refused(project, "distill", "ce", says="model resnet14: options (recipes/models.yaml): depth must be 6n + 2")
 
 
 @pytest.mark.parametrize(
     ("method", "path", "value", "says"),
     [
-        ("at", "student", "vgg8", "at: the student names 5 feature layers, the teacher 4"),
+        ("at", "student", "vgg8", "at: the student has 5 feature layers, the teacher 4"),
         (
             "crd",
             "seeds",
@@ -401,10 +401,10 @@ def test_students_that_are_not_those_of_their_log(project):
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2", "[1, 2]", '{"a": 1}', None])
-def test_classes_of_a_teacher_that_are_not_whole(project, content):
+def test_damaged_teacher_classes(project, content):
     file = project.folder / "data/teacher/teacher_classes.json"
     file.write_text(content) if content is not None else file.unlink()
-    says = "not the classes of 1497 test images; `dvc repro -f teacher`" if content is not None else "no such file"
+    says = "expected a list of classes for 1497 test images" if content is not None else "no such file"
     refused(project, "evaluate", "ce", says=f"data/teacher/teacher_classes.json: {says}")
 
 

@@ -1,4 +1,4 @@
-"""The short way: what does not go together is refused before training; the rest is made, and gone on with."""
+"""One distillation in one command: bad options are refused before training, and an interrupted command is resumed."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from paths import ROOT
 from shipped import make
 from tree import make_tree
 
+from kdflow import config
 from kdflow.config import Compute, UserFolder
 from kdflow.core import files
 from kdflow.core.errors import UserError
@@ -26,7 +27,7 @@ COMPUTE = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per
 EPOCHS = 20
 
 
-def asked(folder: Path, **options: object) -> one_command.DistillOptions:
+def options_for(folder: Path, **options: object) -> one_command.DistillOptions:
     values = {
         "data": UserFolder(folder=str(folder / "images"), image_size=32),
         "teacher": "resnet14",
@@ -44,7 +45,7 @@ def asked(folder: Path, **options: object) -> one_command.DistillOptions:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"student": "resnet9"},
@@ -54,43 +55,43 @@ def asked(folder: Path, **options: object) -> one_command.DistillOptions:
         ({"teacher": "resnet"}, "--teacher (recipes/models.yaml or torchvision): unknown name 'resnet'"),
         ({"teacher": "weights.pt"}, "--teacher: weights.pt: no such file, and no model of that name"),
         ({"teacher": "timm:resnet18.x_in1k"}, "images: no such folder"),
-        ({"teacher": "."}, "--teacher: .: is a folder; name the file in it, model.safetensors or another"),
-        ({"teacher_model": "resnet8"}, "--teacher-model: resnet14 is a model; this is for a file of weights"),
+        ({"teacher": "."}, "--teacher: .: is a folder; give a file in it, such as model.safetensors"),
+        ({"teacher_model": "resnet8"}, "--teacher-model: resnet14 is a model; --teacher-model is for a file of"),
         ({"method": "kdd"}, "--method: unknown name 'kdd'; did you mean 'kd'?"),
-        ({"method": "ce"}, "--method: ce asks no teacher; --compare adds ce to another method"),
+        ({"method": "ce"}, "--method: ce needs no teacher; --compare adds ce to another method"),
         ({"method": "crd", "student": "squeezenet1_0"}, "--method: crd compares features, and squeezenet1_0 (student)"),
         ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
         ({}, "images: no such folder"),
     ],
 )
-def test_what_does_not_go_together(tmp_path, monkeypatch, options, said):
+def test_what_does_not_go_together(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        one_command.distill(asked(tmp_path, **options), ROOT)
-    assert said in str(caught.value)
+        one_command.distill(options_for(tmp_path, **options), ROOT)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out/teacher").exists()
     assert not (tmp_path / "images").exists()
 
 
-def test_a_file_of_weights_says_what_it_is_or_is_told(tmp_path):
+def test_a_file_of_weights_needs_a_log_or_the_name_of_its_model(tmp_path):
     weights = make(tmp_path, "digits")
-    recipes = one_command.config.load_recipes(ROOT)
-    ours, file = one_command._teacher(asked(tmp_path, teacher=str(weights)), recipes)
-    assert (ours.name, ours.model.options["depth"], file) == ("smaller", 8, weights)
+    recipes = config.load_recipes(ROOT)
+    logged, file = one_command._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
+    assert (logged.name, logged.model.options["depth"], file) == ("smaller", 8, weights)
     weights.with_suffix(".json").unlink()
-    with pytest.raises(UserError, match="does not say what model it is; --teacher-model MODEL says it"):
-        one_command._teacher(asked(tmp_path, teacher=str(weights)), recipes)
-    told, _ = one_command._teacher(asked(tmp_path, teacher=str(weights), teacher_model="wrn_16_2"), recipes)
-    assert told.model == recipes.models["wrn_16_2"]
+    with pytest.raises(UserError, match="its architecture is not known; give --teacher-model MODEL"):
+        one_command._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
+    named, _ = one_command._teacher(options_for(tmp_path, teacher=str(weights), teacher_model="wrn_16_2"), recipes)
+    assert named.model == recipes.models["wrn_16_2"]
 
 
 def test_names_of_models():
-    assert str(one_command.config.unknown("--student", "zzz", ["b", "a", "a"])).endswith("allowed: a, b")
-    recipes = one_command.config.load_recipes(ROOT)
+    assert str(config.unknown_name("--student", "zzz", ["b", "a", "a"])).endswith("allowed: a, b")
+    recipes = config.load_recipes(ROOT)
     assert one_command._model("--student", "resnet50", recipes).model.family == "bottleneck", "a recipe comes first"
-    theirs = one_command._model("--student", "torchvision:resnet50", recipes)
-    assert (theirs.name, theirs.model.options) == ("torchvision:resnet50", {"name": "resnet50"})
+    library = one_command._model("--student", "torchvision:resnet50", recipes)
+    assert (library.name, library.model.options) == ("torchvision:resnet50", {"name": "resnet50"})
     assert one_command._model("--student", "mobilenet_v2", recipes).name == "mobilenet_v2"
 
 
@@ -117,13 +118,13 @@ def weights_of(folder: Path) -> dict[str, str]:
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("short")
     make_tree(folder / "images")
-    (folder / "said").write_text(finished(folder))
+    (folder / "output").write_text(finished(folder))
     return folder
 
 
 @pytest.mark.slow
 def test_one_command_makes_all_of_it(undisturbed):
-    said, out = (undisturbed / "said").read_text(), undisturbed / "out"
+    output, out = (undisturbed / "output").read_text(), undisturbed / "out"
     summary = record.read_record(out / "summary.json", Summary)
     assert [model.role for model in summary.models] == ["teacher", "student, kd_tlcutmix_pick", "student, ce"]
     runs = {
@@ -132,8 +133,8 @@ def test_one_command_makes_all_of_it(undisturbed):
     assert summary.gain.gain.mean == runs["kd_tlcutmix_pick"].final.top1 - runs["ce"].final.top1
     assert (summary.train_images, summary.test_images, summary.epochs) == (12, 6, EPOCHS)
     assert runs["ce"].class_names == ("n01 dark", "n02 hell ä")
-    assert summary.gain.verdict in said.replace("\n", " ")
-    exported = said.rsplit("next: kdflow ", 1)[1].split()
+    assert summary.gain.verdict in output.replace("\n", " ")
+    exported = output.rsplit("next: kdflow ", 1)[1].split()
     assert exported[:2] == ["export", "out/students/kd_tlcutmix_pick/seed0.safetensors"]
     assert (undisturbed / exported[1]).is_file()
 
@@ -145,10 +146,10 @@ def test_again_makes_nothing_and_more_seeds_only_those(undisturbed, tmp_path):
     before = weights_of(folder)
     shutil.rmtree(folder / "images")
     shutil.copytree(undisturbed / "images", folder / "images")
-    said = finished(folder, "--seeds", "2")
-    assert "teacher resnet14: is there" in said
-    assert "ce seed 1" in said
-    assert "ce seed 0" not in said
+    output = finished(folder, "--seeds", "2")
+    assert "teacher resnet14: exists" in output
+    assert "ce seed 1" in output
+    assert "ce seed 0" not in output
     after = weights_of(folder)
     assert before.items() < after.items()
     assert len(after) == len(before) + 2
@@ -157,7 +158,7 @@ def test_again_makes_nothing_and_more_seeds_only_those(undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_interrupted_it_goes_on_to_the_same_weights(undisturbed, tmp_path):
+def test_an_interrupted_command_is_resumed_to_the_same_weights(undisturbed, tmp_path):
     make_tree(tmp_path / "images")
     running = subprocess.Popen(
         command(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -166,9 +167,9 @@ def test_interrupted_it_goes_on_to_the_same_weights(undisturbed, tmp_path):
     while not list(tmp_path.glob("out/.kdflow/runs/*/checkpoint.safetensors")) and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, message = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert said.decode().startswith("interrupted: ")
+    assert message.decode().startswith("interrupted: ")
     assert not (tmp_path / "out/summary.json").exists()
-    assert "going on after epoch" in finished(tmp_path)
+    assert "resumed after epoch" in finished(tmp_path)
     assert weights_of(tmp_path) == weights_of(undisturbed)

@@ -1,0 +1,60 @@
+"""The stage that distils the students of one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdflow.config import Experiment
+from kdflow.pipeline import VIEWS_STORE
+from kdflow.pipeline.train import check_last_batch, train
+from kdflow.training import record
+from kdflow.training.job import Job
+
+
+def distill_students(
+    experiment: Experiment,
+    method: str,
+    dataset: Path,
+    teacher: Path | None,
+    logits: Path | None,
+    out: Path,
+    work_dir: Path,
+) -> None:
+    """Distil the student by `method` from every seed; write weights and log of each to `out`."""
+    jobs = student_jobs(experiment, method, dataset, teacher, logits, out, work_dir)
+    train(method, jobs, experiment.params.compute)
+
+
+def student_jobs(
+    experiment: Experiment,
+    method: str,
+    dataset: Path,
+    teacher: Path | None,
+    logits: Path | None,
+    out: Path,
+    work_dir: Path,
+) -> list[Job]:
+    """Return the jobs of `method`, one per seed.
+
+    `teacher` and `logits` are the outputs of their stages; None for methods and settings that need none.
+    """
+    params = experiment.params
+    check_last_batch(experiment.student_run(method, 0))
+    jobs = []
+    for index, seed in enumerate(params.seeds):
+        run = experiment.student_run(method, seed)
+        job = Job(
+            name=f"seed {seed}",
+            run=run,
+            budget=record.make_budget(run, experiment.dataset),
+            dataset=dataset,
+            teacher=teacher / "model.safetensors" if teacher and run.teacher is not None else None,
+            views_store=logits / VIEWS_STORE if logits and run.logit_source[0] == "views" else None,
+            weights=out / f"seed{seed}.safetensors",
+            log=out / f"seed{seed}.json",
+            work_dir=work_dir,
+            compute=params.compute,
+            run_index=index,
+        )
+        jobs.append(job)
+    return jobs

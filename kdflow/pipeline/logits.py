@@ -1,0 +1,50 @@
+"""The stage that computes teacher logits ahead of training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from kdflow.config import Experiment, RunSettings
+from kdflow.core import files
+from kdflow.core.progress import Display, StoreMeter
+from kdflow.pipeline import VIEWS_STORE
+
+
+def write_logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path, work_dir: Path) -> None:
+    """Write to `out` the source of the students' teacher logits, and the store of all views if that is the source."""
+    params = experiment.params
+    runs = [experiment.student_run(method, 0) for method in params.methods]
+    run = next((run for run in runs if run.teacher is not None), None)
+    if run is not None and run.logit_source[0] == "views":
+        _write_views(run, params.compute.device, dataset, teacher, out / VIEWS_STORE, work_dir)
+    files.write_text(out / "source.json", json.dumps({"source": params.teacher_logits}) + "\n")
+
+
+def _write_views(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out: Path, work_dir: Path) -> None:
+    """Compute the teacher logits of all views; an interrupted attempt is resumed from `work_dir`."""
+    from kdflow.data import load
+    from kdflow.models.precision import use_tf32
+    from kdflow.training.device import pick_device
+    from kdflow.training.run import load_teacher, teacher_extractor
+    from kdflow.training.teacher_logits import all_views, cache_key
+
+    device = pick_device(device_name)
+    use_tf32(run.precision.tf32)
+    data = load(dataset, run.train_images, device)
+    model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
+    identity, dtype = cache_key(run, teacher_sha256, data.sha256), run.logit_source[1]
+    key = hashlib.sha256(json.dumps([identity, dtype]).encode()).hexdigest()
+    with (
+        Display("logits") as display,
+        files.exclusive_folder(work_dir / "views" / key[:16], "this store", print) as folder,
+    ):
+        meter = StoreMeter(len(data.train), display)
+        store, forward = folder / VIEWS_STORE, teacher_extractor(run, model).forward
+        all_views.fill(store, forward, data.train, run, dtype, identity, meter.done)
+        with files.atomic_write(out) as temporary:
+            shutil.move(store, temporary)
+        shutil.rmtree(folder)
+    print(f"{out}: {len(data.train) * all_views.views_per_image(run.base_view):,} views, {dtype}")

@@ -1,0 +1,76 @@
+"""The stage that trains the teacher, or takes its weights from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kdflow.config import Experiment
+from kdflow.core import files
+from kdflow.core.errors import UserError
+from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
+from kdflow.pipeline.train import check_last_batch, train
+from kdflow.training import record
+from kdflow.training.job import Job
+from kdflow.training.record import TeacherRecord
+
+
+def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
+    """Train the teacher, or take its weights from a file, and evaluate it on the test set.
+
+    Writes its weights, its record and its class for each test image to `out`.
+
+    Raises:
+        UserError: weights from a file measure more than `TEACHER_TOLERANCE` below their expected accuracy.
+    """
+    from kdflow.data import load
+    from kdflow.models import convert_weights, create_model, load_exact, save_weights
+    from kdflow.training.device import pick_device
+    from kdflow.training.evaluate import predict_logits, topk_accuracy
+
+    given = experiment.params.teacher_weights
+    run = experiment.teacher_run()
+    weights = out / "model.safetensors"
+    for method in experiment.params.methods:  # before hours of training
+        check_last_batch(experiment.student_run(method, 0))
+    if given.file is None:
+        check_last_batch(run)
+        job = Job(
+            name="seed 0",
+            run=run,
+            budget=record.make_budget(run, experiment.dataset),
+            dataset=dataset,
+            teacher=None,
+            views_store=None,
+            weights=weights,
+            log=out / "training.json",
+            work_dir=work_dir,
+            compute=experiment.params.compute,
+        )
+        train(f"teacher {run.architecture}", [job], experiment.params.compute)
+    model = create_model(run.architecture, run.model, run.classes, run.image_size)
+    source, origin = weights, "trained here"
+    if given.file is None:
+        load_exact(model, weights)
+    else:
+        source = Path(given.file).expanduser()
+        mapped = convert_weights.load_any_format(model, source, given.sha256)
+        origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
+    device = pick_device(experiment.params.compute.device)
+    images = load(dataset, run.train_images, device, experiment.params.compute.resolved_workers).test
+    logits = predict_logits(model.to(device), images, run.base_view)
+    accuracy = topk_accuracy(logits, images)
+    if given.top1 is not None and accuracy.top1 < given.top1 - TEACHER_TOLERANCE:
+        raise UserError(
+            f"{source}: measures {accuracy.top1:.2f} % top-1, expected {given.top1:.2f} "
+            f"(at most {TEACHER_TOLERANCE} lower)"
+        )
+    result = TeacherRecord(
+        architecture=run.architecture,
+        source=origin,
+        sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
+        accuracy=accuracy,
+    )
+    files.write_text(out / TEACHER_CLASSES, json.dumps(logits.argmax(1).tolist()) + "\n")
+    record.write_record(out / "record.json", result)
+    print(f"teacher {run.architecture}: {accuracy.top1:.2f} % top-1 on {len(images):,} test images")

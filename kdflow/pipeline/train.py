@@ -1,0 +1,27 @@
+"""Training of the jobs of a stage."""
+
+from __future__ import annotations
+
+from kdflow.config import Compute, RunSettings
+from kdflow.launch import parallel_runs, torchrun
+from kdflow.training.job import Job
+
+
+def train(title: str, jobs: list[Job], compute: Compute) -> None:
+    """Train all jobs: in parallel with one process each, or one after the other with several processes each."""
+    if compute.processes_per_run > 1 or torchrun.started_by_torchrun():
+        torchrun.run_with_torchrun(title, jobs, compute.processes_per_run)
+    else:
+        parallel_runs.run_parallel(title, jobs, compute.max_parallel_runs)
+
+
+def check_last_batch(run: RunSettings) -> None:
+    """Refuse a run whose last batch is one image, if its model cannot train on it.
+
+    Raises:
+        UserError: batch norm of the model needs more than one image.
+    """
+    if (run.train_images - 1) % run.training.batch_size == 0:
+        from kdflow.training.step import check_last_batch_norm
+
+        check_last_batch_norm(run)
