@@ -1,4 +1,4 @@
-"""Commands about teachers that others trained."""
+"""Commands for published teachers."""
 
 from __future__ import annotations
 
@@ -17,104 +17,110 @@ if TYPE_CHECKING:
     from kdflow.teachers import Registry
 
 app = typer.Typer()
-teachers_app = typer.Typer(help="Teachers that others trained: recipes/teachers.yaml.", no_args_is_help=True)
+teachers_app = typer.Typer(
+    help="List, download, import and evaluate published teachers (recipes/teachers.yaml).", no_args_is_help=True
+)
 app.add_typer(teachers_app, name="teachers")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A teacher's name, as `kdflow teachers list` has it.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Print what became of every weight's name.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A teacher's name, from `kdflow teachers list`.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print the original and the new name of every weight.")]
 
 
 @teachers_app.command("list")
 def list_teachers(root: Root = Path()) -> None:
-    """Print the teachers that are known, and which of them are here."""
+    """List the known teachers and whether they are downloaded."""
     from rich.table import Table
 
     from kdflow import teachers
 
     registry = teachers.load(root)
-    shown = Table()
-    for column in ("Teacher", "Dataset", "Architecture", "Top-1 %", "MB at most", "Licence", "Here"):
-        shown.add_column(column, justify="right" if column in ("Top-1 %", "MB at most") else "left")
+    table = Table()
+    for column in ("Teacher", "Dataset", "Architecture", "Top-1 %", "Max MB", "Licence", "Downloaded"):
+        table.add_column(column, justify="right" if column in ("Top-1 %", "Max MB") else "left")
     for name, entry in registry.entries.items():
-        size = f"{entry.wanted.size / 1e6:.1f}"
-        here = "yes" if registry.file(name).exists() else "no"
-        shown.add_row(name, entry.dataset, entry.architecture, f"{entry.expected:.2f}", size, entry.licence, here)
-    print_whole(shown)
+        top1, size = f"{entry.expected_top1:.2f}", f"{entry.download_spec.size / 1e6:.1f}"
+        downloaded = "yes" if registry.weights_file(name).exists() else "no"
+        table.add_row(name, entry.dataset, entry.architecture, top1, size, entry.licence, downloaded)
+    print_whole(table)
 
 
 @teachers_app.command("fetch")
 def fetch_teacher(name: Name, verbose: Verbose = False, root: Root = Path()) -> None:
-    """Download a teacher to .kdflow/teachers/, going on where an earlier attempt ended."""
+    """Download a teacher to .kdflow/teachers/. An interrupted download resumes."""
     from kdflow import teachers
 
     registry = teachers.load(root)
-    _tell(registry, name, teachers.fetch_and_check(registry, name), verbose)
+    _print_conversion(registry, name, teachers.fetch_and_check(registry, name), verbose)
 
 
 @teachers_app.command("import")
 def import_teacher(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights: safetensors, or what torch.save wrote.")],
-    name: Annotated[str | None, typer.Option(help="A name for it. Not needed where its hash is known.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file, or one that torch.save wrote.")],
+    name: Annotated[
+        str | None, typer.Option(help="A name for the teacher. Not needed if the file has the sha256 of a known one.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="A key of recipes/datasets.yaml.")] = None,
     architecture: Annotated[str | None, typer.Option(help="A key of recipes/models.yaml.")] = None,
-    top1: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Percent on the test set, as its publisher says.")
+    top1: Annotated[float | None, typer.Option(min=0, max=100, help="Published test accuracy in percent.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights.", show_default="not stated")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Origin of the weights, such as an address.", show_default="the file's name")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="What may be done with it; else: not stated.")] = None,
-    source: Annotated[str | None, typer.Option(help="Where it is from; else the file's name.")] = None,
     verbose: Verbose = False,
     root: Root = Path(),
 ) -> None:
-    """Take weights that you have, in whatever common form, and remember what they are in .kdflow/teachers/."""
+    """Copy a local file of weights to .kdflow/teachers/ and add it to the known teachers."""
     from kdflow import teachers
 
     registry = teachers.load(root)
-    about: teachers.NewTeacher | str | None = None
-    if name is not None and registry.has_no_hash(name):
-        entry, about = registry.named(name), name
-        told = {"dataset": dataset, "architecture": architecture, "top1": top1, "licence": licence, "source": source}
-        for option, given in told.items():
+    teacher: teachers.NewTeacher | str | None = None
+    if name is not None and registry.lacks_hash(name):
+        entry, teacher = registry.get(name), name
+        options = {"dataset": dataset, "architecture": architecture, "top1": top1, "licence": licence, "source": source}
+        for option, value in options.items():
             known = getattr(entry, option)
-            if given not in (None, known):
-                raise UserError(f"--{option}: {given}, but {name} is a teacher of recipes/teachers.yaml, with {known}")
+            if value not in (None, known):
+                raise UserError(f"--{option}: is {value}, but recipes/teachers.yaml has {known} for {name}")
     elif name is not None:
         if dataset is None or architecture is None or top1 is None:
-            raise UserError("kdflow teachers import: --name goes with --dataset, --architecture and --top1")
-        about = teachers.NewTeacher(name, dataset, architecture, top1, licence or "not stated", source or file.name)
-    found, mapped = teachers.import_weights(registry, file.expanduser(), about)
-    _tell(teachers.load(root), found, mapped, verbose)
+            raise UserError("kdflow teachers import: --name needs --dataset, --architecture and --top1")
+        teacher = teachers.NewTeacher(name, dataset, architecture, top1, licence or "not stated", source or file.name)
+    imported, conversion = teachers.import_weights(registry, file.expanduser(), teacher)
+    _print_conversion(teachers.load(root), imported, conversion, verbose)
 
 
 @teachers_app.command("verify")
 def verify_teacher(
     name: Name,
-    data: Annotated[Path | None, typer.Option(help="The prepared dataset; else that of the experiment.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared dataset, an .h5 file.", show_default="data/dataset.h5")
+    ] = None,
     root: Root = Path(),
 ) -> None:
-    """Measure a teacher on its test set; exit code 0: as good as expected, 2: not, 1: bad input."""
+    """Evaluate a teacher on its test set. Exit code 0: as accurate as published, 2: less accurate, 1: an error."""
     from kdflow import teachers
     from kdflow.pipeline import TEACHER_TOLERANCE
 
     registry = teachers.load(root)
-    entry = registry.named(name)
+    entry = registry.get(name)
     data = data or root / "data/dataset.h5"
     measured = teachers.evaluate_teacher(registry, name, data, workers=min(8, os.cpu_count() or 1))
-    good = measured >= entry.expected - TEACHER_TOLERANCE
+    good = measured >= entry.expected_top1 - TEACHER_TOLERANCE
     typer.echo(
-        f"{name}: expected {entry.expected:.2f}, measured {measured:.2f} % top-1 on {entry.dataset}'s test set: "
-        f"{'OK' if good else f'more than {TEACHER_TOLERANCE} lower'}"
+        f"{name}: expected {entry.expected_top1:.2f} % top-1, measured {measured:.2f} % on the test set of "
+        f"{entry.dataset}: {'OK' if good else f'more than {TEACHER_TOLERANCE} points lower'}"
     )
     if not good:
         raise typer.Exit(2)
 
 
-def _tell(registry: Registry, name: str, mapped: Conversion, verbose: bool) -> None:
-    file, architecture = registry.file(name), registry.entries[name].architecture
-    typer.echo(f"{file}: {file.stat().st_size:,} bytes, sha256 {mapped.sha256}")
-    if registry.has_no_hash(name):
-        typer.echo("nobody states its hash, so nothing says yet that it is the file that was meant: measure it")
-    typer.echo(f"fits {architecture}{':' if mapped.steps else ', as it is'}")
-    for step, count in mapped.steps:
+def _print_conversion(registry: Registry, name: str, conversion: Conversion, verbose: bool) -> None:
+    file, architecture = registry.weights_file(name), registry.entries[name].architecture
+    typer.echo(f"{file}: {file.stat().st_size:,} bytes, sha256 {conversion.sha256}")
+    if registry.lacks_hash(name):
+        typer.echo("The publisher gives no hash to check this file with: verify its accuracy.")
+    typer.echo(f"fits {architecture}{' after these conversions:' if conversion.steps else ' without conversion'}")
+    for step, count in conversion.steps:
         typer.echo(f"  {count:5}  {step}")
     if verbose:
-        typer.echo("\n".join(f"  {theirs} -> {ours}" for theirs, ours in mapped.names))
-    typer.echo(f"measure it: kdflow teachers verify {name}\nuse it:     {registry.use(name)}")
+        typer.echo("\n".join(f"  {original} -> {new}" for original, new in conversion.names))
+    typer.echo(f"verify it: kdflow teachers verify {name}\nuse it:    {registry.usage_line(name)}")
