@@ -1,14 +1,14 @@
-"""What a model costs for one image: parameters and floating point operations, true and as the paper counts them.
+"""Parameters and floating point operations of a model for one image, true and by the paper's convention.
 
-Parameters are the weights and biases of convolutions and fully connected layers, the projections inside
-`nn.MultiheadAttention` among them. Left out is what no such layer owns: normalisation, class tokens, position
-embeddings, layer scales. A parameter that several layers share counts once.
+Parameters are the weights and biases of convolutions and fully connected layers, with the projections inside
+`nn.MultiheadAttention`. Normalisation, class tokens, position embeddings and layer scales are not counted. A parameter
+that several layers share counts once.
 
-FLOPs are torch's own count (`FlopCounterMode`): 2 for each multiply-add of those layers' weights, and of the
-products of queries, keys and values inside attention. Biases, normalisation, activations and pooling count nothing.
+FLOPs are counted by torch (`FlopCounterMode`): 2 for each multiply-add of those layers' weights and of the products of
+queries, keys and values inside attention. Biases, normalisation, activations and pooling are not counted.
 
-The paper (Tables 6-8) divides the FLOPs of grouped and depthwise convolutions by `groups` twice. Its convention
-has a name of its own here, `paper_flops`; for models without such convolutions both are the same.
+The paper (Tables 6-8) divides the FLOPs of grouped and depthwise convolutions by `groups` twice. `paper_flops` follows
+its convention; for models without such convolutions it equals `flops`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COLUMNS = ("Model", "Params\n1e6", "Compression", "GFLOPs", "Speed-up", "Paper's
 NOTES = (
     "Params: weights and biases of convolutions and fully connected layers. FLOPs: 2 for each multiply-add of these "
     "weights, for one image.",
-    "Compression, speed-up: against the teacher above. Paper's: its tables divide the FLOPs of grouped convolutions "
-    "by groups twice.",
+    "Compression, speed-up: relative to the teacher above. Paper's: its tables divide the FLOPs of grouped "
+    "convolutions by groups twice.",
 )
 LAYERS_THAT_COUNT = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
 
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How much smaller and faster a student is than its teacher, from figures that are not rounded."""
+    """Ratios of a teacher's cost to a student's, from exact counts."""
 
     compression: float
     speed_up: float
@@ -57,7 +57,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class CostRow:
-    """A model, its cost, and its ratios against the first model of its group (None for that one)."""
+    """A model with its cost and the ratios of the teacher's cost to it; None for the teacher."""
 
     model: str
     cost: Cost
@@ -65,8 +65,8 @@ class CostRow:
 
 
 def count_cost(model: nn.Module, image_size: int) -> Cost:
-    """The cost of `model` for one image of 3 channels; nothing is computed, and `model` stays as it is."""
-    # On the meta device attention takes no fused kernel that the counter knows no formula for.
+    """Count the cost of `model` for one image of 3 channels, on a copy and without computing values."""
+    # On the meta device attention does not use fused kernels, for which the counter has no formula.
     shapes = copy.deepcopy(model).to("meta", torch.float32).eval()
     true = FlopCounterMode(display=False)
     paper = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _paper_convolution})
@@ -78,13 +78,13 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
 
 
 def _paper_convolution(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
-    """The formula of `aten.convolution`, which is handed shapes for tensors: divided by `groups` once more."""
+    """Count `aten.convolution` from the shapes of its tensors, divided by `groups` once more."""
     _bias, _stride, _padding, _dilation, transposed, _output_padding, groups = rest
     return int(conv_flop_count(x, weight, out_shape, transposed)) // int(groups)
 
 
 def ratios(teacher: Cost, student: Cost) -> Ratios:
-    """The student against its teacher."""
+    """Return the ratios of a teacher's cost to a student's."""
     return Ratios(
         compression=teacher.params / student.params,
         speed_up=teacher.flops / student.flops,
@@ -93,19 +93,21 @@ def ratios(teacher: Cost, student: Cost) -> Ratios:
 
 
 def compare(experiment: Experiment, dataset: str, names: Sequence[str]) -> list[CostRow]:
-    """The cost of models on a dataset's images, the first as the others' teacher; of no names, that of all its pairs.
+    """Count the cost of models on a dataset's images and compare them with the teacher, the first of `names`.
+
+    Without names, the teacher and student of each of the dataset's pairs are compared.
 
     Raises:
-        UserError: a name that no recipe has, no pair to show, or a model that cannot take such images.
+        UserError: a name is unknown, the dataset has no pairs, or a model does not accept images of its size.
     """
     if dataset not in experiment.datasets:
         raise unknown_name("dataset", dataset, experiment.datasets)
     groups = [names] if names else [(p.teacher, p.student) for p in experiment.pairs.values() if dataset in p.datasets]
     if not groups:
         paired = sorted({name for pair in experiment.pairs.values() for name in pair.datasets})
-        raise UserError(f"dataset: {dataset} has no pairs ({', '.join(paired)} have); name the models to count")
-    once = dict.fromkeys(name for group in groups for name in group)
-    costs = {name: _cost(experiment, dataset, name) for name in once}
+        raise UserError(f"dataset: {dataset} has no pairs ({', '.join(paired)} have); give the models to compare")
+    unique = dict.fromkeys(name for group in groups for name in group)
+    costs = {name: _cost(experiment, dataset, name) for name in unique}
     return [
         CostRow(name, costs[name], ratios(costs[group[0]], costs[name]) if i else None)
         for group in groups
@@ -117,33 +119,33 @@ def _cost(experiment: Experiment, dataset: str, name: str) -> Cost:
     if name not in experiment.models:
         raise unknown_name("model", name, experiment.models)
     data = experiment.datasets[dataset].data
-    with torch.device("meta"):  # no weights are drawn, no memory is taken
+    with torch.device("meta"):  # allocates no memory for weights
         model = create_model(name, experiment.models[name], data.classes, data.image_size)
     try:
         return count_cost(model, data.image_size)
     except RuntimeError as error:
-        raise UserError(f"{name} cannot take images of {data.image_size} pixels: {one_line(error)}") from None
+        raise UserError(f"{name} does not accept images of {data.image_size} px: {one_line(error)}") from None
 
 
 def format_row(row: CostRow) -> tuple[str, ...]:
-    """A row of `HEAD`, to the digits that the paper prints."""
-    cost, found = row.cost, row.ratios
+    """Format a row for `COLUMNS`, with the paper's number of digits."""
+    cost, ratio = row.cost, row.ratios
     millions, billions = 1e6, 1e9
     return (
         row.model,
         f"{cost.params / millions:.4f}",
-        f"{found.compression:.4f}" if found else "",
+        f"{ratio.compression:.4f}" if ratio else "",
         f"{cost.flops / billions:.4f}",
-        f"{found.speed_up:.4f}" if found else "",
+        f"{ratio.speed_up:.4f}" if ratio else "",
         f"{cost.paper_flops / billions:.4f}",
-        f"{found.paper_speed_up:.4f}" if found else "",
+        f"{ratio.paper_speed_up:.4f}" if ratio else "",
     )
 
 
 def as_json(rows: Sequence[CostRow]) -> str:
-    """The rows with every digit; ratios are null for the models that others are set against."""
-    none = dict.fromkeys((field.name for field in fields(Ratios)), None)
+    """Return the rows with every digit; the ratios of a teacher are null."""
+    no_ratios = dict.fromkeys((field.name for field in fields(Ratios)), None)
     return json.dumps(
-        [{"model": row.model, **asdict(row.cost), **(asdict(row.ratios) if row.ratios else none)} for row in rows],
+        [{"model": row.model, **asdict(row.cost), **(asdict(row.ratios) if row.ratios else no_ratios)} for row in rows],
         indent=2,
     )

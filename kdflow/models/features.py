@@ -1,4 +1,4 @@
-"""Logits and features of any model in one pass. Features are named layers, never a flag on `forward`."""
+"""Logits and features of any model in one pass, from forward hooks on named layers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from kdflow.models.precision import Forward
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of a batch: logits, feature maps from first to last, and what enters its classifier."""
+    """A model's outputs for a batch: logits, feature maps from first to last, and the classifier's input."""
 
     logits: Float[Tensor, "b classes"]
     maps: tuple[Float[Tensor, "b _c _h _w"], ...]
     pooled: Float[Tensor, "b d"] | None
 
     def rows(self, start: int, end: int) -> Outputs:
-        """Those of the images from `start` to `end`."""
+        """Return the outputs of the images from `start` to `end`."""
         pooled = None if self.pooled is None else self.pooled[start:end]
         return Outputs(self.logits[start:end], tuple(feature[start:end] for feature in self.maps), pooled)
 
 
 class FeatureExtractor:
-    """Asks `model` for its `Outputs`; the layers are those that its recipe names, `forward` is how its logits are got.
+    """Computes the `Outputs` of `model`, with the layers that its recipe names.
+
+    Args:
+        forward: computes the logits, such as a compiled model; None uses `model`.
 
     Raises:
         UserError: the model has no layer of that name.
@@ -41,7 +44,7 @@ class FeatureExtractor:
     def __init__(self, name: str, model: nn.Module, recipe: Model, forward: Forward | None = None) -> None:
         self.model, self.recipe, self.forward = model, recipe, model if forward is None else forward
         self.gives_features = bool(recipe.features) or recipe.head is not None
-        self.seen: dict[str, Tensor] | None = None  # only while asked: other passes keep nothing
+        self.seen: dict[str, Tensor] | None = None  # None outside of __call__: other passes keep nothing
         layers = dict(model.named_modules())
         for field, layer in [("features", layer) for layer in recipe.features] + [("head", recipe.head)]:
             if layer is not None and layer not in layers:
@@ -52,12 +55,12 @@ class FeatureExtractor:
             layers[recipe.head].register_forward_pre_hook(self._keep_input)
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Outputs:
-        """One forward pass."""
+        """Run one forward pass."""
         self.seen = {}
         try:
             logits = self.forward(x)
-            pooled = None if self.recipe.head is None else _full(self.seen[_HEAD])
-            return Outputs(logits, tuple(_full(self.seen[layer]) for layer in self.recipe.features), pooled)
+            pooled = None if self.recipe.head is None else _to_float32(self.seen[_HEAD])
+            return Outputs(logits, tuple(_to_float32(self.seen[layer]) for layer in self.recipe.features), pooled)
         finally:
             self.seen = None
 
@@ -74,82 +77,81 @@ class FeatureExtractor:
 
 
 def without_features(model: Model) -> Model:
-    """A recipe without layers, for who asks for no features."""
+    """Return the recipe without layers, for logits only."""
     return model.model_copy(update={"features": (), "head": None})
 
 
-def _full(feature: Tensor) -> Tensor:
-    """Losses compute in float32, whatever the model did."""
+def _to_float32(feature: Tensor) -> Tensor:
+    """Convert bfloat16 to float32, in which losses are computed."""
     return feature.float() if feature.dtype == torch.bfloat16 else feature
 
 
-_HEAD = "input of the head"  # no layer is called so
+_HEAD = "input of the head"  # no layer has this name
 
 
 def output_shapes(architecture: Architecture, classes: int, image_size: int) -> Outputs:
-    """`Outputs` of two images without computing them, on the meta device: they have shapes and no values.
+    """Return `Outputs` of two images on the meta device: shapes without values.
 
     Raises:
-        UserError: the model does not take images of this size, or answers with no logits.
+        UserError: the model does not accept images of this size, or does not return logits.
     """
     name = architecture.name
     with torch.device("meta"):
         model = create_model(name, architecture.model, classes, image_size).eval()
     x = torch.zeros(2, 3, image_size, image_size, device="meta")
-    ask = FeatureExtractor(name, model, architecture.model)
+    extractor = FeatureExtractor(name, model, architecture.model)
     try:
-        said = ask(x)
-        if said.logits.shape != (2, classes):
-            raise ValueError(f"it answers with {list(said.logits.shape)} instead of logits [2, {classes}]")
-    except Exception as error:  # a library's model fails in any way it likes
+        outputs = extractor(x)
+        if outputs.logits.shape != (2, classes):
+            raise ValueError(f"it returns {list(outputs.logits.shape)} instead of logits [2, {classes}]")
+    except Exception as error:  # Libraries' models raise exceptions of many types.
         reason = one_line(error) or type(error).__name__
-        raise UserError(f"model {name}: cannot take images of {image_size} px: {reason}") from None
-    return said
+        raise UserError(f"model {name}: does not accept images of {image_size} px: {reason}") from None
+    return outputs
 
 
-# --- what losses compare --------------------------------------------------------------------------------------
+# --- features of both models ----------------------------------------------------------------------------------
 
 Map = Float[Tensor, "_b _c _h _w"]
 
 
 def paired_middle_features(loss: str, student: Outputs, teacher: Outputs) -> list[tuple[Map, Map]]:
-    """All feature maps but the first, in pairs of student and teacher; the last feature is the pooled one.
+    """Return pairs of the student's and the teacher's feature maps, all but the first.
 
     Raises:
-        ValueError: there are none, or one model has more than the other.
+        ValueError: there are none, or the models have different numbers of maps.
     """
     n_student, n_teacher = len(student.maps), len(teacher.maps)
-    named = f"the student names {n_student} feature layer{'s' * (n_student != 1)}, the teacher {n_teacher}: {loss}"
+    named = f"the student has {n_student} feature layer{'s' * (n_student != 1)}, the teacher {n_teacher}: {loss}"
     if n_student != n_teacher:
-        raise ValueError(f"{named} compares them one by one; name equally many under features in recipes/models.yaml")
+        raise ValueError(f"{named} compares them one by one; list as many features for both in recipes/models.yaml")
     if n_student < 2:
-        raise ValueError(f"{named} compares all but the first; name two or more under features in recipes/models.yaml")
-    return [(ours, theirs.detach()) for ours, theirs in zip(student.maps[1:], teacher.maps[1:], strict=True)]
+        raise ValueError(f"{named} compares all but the first; list two or more features in recipes/models.yaml")
+    return [(s, t.detach()) for s, t in zip(student.maps[1:], teacher.maps[1:], strict=True)]
 
 
-def match_spatial_size(ours: Map, theirs: Map) -> tuple[Map, Map]:
-    """Both maps, each side of the larger average-pooled to the smaller's."""
-    height, width = (min(sizes) for sizes in zip(ours.shape[2:], theirs.shape[2:], strict=True))
-    return _pooled_to(ours, height, width), _pooled_to(theirs, height, width)
+def match_spatial_size(student: Map, teacher: Map) -> tuple[Map, Map]:
+    """Average-pool both maps to the smaller height and the smaller width."""
+    height, width = (min(sizes) for sizes in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool_to(student, height, width), _pool_to(teacher, height, width)
 
 
-def _pooled_to(maps: Map, height: int, width: int) -> Map:
+def _pool_to(maps: Map, height: int, width: int) -> Map:
     return maps if maps.shape[2:] == (height, width) else F.adaptive_avg_pool2d(maps, (height, width))
 
 
 def pooled_features(
     loss: str, student: Outputs, teacher: Outputs
 ) -> tuple[Float[Tensor, "b d_student"], Float[Tensor, "b d_teacher"]]:
-    """Both models' pooled features.
+    """Return the pooled features of both models.
 
     Raises:
         ValueError: one of them has none.
     """
-    ours, theirs = student.pooled, teacher.pooled
-    if ours is None or theirs is None:
-        who = "student" if ours is None else "teacher"
+    if student.pooled is None or teacher.pooled is None:
+        model = "student" if student.pooled is None else "teacher"
         raise ValueError(
-            f"{loss} compares pooled features, and the {who} has none; "
+            f"{loss} compares pooled features, and the {model} has none; "
             "name its classifier as head in recipes/models.yaml"
         )
-    return ours, theirs.detach()
+    return student.pooled, teacher.pooled.detach()

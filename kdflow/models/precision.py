@@ -1,4 +1,4 @@
-"""What makes a pass faster at the cost of digits: settings, off by default, and part of every record."""
+"""Faster passes of lower precision: TF32, bfloat16, folded batch norm and compilation. All are off by default."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def use_tf32(allowed: bool) -> None:
-    """Whether CUDA may round float32 factors to TF32. torch's own default allows it for convolutions alone."""
+    """Allow or forbid TF32 in CUDA's matrix products and convolutions. torch allows it in convolutions by default."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def fold_batch_norm(name: str, model: nn.Module, image_size: int) -> nn.Module:
-    """A copy of a model in eval mode, its batch norm folded into the convolution just before it.
+    """Return a copy of a model in eval mode with each batch norm folded into the convolution before it.
 
-    Which follows which is seen in one pass over noise; another pass shows that the copy says the same.
+    One pass over noise finds the pairs, another one compares the logits of the copy with the model's.
 
     Raises:
-        UserError: it does not.
+        UserError: the logits differ by more than 0.1 %.
     """
     copied: Any = copy.deepcopy(model)
     x = torch.rand(2, 3, image_size, image_size, device=next(model.parameters()).device)
@@ -46,21 +46,21 @@ def fold_batch_norm(name: str, model: nn.Module, image_size: int) -> nn.Module:
 
 
 def _pairs(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """The names of each batch norm, and of the convolution whose untouched output it takes."""
-    made: dict[int, tuple[str, Tensor, int]] = {}
-    found: dict[str, str] = {}
+    """Map the name of each batch norm to that of the convolution whose unchanged output is its input."""
+    outputs: dict[int, tuple[str, Tensor, int]] = {}  # by id; the tensor is kept, so that no other one gets its id
+    pairs: dict[str, str] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            made[id(output)] = (name, output, output._version)
+            outputs[id(output)] = (name, output, output._version)
 
         return hook
 
     def pair(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            convolution, output, version = made.get(id(inputs[0]), ("", None, 0))
+            convolution, output, version = outputs.get(id(inputs[0]), ("", None, 0))
             if output is not None and output._version == version:
-                found[name] = convolution
+                pairs[name] = convolution
 
         return hook
 
@@ -70,30 +70,30 @@ def _pairs(model: nn.Module, x: Tensor) -> dict[str, str]:
     model(x)
     for handle in hooks:
         handle.remove()
-    return found
+    return pairs
 
 
 def make_forward(model: nn.Module, dtype: str, compiling: str) -> Forward:
-    """How a model's logits are asked for: float32 whatever the model computes in."""
+    """Return a function from images to float32 logits, which computes in `dtype` and may be compiled."""
     forward: Forward = model if compiling == "none" else torch.compile(model, mode=compiling)
     if dtype == "float32":
         return forward
 
-    def rounded(x: Tensor) -> Tensor:
+    def autocast(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, getattr(torch, dtype)):
             return forward(x).float()
 
-    return rounded
+    return autocast
 
 
 def check_supported(precision: Precision, with_features: bool) -> None:
-    """Features are seen by hooks, which neither a folded nor a compiled model calls.
+    """Refuse a folded or compiled model if features are needed: it does not call their hooks.
 
     Raises:
-        UserError: they are needed, and the precision rules them out.
+        UserError: `with_features` is set, and the precision folds or compiles.
     """
     if not with_features:
         return
-    for field, asked in (("fold_teacher", precision.fold_teacher), ("compile", precision.compile != "none")):
-        if asked:
-            raise UserError(f"params.yaml: precision.{field}: not for a loss on features; set it back, or leave it out")
+    for field, enabled in (("fold_teacher", precision.fold_teacher), ("compile", precision.compile != "none")):
+        if enabled:
+            raise UserError(f"params.yaml: precision.{field}: not possible with a loss on features")

@@ -1,4 +1,4 @@
-"""What models cost: against an independent count by hand, and against every figure of the paper's Tables 6-8."""
+"""Costs of models, compared with an independent count and with every figure of the paper's Tables 6-8."""
 
 import json
 import math
@@ -51,8 +51,8 @@ TRUE = {
 }
 
 
-def by_hand(model, image_size):
-    """Real tensors through real layers, and a sum over what each of them did."""
+def count_forward_pass(model, image_size):
+    """Count the operations of each layer in a forward pass of real tensors."""
     layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     flops = paper = 0
 
@@ -63,7 +63,7 @@ def by_hand(model, image_size):
             one = layer.in_features * layer.out_features
         else:
             groups = layer.groups
-            # Each position of the output is made from a window; transposed, each of the input makes a window.
+            # Each output position reads a window; transposed, each input position writes a window.
             places = (args[0] if isinstance(layer, nn.ConvTranspose2d) else out).shape[2:]
             window = math.prod(layer.kernel_size)
             one = window * layer.in_channels // groups * layer.out_channels * math.prod(places)
@@ -79,7 +79,7 @@ def by_hand(model, image_size):
 
 
 class Toy(nn.Module):
-    """Small enough to count on paper."""
+    """A model that can be counted by hand."""
 
     def __init__(self):
         super().__init__()
@@ -94,16 +94,16 @@ class Toy(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def test_a_toy_counted_on_paper():
+def test_a_toy_counted_by_hand():
     params = 216 + 8 + 72 + 16 + 40 + 10
     flops = 2 * (216 * 16 + 72 * 4 + 16 * 4 + 40)
     paper = 2 * (216 * 16 + 72 * 4 // 8 + 16 * 4 // 2 + 40)
-    assert cost.count_cost(Toy(), 4) == Cost(params, flops, paper) == by_hand(Toy(), 4)
+    assert cost.count_cost(Toy(), 4) == Cost(params, flops, paper) == count_forward_pass(Toy(), 4)
 
 
 @st.composite
 def convolutions(draw):
-    """A convolution of any setting, and the channels that go in."""
+    """A convolution of any setting, and its input channels."""
     groups = draw(st.integers(1, 4))
     channels_in, channels_out = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
     rest = {name: draw(st.integers(1, 2)) for name in ("stride", "dilation")}
@@ -115,17 +115,17 @@ def convolutions(draw):
 
 @given(convolutions(), st.integers(5, 9))
 @settings(max_examples=60, deadline=None)
-def test_any_convolution_is_counted_as_by_hand(made, image_size):
+def test_any_convolution_is_counted_as_in_a_forward_pass(made, image_size):
     layer, channels_in = made
     model = nn.Sequential(nn.Conv2d(3, channels_in, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert cost.count_cost(model, image_size) == by_hand(model, image_size)
+    assert cost.count_cost(model, image_size) == count_forward_pass(model, image_size)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "regnet_y_400mf"])
-def test_other_people_s_models_are_counted_as_by_hand(name):
+def test_torchvision_models_are_counted_as_in_a_forward_pass(name):
     model = getattr(torchvision.models, name)()
     counted = cost.count_cost(model, 32)
-    assert counted == by_hand(model, 32)
+    assert counted == count_forward_pass(model, 32)
     assert counted.paper_flops < counted.flops
 
 
@@ -149,7 +149,7 @@ def test_a_shared_weight_counts_once_and_is_used_twice():
     assert cost.count_cost(nn.Sequential(layer, layer), 2) == Cost(12, 2 * 2 * 9 * 4, 2 * 2 * 9 * 4)
 
 
-def test_counting_leaves_the_model_as_it_is():
+def test_counting_does_not_change_the_model():
     model = Toy().double().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     random = torch.get_rng_state()
@@ -166,7 +166,7 @@ def test_counting_leaves_the_model_as_it_is():
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Teacher's and student's row by (dataset, teacher, student), as the command without a model shows them."""
+    """The rows of teacher and student by (dataset, teacher, student), as the command without names shows them."""
     found = {}
     for dataset in ("cifar100", "tiny_imagenet", "imagenet", "digits"):
         rows = cost.compare(EXPERIMENT, dataset, [])
@@ -188,9 +188,9 @@ def test_true_flops_differ_from_the_paper_s_for_grouped_convolutions_only(pairs,
 
 
 def test_pairs_are_those_of_the_paper_in_its_order(pairs):
-    """One more than Table 6 on CIFAR-100: Table 9 has a pair that no table of costs has; and the demo's."""
-    own = ("cifar100", "resnet110", "resnet20")
-    assert [key for key in pairs if key != own and key[0] != "digits"] == list(PRINTED)
+    """Beside these there is a pair of Table 9, which no table of costs has, and the demo's pairs."""
+    of_table_9 = ("cifar100", "resnet110", "resnet20")
+    assert [key for key in pairs if key != of_table_9 and key[0] != "digits"] == list(PRINTED)
     assert {key[1:] for key in pairs if key[0] == "digits"} == {("resnet20", "resnet8"), ("resnet20", "resnet14")}
     assert [(pair.teacher, pair.student) for pair in EXPERIMENT.pairs.values()] == list(
         dict.fromkeys((teacher, student) for _, teacher, student in pairs)
@@ -201,15 +201,15 @@ def test_pairs_are_those_of_the_paper_in_its_order(pairs):
 
 
 @pytest.mark.parametrize("name", EXPERIMENT.models)
-def test_every_model_is_counted_as_by_hand(name):
+def test_every_model_is_counted_as_in_a_forward_pass(name):
     model = create_model(name, EXPERIMENT.models[name], 100, 32)
-    assert cost.count_cost(model, 32) == by_hand(model, 32)
+    assert cost.count_cost(model, 32) == count_forward_pass(model, 32)
 
 
-# --- what is asked of recipes ------------------------------------------------------------------------------
+# --- names and images --------------------------------------------------------------------------------------
 
 
-def test_models_are_set_against_the_first():
+def test_models_are_compared_with_the_first():
     teacher, *students = cost.compare(EXPERIMENT, "digits", ["resnet20", "resnet8", "resnet20"])
     assert teacher.ratios is None
     assert students[0].ratios == cost.ratios(teacher.cost, students[0].cost)
@@ -226,23 +226,23 @@ def test_models_are_set_against_the_first():
         ("digits", ["resnet8", "resnet9"], "model: unknown name 'resnet9'; did you mean 'resnet8'?"),
     ],
 )
-def test_what_no_recipe_has_is_one_line(dataset, names, line):
+def test_an_unknown_name_is_one_line(dataset, names, line):
     with pytest.raises(UserError) as caught:
         cost.compare(EXPERIMENT, dataset, names)
     assert str(caught.value) == line
 
 
 def test_a_dataset_without_pairs_is_one_line():
-    own = {name: pair for name, pair in EXPERIMENT.pairs.items() if "digits" not in pair.datasets}
+    others = {name: pair for name, pair in EXPERIMENT.pairs.items() if "digits" not in pair.datasets}
     with pytest.raises(UserError) as caught:
-        cost.compare(EXPERIMENT.model_copy(update={"pairs": own}), "digits", [])
-    has = "dataset: digits has no pairs (cifar100, imagenet, tiny_imagenet have); name the models to count"
+        cost.compare(EXPERIMENT.model_copy(update={"pairs": others}), "digits", [])
+    has = "dataset: digits has no pairs (cifar100, imagenet, tiny_imagenet have); give the models to compare"
     assert str(caught.value) == has
 
 
-def test_a_model_that_cannot_take_the_images_is_one_line(monkeypatch):
+def test_a_model_that_does_not_accept_the_images_is_one_line(monkeypatch):
     monkeypatch.setattr(cost, "create_model", lambda *_: nn.Sequential(nn.Conv2d(3, 8, 99)))
-    with pytest.raises(UserError, match=r"^resnet8 cannot take images of 16 pixels: .*[Kk]ernel size") as caught:
+    with pytest.raises(UserError, match=r"^resnet8 does not accept images of 16 px: .*[Kk]ernel size") as caught:
         cost.compare(EXPERIMENT, "digits", ["resnet8"])
     assert len(str(caught.value).splitlines()) == 1
 
@@ -256,7 +256,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
 
 
-def test_the_command_cuts_off_no_digit(pairs):
+def test_the_command_prints_every_digit(pairs):
     done = run("--dataset", "cifar100")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -264,7 +264,7 @@ def test_the_command_cuts_off_no_digit(pairs):
     rows = [row for column, both in pairs.items() for row in both if column[0] == "cifar100"]
     shown = [line for line in lines if line.split(" ")[0] in EXPERIMENT.models]
     assert shown == [" ".join(" ".join(cost.format_row(row)).split()) for row in rows]
-    assert max(map(len, done.stdout.splitlines()[:-2])) <= 80, "a terminal of 80 columns has room for all of it"
+    assert max(map(len, done.stdout.splitlines()[:-2])) <= 80, "fits a terminal of 80 columns"
 
 
 def test_the_command_in_json_has_every_digit(capsys):
@@ -275,7 +275,7 @@ def test_the_command_in_json_has_every_digit(capsys):
     assert student["speed_up"] == student["paper_speed_up"] == counted["flops"] / student["flops"]
 
 
-def test_the_command_takes_the_dataset_of_params(capsys):
+def test_the_command_uses_the_dataset_of_params(capsys):
     experiment.cost(["resnet8"], root=ROOT)
     assert capsys.readouterr().out.startswith("digits: 3 x 16 x 16 ")
 

@@ -1,4 +1,4 @@
-"""Features of named layers: what they are, that gradients reach them, and that nothing of them stays behind."""
+"""Features of named layers: their values and gradients, and that no tensor is kept."""
 
 import weakref
 
@@ -22,7 +22,7 @@ def _recipe(features=LAYERS, head="fc"):
 def _extractor(features=LAYERS, head="fc"):
     recipe = _recipe(features, head)
     torch.manual_seed(0)
-    return FeatureExtractor("mine", create_model("mine", recipe, 5, 16), recipe)
+    return FeatureExtractor("small", create_model("small", recipe, 5, 16), recipe)
 
 
 def _images(n=4):
@@ -33,34 +33,34 @@ def _images(n=4):
 def test_features_are_those_computed_by_hand(training):
     extractor, x = _extractor(), _images()
     net = extractor.model.train(training)
-    said = extractor(x)
+    outputs = extractor(x)
     stem = F.relu(net.bn1(net.conv1(x)))
     first = net.layer1(stem)
     inner = net.layer2[0].bn1(net.layer2[0].conv1(first))
     last = net.layer3(net.layer2(first))
     pooled = last.mean((2, 3))
-    for found, expected in zip(said.maps, (stem, first, inner, last), strict=True):
+    for found, expected in zip(outputs.maps, (stem, first, inner, last), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(said.pooled, pooled, rtol=0, atol=0)
-    torch.testing.assert_close(said.logits, pooled @ net.fc.weight.T + net.fc.bias)
-    torch.testing.assert_close(said.logits, net(x), rtol=0, atol=0)
+    torch.testing.assert_close(outputs.pooled, pooled, rtol=0, atol=0)
+    torch.testing.assert_close(outputs.logits, pooled @ net.fc.weight.T + net.fc.bias)
+    torch.testing.assert_close(outputs.logits, net(x), rtol=0, atol=0)
 
 
 def test_without_named_layers_there_are_logits_only():
-    said = _extractor((), None)(_images())
-    assert said.logits.shape == (4, 5)
-    assert said.maps == ()
-    assert said.pooled is None
+    outputs = _extractor((), None)(_images())
+    assert outputs.logits.shape == (4, 5)
+    assert outputs.maps == ()
+    assert outputs.pooled is None
 
 
 def test_the_order_is_that_of_the_recipe():
-    said = _extractor(("layer3", "layer1"))(_images())
-    assert [feature.shape[1] for feature in said.maps] == [16, 8]
+    outputs = _extractor(("layer3", "layer1"))(_images())
+    assert [feature.shape[1] for feature in outputs.maps] == [16, 8]
 
 
 @pytest.mark.parametrize(
     ("features", "head", "named"),
-    [(("relu", "layer9"), "fc", "mine.features: .*'layer9'"), (("relu",), "classifier", "mine.head: .*'classifier'")],
+    [(("relu", "layer9"), "fc", "small.features: .*'layer9'"), (("relu",), "classifier", "small.head: .*'classifier'")],
 )
 def test_an_unknown_layer_is_refused(features, head, named):
     with pytest.raises(UserError, match=named):
@@ -71,8 +71,8 @@ def test_gradients_flow_through_every_feature():
     extractor = _extractor()
     for at in range(len(LAYERS) + 1):
         extractor.model.zero_grad()
-        said = extractor(_images())
-        (*said.maps, said.pooled)[at].square().sum().backward()
+        outputs = extractor(_images())
+        (*outputs.maps, outputs.pooled)[at].square().sum().backward()
         gradient = extractor.model.conv1.weight.grad
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
@@ -80,14 +80,14 @@ def test_gradients_flow_through_every_feature():
 
 def test_nothing_is_kept_after_the_call():
     extractor = _extractor()
-    said = extractor(_images())
+    outputs = extractor(_images())
     assert extractor.seen is None
-    alive = [weakref.ref(feature) for feature in (*said.maps, said.pooled, said.logits)]
-    del said
+    alive = [weakref.ref(feature) for feature in (*outputs.maps, outputs.pooled, outputs.logits)]
+    del outputs
     assert [reference() for reference in alive] == [None] * 6
 
 
-def test_nothing_is_kept_after_a_call_that_failed():
+def test_nothing_is_kept_after_a_failed_call():
     extractor = _extractor()
     with pytest.raises(RuntimeError):
         extractor(torch.zeros(2, 3, 0, 0))
@@ -103,25 +103,25 @@ def test_passes_of_the_plain_model_keep_nothing():
     assert [reference() for reference in kept] == [None]
 
 
-def test_some_rows_of_the_outputs():
-    said = _extractor()(_images(4))
-    some = said.rows(1, 3)
+def test_rows_are_a_slice_of_all_outputs():
+    outputs = _extractor()(_images(4))
+    some = outputs.rows(1, 3)
     for found, all_of_them in zip(
-        (some.logits, *some.maps, some.pooled), (said.logits, *said.maps, said.pooled), strict=True
+        (some.logits, *some.maps, some.pooled), (outputs.logits, *outputs.maps, outputs.pooled), strict=True
     ):
         assert torch.equal(found, all_of_them[1:3])
     assert _extractor((), None)(_images()).rows(0, 1).pooled is None
 
 
-def test_probing_computes_nothing():
-    said = output_shapes(Architecture(name="mine", model=_recipe()), 5, 16)
-    assert said.logits.shape == (2, 5)
-    assert [feature.shape[2] for feature in said.maps] == [16, 16, 8, 4]
-    assert all(feature.device.type == "meta" for feature in said.maps)
+def test_output_shapes_have_no_values():
+    outputs = output_shapes(Architecture(name="small", model=_recipe()), 5, 16)
+    assert outputs.logits.shape == (2, 5)
+    assert [feature.shape[2] for feature in outputs.maps] == [16, 16, 8, 4]
+    assert all(feature.device.type == "meta" for feature in outputs.maps)
 
 
-def test_probing_an_image_that_is_too_small_for_a_model_is_one_line():
+def test_an_image_that_is_too_small_for_a_model_is_refused_in_one_line():
     recipe = Model(family="torchvision", options={"name": "alexnet"})
-    with pytest.raises(UserError, match="mine: cannot take images of 16 px") as caught:
-        output_shapes(Architecture(name="mine", model=recipe), 5, 16)
+    with pytest.raises(UserError, match="small: does not accept images of 16 px") as caught:
+        output_shapes(Architecture(name="small", model=recipe), 5, 16)
     assert "\n" not in str(caught.value)

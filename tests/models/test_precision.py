@@ -1,4 +1,4 @@
-"""What is faster at the cost of digits: how many digits, and where it is refused."""
+"""Precision settings: their rounding errors, and the cases in which they are refused."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def _losses(method: str = "kd_tlcutmix_pick", steps: int = 3, **precision: objec
     return [step(batch, 0.001).loss.item() for batch in batches_of(run)[:steps]]
 
 
-def test_a_folded_teacher_says_the_same_to_rounding():
+def test_a_folded_teacher_has_the_same_logits_to_rounding():
     teacher = teacher_for(METHODS["kd"])
     x = batches_of(run_of(METHODS["kd"]))[0].x
     fused = fold_batch_norm("larger", teacher, 8)
@@ -42,14 +42,14 @@ def test_bfloat16_is_close_and_gives_float32():
     x = batches_of(run_of(METHODS["kd"]))[0].x
     assert make_forward(teacher_for(METHODS["kd"]), "bfloat16", "none")(x).dtype == torch.float32
     run = run_of(METHODS["at_kd"]).model_copy(update={"precision": Precision(teacher="bfloat16")})
-    said = teacher_extractor(run, teacher_for(run.method))(x)
-    assert {said.logits.dtype, said.pooled.dtype, *(feature.dtype for feature in said.maps)} == {torch.float32}
+    outputs = teacher_extractor(run, teacher_for(run.method))(x)
+    assert {outputs.logits.dtype, outputs.pooled.dtype, *(feature.dtype for feature in outputs.maps)} == {torch.float32}
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_compiled_step_is_the_same_to_rounding(tmp_path):
-    """In a process of its own: torch's compiler does not see through the checks of shapes that tests run under."""
+    """Runs in another process: torch's compiler does not work with the shape checks of the tests."""
     (tmp_path / "script.py").write_text(
         "import sys\n"
         f"sys.path[:0] = {[str(HELPERS), str(ROOT / 'tests/models')]}\n"
@@ -63,16 +63,16 @@ def test_a_compiled_step_is_the_same_to_rounding(tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-def test_features_are_not_to_be_had_from_a_folded_or_compiled_model():
+def test_features_of_a_folded_or_compiled_model_are_refused():
     check_supported(Precision(fold_teacher=True, compile="default"), with_features=False)
     check_supported(Precision(teacher="bfloat16", student="bfloat16", tf32=True), with_features=True)
     for field, value in (("fold_teacher", True), ("compile", "default")):
-        with pytest.raises(UserError, match=f"params.yaml: precision.{field}: not for a loss on features"):
+        with pytest.raises(UserError, match=f"params.yaml: precision.{field}: not possible with a loss on features"):
             check_supported(Precision(**{field: value}), with_features=True)
 
 
 class Branching(nn.Module):
-    """The convolution's output is used beside its batch norm, which folding would change."""
+    """A model that also uses the convolution's output before batch norm, which folding would change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Branching(nn.Module):
 
 
 class Between(Branching):
-    """Something is done in place between the two: they are no pair."""
+    """A model with an in-place operation between convolution and batch norm, which are then no pair."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.norm(self.conv(x).relu_()).mean((2, 3)))
@@ -96,14 +96,16 @@ def _with_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def test_what_cannot_be_folded_is_refused_or_left():
+def test_a_model_that_cannot_be_folded_is_refused_or_unchanged():
     with pytest.raises(UserError) as caught:
-        fold_batch_norm("mine", _with_statistics(Branching()), 8)
-    assert str(caught.value).startswith("params.yaml: precision.fold_teacher: mine cannot be folded: its logits change")
-    assert isinstance(fold_batch_norm("mine", _with_statistics(Between()), 8).norm, nn.BatchNorm2d)
+        fold_batch_norm("small", _with_statistics(Branching()), 8)
+    assert str(caught.value).startswith(
+        "params.yaml: precision.fold_teacher: small cannot be folded: its logits change"
+    )
+    assert isinstance(fold_batch_norm("small", _with_statistics(Between()), 8).norm, nn.BatchNorm2d)
 
 
-def test_tf32_is_said_and_never_left_to_a_default():
+def test_tf32_is_set_for_products_and_convolutions():
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         for allowed in (True, False):

@@ -1,4 +1,4 @@
-"""Weights on disk: what is saved is what is loaded; anything else is refused in one line and changes nothing."""
+"""Weights on disk: loaded exactly as saved, or refused in one line without a change to the model."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def _refused(path: Path, *mentions: str, sha256: str | None = None) -> str:
     return message
 
 
-# --- what is loaded ----------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------------------
 
 
 def test_safetensors_roundtrip_is_exact(tmp_path):
@@ -82,7 +82,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
-# --- what is refused ---------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------
 
 
 def test_wrong_hash_is_refused(saved):
@@ -155,7 +155,7 @@ def test_text_is_refused(tmp_path):
     _refused(path)
 
 
-def test_safetensors_of_a_type_that_torch_may_not_know_is_refused(tmp_path):
+def test_safetensors_of_an_unknown_type_is_refused(tmp_path):
     for kind in ("F4", "F8_E8M0", "XYZ"):
         header = json.dumps({"fc.bias": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}}).encode()
         path = tmp_path / f"{kind}.safetensors"
@@ -174,7 +174,7 @@ def test_pickle_that_would_run_code_is_refused(tmp_path, kind):
     _refused(path)
     assert not evil.exists()
     if kind != "pickle":
-        torch.load(path, weights_only=False)  # the trap does work
+        torch.load(path, weights_only=False)  # the pickle does run code
         assert evil.exists()
 
 
@@ -188,7 +188,7 @@ def test_whole_module_is_refused(tmp_path):
     "content",
     [{"epoch": 3}, {"model": {"fc.bias": torch.zeros(4)}}, [torch.zeros(4)], torch.zeros(4), "text", None, {}],
 )
-def test_what_is_no_dict_of_tensors_is_refused(tmp_path, content):
+def test_a_file_without_a_dict_of_tensors_is_refused(tmp_path, content):
     path = tmp_path / "w.pth"
     torch.save(content, path)
     _refused(path)

@@ -1,4 +1,4 @@
-"""ResNets of bottleneck blocks (He et al., 2016, Section 4.1) for small images, named as in CRD's ResNet-50."""
+"""ResNets of bottleneck blocks (He et al., 2016, Section 4.1) for small images, with CRD's parameter names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times the width, and a shortcut: 1x1 where stride or width change, else nothing."""
+    """1x1, 3x3 and 1x1 convolution to four times the width; the shortcut is 1x1 if stride or width change."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class BottleneckResNet(nn.Module):
 
 
 def build(num_classes: int, image_size: int, *, blocks: Sequence[int]) -> BottleneckResNet:
-    """A ResNet with so many bottleneck blocks in each of its four stages; [3, 4, 6, 3] is ResNet-50."""
+    """Build a ResNet with `blocks` bottleneck blocks in its four stages; [3, 4, 6, 3] is ResNet-50."""
     if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(isinstance(n, int) and n > 0 for n in blocks):
-        raise ValueError(f"blocks are four numbers from 1 up, one for each stage, got {blocks}")
+        raise ValueError(f"blocks must be four integers of at least 1, one per stage, got {blocks}")
     if image_size < 8:
-        raise ValueError(f"images of {image_size} px; this family needs 8 or more")
+        raise ValueError(f"images of {image_size} px are too small, this family needs 8 or more")
     return BottleneckResNet(num_classes, blocks)

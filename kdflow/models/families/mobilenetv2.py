@@ -1,8 +1,7 @@
-"""MobileNetV2 for small images (Sandler et al., 2018), in the form and with the parameter names of CRD's students.
+"""MobileNetV2 for small images (Sandler et al., 2018), in CRD's variant and with its parameter names.
 
-It differs from the paper's: the stem and the second stage keep more pixels, ReLU has no upper bound, widths are
-cut off instead of rounded to a multiple of 8, and the first block keeps its 1x1 convolution although it expands
-nothing.
+Differences from the paper: the second stage has stride 1, ReLU takes the place of ReLU6, widths are truncated instead
+of rounded to a multiple of 8, and the first block keeps its 1x1 convolution although its expansion is 1.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from kdflow.models import init_convolutions
 
-# Of each stage: channels at width 1, blocks, stride of the first block.
+# Channels at width 1, number of blocks and stride of the first block of each stage.
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 HEAD = 1280
 
@@ -23,7 +22,7 @@ def _unit(width_in: int, width: int, kernel: int, stride: int = 1, groups: int =
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1x1, look around by a depthwise 3x3, project by a 1x1 that no ReLU follows."""
+    """1x1 expansion, depthwise 3x3, and a 1x1 projection without ReLU."""
 
     def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -36,12 +35,12 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Add what came in where it has the same shape."""
+        """Add the input if it has the shape of the output."""
         return x + self.conv(x) if self.residual else self.conv(x)  # type: ignore[no-any-return]
 
 
 class MobileNetV2(nn.Module):
-    """A stem of stride 2, the seven stages, a 1x1 head that is never narrowed, average pooling of any size."""
+    """A stem of stride 2, seven stages, a 1x1 head that is never narrower than 1280, and global average pooling."""
 
     def __init__(self, num_classes: int, expansion: int, width: float) -> None:
         super().__init__()
@@ -70,12 +69,12 @@ class MobileNetV2(nn.Module):
 
 
 def build(num_classes: int, image_size: int, *, expansion: int, width: float) -> MobileNetV2:
-    """A MobileNetV2 whose blocks widen by `expansion`, all but the head being `width` times the paper's."""
+    """Build a MobileNetV2 with expansion factor `expansion` and `width` times the paper's channels before the head."""
     if not isinstance(expansion, int) or expansion < 1:
-        raise ValueError(f"expansion is a whole number from 1 up, got {expansion}")
+        raise ValueError(f"expansion must be an integer of at least 1, got {expansion}")
     # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
     if not isinstance(width, int | float) or not 0.5 <= width < float("inf"):
-        raise ValueError(f"width is a number from 0.5 up, got {width}")
+        raise ValueError(f"width must be a number of at least 0.5, got {width}")
     if image_size < 16:
-        raise ValueError(f"images of {image_size} px; this family needs 16 or more")
+        raise ValueError(f"images of {image_size} px are too small, this family needs 16 or more")
     return MobileNetV2(num_classes, expansion, width)

@@ -12,7 +12,7 @@ from kdflow.models import init_convolutions
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where stride or width change."""
+    """Two 3x3 convolutions; the shortcut is a 1x1 convolution if stride or width change."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -32,23 +32,23 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, three stages of `depth` = 6n + 2 layers at strides 1, 2, 2, average pooling of any size."""
+    """A 3x3 stem, three stages of `depth` = 6n + 2 layers at strides 1, 2, 2, and global average pooling."""
 
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
         super().__init__()
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth is 6n + 2 (8, 14, 20, ...), got {depth}")
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ...), got {depth}")
         # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
         if (
             not isinstance(widths, Sequence)
             or len(widths) != 4
             or not all(isinstance(width, int) and width >= 8 for width in widths)
         ):
-            raise ValueError(f"widths are four numbers from 8 up, of stem and three stages, got {widths}")
+            raise ValueError(f"widths must be four integers of at least 8, of stem and three stages, got {widths}")
         stem, *stages = widths
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
-        self.relu = nn.ReLU()  # a layer of its own, since its output is a feature map
+        self.relu = nn.ReLU()  # a module, since its output is a feature map
         blocks = (depth - 2) // 6
         self.layer1 = self._stage(stem, stages[0], blocks, stride=1)
         self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
@@ -69,5 +69,5 @@ class ResNet(nn.Module):
 
 
 def build(num_classes: int, image_size: int, *, depth: int, widths: Sequence[int]) -> ResNet:  # noqa: ARG001
-    """A ResNet; `image_size` may be anything, since pooling takes what is left."""
+    """Build a ResNet, for images of any size."""
     return ResNet(num_classes, depth, widths)

@@ -1,6 +1,6 @@
-"""ShuffleNetV2 for small images (Ma et al., 2018), in the form and with the parameter names of CRD's students.
+"""ShuffleNetV2 for small images (Ma et al., 2018), in CRD's variant and with its parameter names.
 
-It differs from the paper's: a 1x1 stem and no max-pool, so that the first stage sees every pixel.
+Difference from the paper: a 1x1 stem of stride 1 without max-pool.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STEM = 24
-BLOCKS = (3, 7, 3)  # after the one that halves the image
+BLOCKS = (3, 7, 3)  # of each stage, after its block of stride 2
 
 
-def _shuffled(left: Float[Tensor, "b c h w"], right: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2*c h w"]:
-    """Both halves, their channels in turn: what a shuffle in two groups makes of the two side by side."""
+def _shuffle(left: Float[Tensor, "b c h w"], right: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2*c h w"]:
+    """Interleave the channels of both halves: concatenation and channel shuffle in two groups."""
     return torch.stack((left, right), 2).flatten(1, 2)
 
 
@@ -26,7 +26,7 @@ def _depthwise(width: int, stride: int) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Half of the channels pass as they are, the other half goes through three convolutions."""
+    """Half of the channels pass unchanged, the other half passes three convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,15 +39,15 @@ class BasicBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Shuffle both halves together."""
+        """Shuffle the channels of both halves."""
         left, right = x.chunk(2, dim=1)
         right = F.relu(self.bn1(self.conv1(right)))
         right = self.bn2(self.conv2(right))
-        return _shuffled(left, F.relu(self.bn3(self.conv3(right))))
+        return _shuffle(left, F.relu(self.bn3(self.conv3(right))))
 
 
 class DownBlock(nn.Module):
-    """Halve the image in two branches, each of which makes half of the new channels."""
+    """Two branches of stride 2, each with half of the output's channels."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -64,16 +64,16 @@ class DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Shuffle both branches together."""
+        """Shuffle the channels of both branches."""
         left = self.bn1(self.conv1(x))
         left = F.relu(self.bn2(self.conv2(left)))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn4(self.conv4(right))
-        return _shuffled(left, F.relu(self.bn5(self.conv5(right))))
+        return _shuffle(left, F.relu(self.bn5(self.conv5(right))))
 
 
 class ShuffleNetV2(nn.Module):
-    """A 1x1 stem, three stages of stride 2, a 1x1 head, average pooling of any size."""
+    """A 1x1 stem, three stages of stride 2, a 1x1 head, and global average pooling."""
 
     def __init__(self, num_classes: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class ShuffleNetV2(nn.Module):
 
 
 def build(num_classes: int, image_size: int, *, widths: Sequence[int]) -> ShuffleNetV2:
-    """A ShuffleNetV2 with these widths of its three stages and its head."""
-    # Below 8 channels in a half torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
+    """Build a ShuffleNetV2; `widths` are the channels of its three stages and its head."""
+    # With less than 8 channels per half, torch 2.14's convolution corrupts memory in backward (CPU, channels last).
     if (
         not isinstance(widths, Sequence)
         or len(widths) != 4
         or not all(isinstance(width, int) and width >= 16 and width % 2 == 0 for width in widths)
     ):
-        raise ValueError(f"widths are four even numbers from 16 up, of three stages and head, got {widths}")
+        raise ValueError(f"widths must be four even integers of at least 16, of three stages and head, got {widths}")
     if image_size < 8:
-        raise ValueError(f"images of {image_size} px; this family needs 8 or more")
+        raise ValueError(f"images of {image_size} px are too small, this family needs 8 or more")
     return ShuffleNetV2(num_classes, widths)

@@ -1,4 +1,4 @@
-"""Any model of timm, by its name there, with fresh weights. timm is an extra: pip install -e '.[timm]'."""
+"""Any model of timm by name, with initial weights. timm is an optional dependency: pip install -e '.[timm]'."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import nn
 
 from kdflow.core.errors import one_line
 
-# What would load weights, or make of the model something that does not answer with logits.
+# Options that load weights, or after which the model does not return logits.
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only")
 
 
 def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:  # noqa: ARG001
-    """The model `name` of timm; it takes the other options as they are, transformers want `img_size` there."""
+    """Build the model `name` of timm with its other options; transformers need `img_size` among them."""
     if importlib.util.find_spec("timm") is None:
         raise ValueError("timm is not installed: pip install -e '.[timm]'")
     import timm
 
-    names = timm.list_models()  # plain names: one with a prefix such as hf-hub: would download its weights
+    names = timm.list_models()  # names without a prefix: hf-hub: would download weights
     if name not in names:
         close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"
-        raise ValueError(f"timm has no model {name!r}; names like it: {close}")
+        raise ValueError(f"timm has no model {name!r}; similar names: {close}")
     for option in REFUSED:
         if option in options:
-            raise ValueError(f"{option} is no option: a model starts with fresh weights and answers with logits")
+            raise ValueError(f"{option} is not allowed: models start with initial weights and return logits")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-    except Exception as error:  # a wrong option fails in any way it likes: TypeError, KeyError, AssertionError
+    except Exception as error:  # Wrong options raise exceptions of many types.
         raise ValueError(f"timm's {name}: {one_line(error) or type(error).__name__}") from None
     return model

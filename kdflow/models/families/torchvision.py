@@ -1,4 +1,4 @@
-"""Any classification model of torchvision, by its name there, with fresh weights."""
+"""Any classification model of torchvision by name, with initial weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kdflow.core.errors import one_line
 
 
 def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:
-    """The model `name` of torchvision.models; it takes the other options as they are."""
-    # Of torchvision.models itself: detection, segmentation, video and quantised ones live in its subpackages.
+    """Build the model `name` of torchvision.models with its other options."""
+    # Only of torchvision.models: its subpackages have detection, segmentation, video and quantised models.
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"
-        raise ValueError(f"torchvision has no classification model {name!r}; names like it: {close}")
+        raise ValueError(f"torchvision has no classification model {name!r}; similar names: {close}")
     if "weights" in options:
-        raise ValueError("weights is no option: a model starts with fresh weights")
-    if name.startswith("vit_"):  # the only ones that must know it, and `image_size` cannot be among the options
+        raise ValueError("weights is not allowed: models start with initial weights")
+    if name.startswith("vit_"):  # no other model has this option; the recipe cannot set it
         options["image_size"] = image_size
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except Exception as error:  # a wrong option fails in any way it likes: TypeError, KeyError, AssertionError
+    except Exception as error:  # Wrong options raise exceptions of many types.
         raise ValueError(f"torchvision's {name}: {one_line(error) or type(error).__name__}") from None
     if getattr(model, "aux_logits", False):
-        raise ValueError(f"{name} answers with more than logits in training: set aux_logits: false")
+        raise ValueError(f"{name} returns more than logits in training: set aux_logits: false")
     return model

@@ -1,4 +1,4 @@
-"""VGG for small images (Simonyan and Zisserman, 2015), with batch norm and one linear layer, named as in CRD."""
+"""VGG for small images (Simonyan and Zisserman, 2015) with batch norm, one linear layer, and CRD's parameter names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five blocks of 3x3 convolutions; `halvings` of them are followed by a max-pool, the last by an average."""
+    """Five blocks of 3x3 convolutions; max-pooling follows the first `max_pools` of them, average pooling the last."""
 
-    def __init__(self, num_classes: int, halvings: int, convolutions: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, max_pools: int, convolutions: Sequence[int]) -> None:
         super().__init__()
-        self.halvings = halvings
+        self.max_pools = max_pools
         self.block0, self.block1, self.block2, self.block3, self.block4 = (
             self._block(width_in, width, n)
             for width_in, width, n in zip((3, *WIDTHS[:-1]), WIDTHS, convolutions, strict=True)
@@ -32,7 +32,7 @@ class VGG(nn.Module):
     def _block(width_in: int, width: int, convolutions: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for at in range(convolutions):
-            # The bias does nothing before batch norm, but the known weights have one.
+            # The bias has no effect before batch norm, but published weights have one.
             convolution = nn.Conv2d(width if at else width_in, width, 3, padding=1)
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
         return nn.Sequential(*layers)
@@ -41,19 +41,19 @@ class VGG(nn.Module):
         """Logits of normalised images."""
         for at, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             x = block(x)
-            if at < self.halvings:
+            if at < self.max_pools:
                 x = F.max_pool2d(x, 2)
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def build(num_classes: int, image_size: int, *, convolutions: Sequence[int]) -> VGG:
-    """A VGG with so many convolutions in each of its five blocks; images from 64 px up are halved once more."""
+    """Build a VGG; `convolutions` are the layers of its five blocks. It has a fourth max-pool for images from 64 px."""
     if (
         not isinstance(convolutions, Sequence)
         or len(convolutions) != 5
         or not all(isinstance(n, int) and n > 0 for n in convolutions)
     ):
-        raise ValueError(f"convolutions are five numbers from 1 up, one for each block, got {convolutions}")
+        raise ValueError(f"convolutions must be five integers of at least 1, one per block, got {convolutions}")
     if image_size < 8:
-        raise ValueError(f"images of {image_size} px; this family needs 8 or more")
+        raise ValueError(f"images of {image_size} px are too small, this family needs 8 or more")
     return VGG(num_classes, 4 if image_size >= 64 else 3, convolutions)

@@ -12,7 +12,7 @@ from kdflow.models import init_convolutions
 
 
 class PreactivatedBlock(nn.Module):
-    """Two 3x3 convolutions, each after its batch norm and ReLU, and a shortcut: 1x1 where the width changes."""
+    """Two 3x3 convolutions, each after batch norm and ReLU; the shortcut is 1x1 if the width changes."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class PreactivatedBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A 3x3 stem, three stages of `depth` = 6n + 4 layers at strides 1, 2, 2, average pooling of any size."""
+    """A 3x3 stem, three stages of `depth` = 6n + 4 layers at strides 1, 2, 2, and global average pooling."""
 
     def __init__(self, num_classes: int, depth: int, width: int) -> None:
         super().__init__()
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth is 6n + 4 (10, 16, 22, ...), got {depth}")
+            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, ...), got {depth}")
         if not isinstance(width, int) or width < 1:
-            raise ValueError(f"width is a whole number from 1 up, got {width}")
+            raise ValueError(f"width must be an integer of at least 1, got {width}")
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = self._stage(16, 16 * width, blocks, stride=1)
@@ -54,7 +54,7 @@ class WideResNet(nn.Module):
     def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
         first = PreactivatedBlock(width_in, width, stride)
         rest = (PreactivatedBlock(width, width, 1) for _ in range(blocks - 1))
-        return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))  # "layer" is part of the known names
+        return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))  # "layer" is part of CRD's parameter names
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Logits of normalised images."""
@@ -63,5 +63,5 @@ class WideResNet(nn.Module):
 
 
 def build(num_classes: int, image_size: int, *, depth: int, width: int) -> WideResNet:  # noqa: ARG001
-    """WRN-depth-width; `image_size` may be anything, since pooling takes what is left."""
+    """Build WRN-`depth`-`width`, for images of any size."""
     return WideResNet(num_classes, depth, width)

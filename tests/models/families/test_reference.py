@@ -1,4 +1,4 @@
-"""Models as others publish them: names, their order, shapes and feature shapes of CRD's, so that its weights load."""
+"""CRD's models: the same parameter names in the same order, shapes and feature shapes, so that its weights load."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_names_and_shapes_are_those_of_the_reference(name, reference):
 @pytest.mark.parametrize("name", MODELS)
 def test_features_have_the_shapes_of_the_reference(name, image_size, reference):
     extractor = FeatureExtractor(name, _shapes_only(name, image_size), RECIPES[name])
-    said = extractor(torch.zeros(2, 3, image_size, image_size, device="meta"))
-    found = [list(feature.shape[1:]) for feature in (*said.maps, said.pooled)]
+    outputs = extractor(torch.zeros(2, 3, image_size, image_size, device="meta"))
+    found = [list(feature.shape[1:]) for feature in (*outputs.maps, outputs.pooled)]
     assert found == reference[name][f"feature_shapes_{image_size}"]
-    assert said.logits.shape == (2, 100)
+    assert outputs.logits.shape == (2, 100)

@@ -1,4 +1,4 @@
-"""ResNets: the published numbers of parameters, and a forward pass that a second implementation agrees with."""
+"""ResNets: the published numbers of parameters, and the forward pass of a second implementation."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ RECIPES = config.load(ROOT).models
 
 def _model(depth: int, widths: list[int], classes: int = 10) -> torch.nn.Module:
     torch.manual_seed(0)
-    return create_model("own", Model(family="resnet", options={"depth": depth, "widths": widths}), classes, 16)
+    return create_model("small", Model(family="resnet", options={"depth": depth, "widths": widths}), classes, 16)
 
 
 def _parameters(depth: int, widths: list[int], classes: int) -> int:
-    """Convolutions without bias, two figures per batch norm channel, a 1x1 shortcut where a stage changes."""
+    """Count convolutions without bias, two values per batch norm channel, and the 1x1 shortcuts."""
     total = 3 * 9 * widths[0] + 2 * widths[0]
     for stage in (1, 2, 3):
         before, width = widths[stage - 1], widths[stage]
@@ -46,7 +46,7 @@ def test_number_of_parameters(name, widths, published):
 
 
 def _reference_forward(state: dict[str, torch.Tensor], x: torch.Tensor, depth: int) -> torch.Tensor:
-    """The network in eval mode, from its state alone."""
+    """The network in eval mode, as a function of its state dict."""
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
         mean, var, weight, bias = (
@@ -94,7 +94,7 @@ def test_any_image_size_gives_logits_and_finite_gradients(size):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_convolutions_start_as_he_et_al_2015():
+def test_convolutions_are_initialised_as_he_et_al_2015():
     model = _model(20, [16, 16, 32, 64])
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 2000:
@@ -118,7 +118,7 @@ def test_convolutions_start_as_he_et_al_2015():
 )
 def test_wrong_options_are_refused_in_one_line(options):
     with pytest.raises(UserError) as caught:
-        create_model("mine", Model(family="resnet", options=options), 10, 16)
+        create_model("small", Model(family="resnet", options=options), 10, 16)
     message = str(caught.value)
-    assert message.startswith("model mine: options (recipes/models.yaml): ")
+    assert message.startswith("model small: options (recipes/models.yaml): ")
     assert "\n" not in message
