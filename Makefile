@@ -48,14 +48,11 @@ serve: export PREFECT_API_URL := http://127.0.0.1:$(PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 serve: $(VENV)/demo.ok  ## Prefect on this machine: server, deployments and a worker, until Ctrl-C
 	mkdir -p $(PREFECT_HOME)
-	if pid=$$(cat $(PREFECT_HOME)/server.pid 2>/dev/null); then \
-	  prefect server stop; while kill -0 $$pid 2>/dev/null; do sleep 0.2; done; \
-	fi  # of a `make serve` that was killed
-	python -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' \
-	  prefect server start --host 127.0.0.1 --port $(PORT) --background  # away from Ctrl-C, which the worker hears first
-	trap 'prefect server stop' EXIT; trap exit HUP INT TERM; \
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12; do \
-	  prefect work-pool create kdflow --type process --overwrite 2>$(PREFECT_HOME)/error.log && break || sleep 2; \
+	python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))'  # fails if the port is in use
+	python -m kdflow.core.parent $$$$ prefect server start --host 127.0.0.1 --port $(PORT) >$(PREFECT_HOME)/server.log 2>&1 & \
+	server=$$!; trap 'kill $$server; wait $$server' EXIT; trap exit HUP INT TERM; \
+	until prefect work-pool create kdflow --type process --overwrite 2>$(PREFECT_HOME)/error.log; do \
+	  kill -0 $$server && sleep 2 || exit 1; \
 	done; \
 	prefect --no-prompt deploy --all && \
 	KDFLOW_ROOT=$(CURDIR) prefect worker start --pool kdflow

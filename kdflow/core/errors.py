@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,13 +90,3 @@ def exit_on_user_error() -> Iterator[None]:
             print(f"error: {escape_control(part)}", file=sys.stderr)
         write_failure(line, retryable=is_retryable(error))
         raise SystemExit(1) from None
-
-
-def run_script(main: Callable[..., None]) -> None:
-    """Call a stage's `main` with the arguments of the command line."""
-    script, *arguments = sys.argv
-    with exit_on_user_error():
-        wanted = inspect.signature(main).parameters
-        if len(arguments) != len(wanted):
-            raise UserError(f"usage: {' '.join([Path(script).name, *(name.upper() for name in wanted)])}")
-        main(*arguments)

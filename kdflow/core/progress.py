@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-
-from kdflow.core.errors import UserError
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
 
@@ -169,19 +166,13 @@ class Display:
 
 
 class StoreMeter:
-    """Shows the progress of a store, and raises when the parent process has ended: no orphan keeps a GPU busy."""
+    """Shows the progress of a store."""
 
     def __init__(self, images: int, display: Display) -> None:
-        self.pace, self.display, self.parent = Pace(images), display, os.getppid()
+        self.pace, self.display = Pace(images), display
 
     def done(self, images: int) -> None:
-        """Show that `images` images are done.
-
-        Raises:
-            UserError: the parent process has ended.
-        """
-        if os.getppid() != self.parent:
-            raise UserError("logits: the process that started this one is gone", retryable=True)
+        """Show that `images` images are done."""
         self.pace.update(images)
         self.display.show(StoreProgress("views", images, self.pace.total, self.pace.seconds_left))
 

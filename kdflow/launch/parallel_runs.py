@@ -1,7 +1,6 @@
 """Several runs at once, each in a process of its own with its own threads. Never imports torch itself.
 
-The processes end with this one, and this one ends with whoever started it: killing DVC leaves nothing behind.
-A run that fails does not take the others along.
+The processes end with this one. A run that fails does not end the others.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, ParamSpec, TypeVar
 
 from kdflow.core.errors import UserError, is_retryable, user_message
+from kdflow.core.parent import end_with_parent
 from kdflow.core.progress import Display, Failed, Finished
+from kdflow.core.source import same_source
 from kdflow.training.job import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-POLL_SECONDS = 1.0  # seconds between two looks whether the parent still lives
 
 # glibc gives the memory of each batch back to the kernel and then faults it in again, page by page: a fifth of
 # the time of a small model. With these it keeps it (32 MiB is the most that it takes for the first).
@@ -42,7 +41,6 @@ def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
     limit = at_most or 2 * (os.cpu_count() or 1)
     waiting, running = list(jobs), dict[Any, BaseProcess]()
     ends: dict[str, Failed | Finished] = {}
-    parent = os.getppid()
     os.environ.update(MALLOC_ENV | os.environ)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
     try:
@@ -51,7 +49,7 @@ def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                 while waiting and len(running) < limit:
                     connection, process = _start(waiting.pop(0))
                     running[connection] = process
-                ready: list[Any] = wait(list(running), timeout=POLL_SECONDS)
+                ready: list[Any] = wait(list(running))
                 for receiver in ready:
                     try:
                         event = receiver.recv()
@@ -64,8 +62,6 @@ def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                         ends[event.name] = event
                     else:
                         display.show(event)
-                if os.getppid() != parent:
-                    raise UserError(f"{title}: the process that started this one is gone", retryable=True)
     finally:
         for process in running.values():
             process.kill()  # checkpoints are whole at any moment
@@ -105,6 +101,8 @@ def _server() -> ForkServerContext:
     # A server imports torch once and forks into every run, before any of them starts a thread or touches a GPU.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["kdflow.training.run", "torch._dynamo"])  # the latter by the first optimizer, in 2 s
+    with same_source():
+        forkserver.ensure_running()
     return server
 
 
@@ -121,7 +119,7 @@ def _start(job: Job) -> tuple[Connection, BaseProcess]:
 def _follow() -> None:
     """End with the parent, and only with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _child(job_json: str, sender: Connection) -> None:
@@ -139,13 +137,6 @@ def _child(job_json: str, sender: Connection) -> None:
         if line is None:
             raise  # a defect of ours: its traceback helps
         raise SystemExit(1) from None
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _end_of(process: BaseProcess) -> str:

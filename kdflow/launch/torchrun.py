@@ -1,7 +1,7 @@
 """One run after the other, each by several processes together, as torchrun starts them. Never imports torch itself.
 
 `run_all` meets itself: in the stage that DVC started it becomes torchrun's agent and starts the same stage anew, once
-a process; there it trains. The agent ends with whoever started it, the processes end with the agent.
+a process; there it trains. The processes end with the agent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,8 +23,10 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from kdflow.core.errors import UserError, is_retryable, user_message
+from kdflow.core.parent import end_with_parent
 from kdflow.core.progress import Display, Event, Failed, Finished
-from kdflow.launch.parallel_runs import MALLOC_ENV, POLL_SECONDS
+from kdflow.core.source import same_source
+from kdflow.launch.parallel_runs import MALLOC_ENV
 from kdflow.training.job import Job
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say of its end
@@ -46,8 +47,8 @@ def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
         processes = int(os.environ["WORLD_SIZE"])
     for job in jobs:
         _check(title, job, processes)
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     if started_by_torchrun():
+        end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # by Ctrl-C it ends at once: the agent says so
         _train(title, jobs)
     else:
@@ -73,12 +74,6 @@ def _check(title: str, job: Job, processes: int) -> None:
         )
 
 
-def _end_without(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
-
-
 # --- torchrun's agent --------------------------------------------------------------------------------------------
 
 
@@ -90,9 +85,8 @@ def _launch(title: str, jobs: Sequence[Job], processes: int) -> NoReturn:
     os.environ.update({"OMP_NUM_THREADS": str(jobs[0].compute.threads)} | MALLOC_ENV | os.environ)
     logging.disable(logging.CRITICAL)  # it tells of each process's end, in many lines; one is told below
     try:
-        with (
-            tempfile.TemporaryDirectory() as ends
-        ):  # what processes say of theirs: torchrun itself would leave it there
+        # torchrun itself would leave the files in which processes write the reason of their end.
+        with tempfile.TemporaryDirectory() as ends, same_source():
             options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={ends}"]
             torchrun.run(torchrun.parse_args([*options, *sys.argv]))  # type: ignore[no-untyped-call]
     except SignalException:

@@ -21,15 +21,6 @@ from kdflow.sweep.processes import NO_TELEMETRY, PID_DIR
 
 START_TIMEOUT = 120.0  # seconds that a server has to start
 LOG = PID_DIR / "server.log"
-# Ends what it runs when we are gone, however that comes: nobody holds its input open then. And ends with what it runs.
-WATCHDOG = """
-import os, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-threading.Thread(target=lambda: os._exit(server.wait()), daemon=True).start()
-sys.stdin.read()
-server.terminate()
-server.wait()
-"""
 
 
 @asynccontextmanager
@@ -65,10 +56,10 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", WATCHDOG, *command],
+            [sys.executable, "-m", "kdflow.core.parent", str(os.getpid()), *command],
             cwd=Path(),
             env={**os.environ, **NO_TELEMETRY},
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -70,8 +70,8 @@ def start(tmp_path, dataset):
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
     started = []
 
-    def begin(*groups, at_most=2, env=None):
-        command = [sys.executable, tmp_path / "script.py", tmp_path, str(at_most), *groups]
+    def begin(*groups, at_most=2, env=None, by=()):
+        command = [sys.executable, *by, tmp_path / "script.py", tmp_path, str(at_most), *groups]
         pipe = subprocess.PIPE
         env = {**os.environ, **(env or {})}
         process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
@@ -159,6 +159,18 @@ def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):
         err = process.communicate()[1]
         assert len(err.splitlines()) == (0 if sent == signal.SIGKILL else 1), err
         assert sent == signal.SIGKILL or err.startswith("interrupted: ")
+
+
+@pytest.mark.slow
+def test_a_command_continues_when_its_shell_has_ended(start, tmp_path):
+    """As under nohup; only stages end with their parent."""
+    shell = start(
+        "seed 0,seed 1", by=("-c", "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]])")
+    )
+    assert shell.wait(20) == 0
+    out, err = shell.communicate(timeout=60)  # of the command
+    assert "all done" in out and not err
+    assert (tmp_path / "seed 1.json").is_file()
 
 
 def test_a_run_that_cannot_even_begin_is_no_success(start, tmp_path):
