@@ -45,7 +45,6 @@ LIGHT = (
     "paper.cells",
     "paper.drift",
     "pipeline",
-    "pipeline.disagreement",
     "pipeline.distill",
     "pipeline.evaluate",
     "pipeline.logits",
@@ -186,6 +185,17 @@ PROMISED = {
     "picks": {"score": ["pool"]},
     "losses": {"build": ["student", "teacher", "labels"]},
 }
+
+FLAGS = {"views": {"MIXES_IMAGES"}, "labels": {"NEEDS_X", "NEEDS_STRONG"}, "losses": {"NEEDS_FEATURES"}}
+
+
+@pytest.mark.parametrize(("package", "name"), [(p, name) for p in FLAGS for name in config.choices(p)])
+def test_every_choice_sets_the_flags_of_its_package(package, name):
+    folder = f"kdflow.{config.FOLDERS[package].replace('/', '.')}"
+    choice = importlib.import_module(f"{folder}.{name}")
+    for flag in FLAGS[package]:
+        assert getattr(choice, flag) in (True, False)
+        assert f"`{flag}`" in importlib.import_module(folder).__doc__
 
 
 @pytest.mark.parametrize(("package", "name"), [(p, name) for p in PROMISED for name in config.choices(p)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,6 +32,22 @@ FOLDERS = {
 def choices(kind: str) -> list[str]:
     """Names that a setting may take: the modules in the folder of that kind, found without importing them."""
     return sorted(file.stem for file in (PACKAGE / FOLDERS[kind]).glob("*.py") if file.stem != "__init__")
+
+
+@lru_cache
+def module_flag(kind: str, name: str, flag: str) -> bool:
+    """Read a constant such as `NEEDS_FEATURES = True` from the module of a choice, without importing it.
+
+    Raises:
+        ValueError: the module does not set it to True or False.
+    """
+    file = PACKAGE / FOLDERS[kind] / f"{name}.py"
+    for node in ast.parse(file.read_text(), str(file)).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if flag in names and isinstance(node.value.value, bool):
+                return node.value.value
+    raise ValueError(f"kdflow/{FOLDERS[kind]}/{name}.py: must set {flag} to True or False")
 
 
 def _one_of(kind: str) -> AfterValidator:

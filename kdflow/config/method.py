@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdflow.config.base import OpenFraction, Percent, Settings, _one_of, no_duplicates
+from kdflow.config.base import OpenFraction, Percent, Settings, _one_of, module_flag, no_duplicates
 
 
 class Model(Settings):
@@ -55,6 +55,16 @@ class ExtraLoss(Settings):
     weight: Annotated[float, Field(gt=0)]
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _check_flag(self) -> ExtraLoss:
+        module_flag("losses", self.name, "NEEDS_FEATURES")  # ValueError if the module does not set it
+        return self
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the loss compares features, not logits alone; its module sets NEEDS_FEATURES."""
+        return module_flag("losses", self.name, "NEEDS_FEATURES")
+
 
 class Method(Settings):
     """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (x' and its label).
@@ -85,6 +95,11 @@ class Method(Settings):
         strong = self.strong
         asked = strong is not None and (strong.weight is not None or strong.pick is not None)
         return self.kl > 0 or self.loss is not None or asked
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether features of student and teacher are needed; otherwise logits are enough."""
+        return self.loss is not None and self.loss.needs_features
 
 
 class PaperAccuracy(Settings):

@@ -1,1 +1,1 @@
-"""The parts of a distillation method: views, labels, picks and losses."""
+"""Parts of a distillation method: views, labels, picks and losses."""

@@ -1,4 +1,4 @@
-"""Batches in the order of a plan, as the student sees them: x on the device, with the labels."""
+"""Batches of the base view x, on the device, in the order of an epoch plan."""
 
 from __future__ import annotations
 
@@ -20,51 +20,53 @@ from kdflow.training.epoch_plan import EpochPlan, StepPlan
 
 @dataclass(frozen=True)
 class Batch:
-    """x of one row of a plan, and the labels of its images."""
+    """The base view x of the images of a step plan, and their labels."""
 
-    row: StepPlan
+    plan: StepPlan
     x: Float[Tensor, "b 3 h w"]
     labels: Int64[Tensor, " b"]
 
 
 class InMemoryBatches:
-    """From images that lie on the device: no worker processes, views of a whole batch at once.
+    """Batches of images that are on the device: no worker processes, views of a whole batch at once.
 
     Raises:
-        UserError: the settings are those of image files.
+        UserError: the base view is for image files.
     """
 
     def __init__(self, images: ImageSet, base_view: BaseView) -> None:
         if base_view.resize is not None:
-            raise UserError("recipes/datasets.yaml: views.resize is for image files; these images are all of one size")
+            raise UserError(
+                "recipes/datasets.yaml: base_view.resize: only for image files, this dataset has images of one size"
+            )
         self.images, self.base_view = images, BaseViewTransform(base_view, images.images.device)
 
     def __call__(self, plan: EpochPlan) -> Iterator[Batch]:
-        """The batches of an epoch."""
+        """Iterate over the batches of an epoch."""
         return map(self.batch, plan)
 
-    def batch(self, row: StepPlan) -> Batch:
-        """The batch of one row."""
-        x = self.base_view(self.images.images[row.index], row.shift, row.flip)
-        return Batch(row, x, self.images.labels[row.index])
+    def batch(self, plan: StepPlan) -> Batch:
+        """Return the batch of one step."""
+        x = self.base_view(self.images.images[plan.index], plan.shift, plan.flip)
+        return Batch(plan, x, self.images.labels[plan.index])
 
 
 class StreamedBatches:
-    """From files: worker processes read, crop and flip; normalised here, on the device."""
+    """Batches of image files: worker processes read, crop and flip them; the device normalises them."""
 
     def __init__(self, images: ImageFiles, base_view: BaseView) -> None:
         self.images, self.base_view = images, base_view
         self.mean, self.std = channel_mean_std(base_view, images.labels.device)
 
     def __call__(self, plan: EpochPlan) -> Iterator[Batch]:
-        """The batches of an epoch, some of them made ahead."""
-        wanted = torch.split(torch.stack([plan.order.cpu(), plan.image_seeds], 1), plan.batch_size)
-        mine = (batch[shard(len(batch))].tolist() for batch in wanted)  # several processes read each image once
-        for row, pixels in zip(plan, self.images.for_training(mine, self.base_view), strict=True):
-            x = normalise(all_gather_rows(pixels, len(row.index)), self.mean, self.std)
-            yield Batch(row, x, self.images.labels[row.index])
+        """Iterate over the batches of an epoch; some are prepared ahead."""
+        requests = torch.split(torch.stack([plan.order.cpu(), plan.image_seeds], 1), plan.batch_size)
+        local = (batch[shard(len(batch))].tolist() for batch in requests)  # several processes read each image once
+        for step_plan, pixels in zip(plan, self.images.for_training(local, self.base_view), strict=True):
+            x = normalise(all_gather_rows(pixels, len(step_plan.index)), self.mean, self.std)
+            yield Batch(step_plan, x, self.images.labels[step_plan.index])
 
 
 def make_batches(images: Images, base_view: BaseView) -> InMemoryBatches | StreamedBatches:
-    """The feed for images of this kind."""
+    """Return the batches for images of this kind."""
     return StreamedBatches(images, base_view) if isinstance(images, ImageFiles) else InMemoryBatches(images, base_view)

@@ -7,14 +7,14 @@ import torch
 from kdflow.core.errors import UserError
 
 
-def pick_device(name: str, place: int = 0) -> torch.device:
-    """The device called `name`; auto takes a GPU where there is one, and deals several out by `place`.
+def pick_device(name: str, run_index: int = 0) -> torch.device:
+    """Return the device `name`; auto is a GPU if there is one, and assigns parallel runs to GPUs by `run_index`.
 
     Raises:
-        UserError: the device is not there.
+        UserError: this machine has no such device.
     """
     if name == "auto":
-        return cuda_device(place, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        return cuda_device(run_index, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -22,11 +22,11 @@ def pick_device(name: str, place: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def cuda_device(place: int, cards: int) -> torch.device:
-    """The card of the run in `place` (0, 1, ...) of those side by side: in turn, several to a card if need be."""
-    return torch.device(f"cuda:{place % cards}" if cards else "cpu")
+def cuda_device(run_index: int, gpus: int) -> torch.device:
+    """Return the GPU of one of several parallel runs, round robin; the CPU if there are no GPUs."""
+    return torch.device(f"cuda:{run_index % gpus}" if gpus else "cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or of the kind of device."""
+    """Return the name of the GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

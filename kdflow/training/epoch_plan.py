@@ -1,10 +1,10 @@
-"""The epoch plan: all of an epoch's randomness, drawn at once from (seed, epoch).
+"""The epoch plan: all randomness of an epoch, drawn at once from (seed, epoch).
 
-Method, student and device have no say in it. So a step is a pure function of the weights and of a row of the
-plan: it can be resumed anywhere, is the same on CPU and GPU, never waits for the host, and two methods
-with one seed see the same views, which makes their difference a paired one.
+It does not depend on method, student or device. So a step is a pure function of the weights and its step plan:
+training can resume anywhere, is the same on CPU and GPU, and never waits for the host; and two methods with the same
+seed see the same views, so that their difference is a paired one.
 
-Every draw has a generator of its own, named by what it is for: a draw that is added later changes no other.
+Each draw has a separate generator, named after its purpose: a draw that is added later changes no other.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ from kdflow.methods.views import Draws
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step needs: which images, their base view, the draws of each strong view of the pool, and noise.
+    """Images of one step, the draws of their views, and noise.
 
-    `start` is the place of its first image in the epoch; `seed` is for a loss that draws in a step what would be too
-    much for a plan.
+    Attributes:
+        epoch: the 0-based epoch.
+        offset: position of the first image of the batch in the epoch.
+        index: indices of the images in the training set.
+        shift: row and column of each crop, from 0 to 2 crop.
+        flip: whether each image is flipped.
+        strong: draws of each strong view of the pool.
+        noise: uniform noise for `picks.random`.
+        seed: seed for a loss whose draws in a step would be too large for a plan.
     """
 
+    epoch: int
     offset: int
     index: Int64[Tensor, " b"]
     shift: Int64[Tensor, "b 2"]
@@ -42,11 +50,12 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The rows of one epoch; the last batch may be short and is kept.
+    """Step plans of one epoch; the last batch may be smaller and is kept.
 
-    `image_seeds`, in plan order and on the CPU, are for views that a worker process makes of a file.
+    `image_seeds`, in the order of the plan and on the CPU, seed the views that worker processes make of image files.
     """
 
+    epoch: int
     order: Int64[Tensor, " n"]
     shift: Int64[Tensor, "n 2"]
     flip: Bool[Tensor, " n"]
@@ -57,12 +66,19 @@ class EpochPlan:
     batch_size: int
 
     def __iter__(self) -> Iterator[StepPlan]:
-        for step, start in enumerate(range(0, len(self.order), self.batch_size)):
-            rows = slice(start, start + self.batch_size)
+        for step, offset in enumerate(range(0, len(self.order), self.batch_size)):
+            rows = slice(offset, offset + self.batch_size)
             index = self.order[rows]
-            strong = [{key: value[step] for key, value in draws.items()} for draws in self.strong]
-            noise = self.noise[step, : len(self.strong) * len(index)]
-            yield StepPlan(start, index, self.shift[rows], self.flip[rows], strong, noise, self.seeds[step])
+            yield StepPlan(
+                epoch=self.epoch,
+                offset=offset,
+                index=index,
+                shift=self.shift[rows],
+                flip=self.flip[rows],
+                strong=[{key: value[step] for key, value in draws.items()} for draws in self.strong],
+                noise=self.noise[step, : len(self.strong) * len(index)],
+                seed=self.seeds[step],
+            )
 
 
 def draw_plan(
@@ -75,7 +91,7 @@ def draw_plan(
     strong: StrongView | None,
     device: torch.device,
 ) -> EpochPlan:
-    """Draw the plan of 0-based `epoch`. Without pick a strong view uses the first draw, with it all of the pool's."""
+    """Draw the plan of the 0-based `epoch`. A strong view without pick has the first draw of the pool only."""
 
     def generator(name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
@@ -84,7 +100,7 @@ def draw_plan(
     order = torch.randperm(images, generator=generator("order"))
     shift = torch.randint(2 * base_view.crop + 1, (images, 2), generator=generator("crop"))
     flip = torch.rand(images, generator=generator("flip")) < (0.5 if base_view.flip else 0.0)
-    sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
+    sizes = [min(batch_size, images - offset) for offset in range(0, images, batch_size)]
     pool: list[Draws] = []
     if strong is not None:
         view: Any = importlib.import_module(f"kdflow.methods.views.{strong.view}")
@@ -94,4 +110,14 @@ def draw_plan(
     noise = torch.rand(len(sizes), len(pool) * batch_size, generator=generator("noise")).to(device)
     seeds = torch.randint(2**31, (len(sizes),), generator=generator("seed")).tolist()
     image_seeds = torch.randint(2**32, (images,), generator=generator("image"))
-    return EpochPlan(order.to(device), shift.to(device), flip.to(device), pool, noise, seeds, image_seeds, batch_size)
+    return EpochPlan(
+        epoch=epoch,
+        order=order.to(device),
+        shift=shift.to(device),
+        flip=flip.to(device),
+        strong=pool,
+        noise=noise,
+        seeds=seeds,
+        image_seeds=image_seeds,
+        batch_size=batch_size,
+    )

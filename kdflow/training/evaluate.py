@@ -12,36 +12,33 @@ from kdflow.methods.views import channel_mean_std, normalise
 from kdflow.training.distributed import all_gather_rows, shard
 from kdflow.training.record import Accuracy
 
-BATCH = 128  # small enough for its activations to stay in the cache of a CPU
+BATCH = 128  # small enough for the activations to fit into the cache of a CPU
 
 
 def predict_logits(model: nn.Module, images: Images, base_view: BaseView) -> Float[Tensor, "n classes"]:
-    """Logits of all images, the model in eval mode, images normalised and otherwise as `for_testing` gives them.
-
-    The model is left in the mode that it was in.
-    """
+    """Return the logits of all images in eval mode; the mode of the model is restored afterwards."""
     was_training = model.training
     model.eval()
     mean, std = channel_mean_std(base_view, images.labels.device)
-    mine = images.for_testing(BATCH, base_view, shard(len(images)))
+    batches = images.for_testing(BATCH, base_view, shard(len(images)))
     with torch.inference_mode():
-        logits = [model(normalise(batch, mean, std)) for batch in mine]
+        logits = [model(normalise(batch, mean, std)) for batch in batches]
     model.train(was_training)
     return all_gather_rows(torch.cat(logits), len(images))
 
 
 def accuracy(model: nn.Module, images: Images, base_view: BaseView) -> Accuracy:
-    """Top-1 and top-5 accuracy of `predict` in percent."""
+    """Return the top-1 and top-5 accuracy of a model in percent."""
     return topk_accuracy(predict_logits(model, images, base_view), images)
 
 
 def topk_accuracy(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:
-    """Top-1 and top-5 accuracy in percent."""
+    """Return the top-1 and top-5 accuracy of logits in percent."""
     hits = logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
     top1, top5 = hits[:, 0].sum().item(), hits.sum().item()
     return Accuracy(top1=100 * top1 / len(images), top5=100 * top5 / len(images))
 
 
-def agreement(logits: Float[Tensor, "n classes"], answers: Int64[Tensor, " n"]) -> float:
-    """Share of images, in percent, to which the logits give the same class as `answers`."""
-    return 100 * (logits.argmax(1) == answers).double().mean().item()
+def agreement(logits: Float[Tensor, "n classes"], teacher_classes: Int64[Tensor, " n"]) -> float:
+    """Return the percentage of images for which student and teacher predict the same class."""
+    return 100 * (logits.argmax(1) == teacher_classes).double().mean().item()

@@ -1,4 +1,4 @@
-"""A run as it is handed to a process of its own. Never imports torch."""
+"""A run as it is passed to the process that computes it. Never imports torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from kdflow.training.record import Budget
 
 
 class Job(Settings):
-    """One run: what to train, from what, and where to write weights and log.
+    """One run: its settings, inputs and outputs.
 
-    `teacher` is the file of the weights that `run.teacher` has, `store` that of its logits of all views; `place` is the
-    run's number among those side by side. `scratch` holds what may be lost: runs/ the checkpoints, replay/ what
-    teachers said.
+    Attributes:
+        name: name of the run, for messages.
+        run: settings of the run.
+        budget: its budget and that of a full run.
+        dataset: HDF5 file of the dataset.
+        teacher: weights of `run.teacher`.
+        views_store: store of the teacher's logits of all views.
+        weights: file to write the weights to.
+        log: file to write the log to.
+        work_dir: folder of files that may be deleted: checkpoints in runs/, teacher logits in replay/.
+        compute: where and how to compute the run.
+        run_index: number of the run among those that are computed in parallel.
     """
 
     name: str

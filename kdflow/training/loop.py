@@ -20,7 +20,7 @@ from kdflow.training.epoch_plan import EpochPlan, draw_plan
 from kdflow.training.evaluate import accuracy
 from kdflow.training.schedule import learning_rate
 from kdflow.training.step import Step, StepResult, StudentWithLoss
-from kdflow.training.teacher_logits import Counts, TeacherSource
+from kdflow.training.teacher_logits import TeacherSource, ViewCounts
 
 REPORT_EVERY = 0.5  # seconds between two progress updates
 
@@ -35,16 +35,26 @@ def fit(
     key: str,
     emit: Emit,
 ) -> RunProgress:
-    """Train for the epochs that the run's checkpoint has not seen; returns the finished progress.
+    """Train for the epochs that are not in the run's checkpoint; return the progress of the finished run.
+
+    Args:
+        name: name of the run, for messages.
+        run: settings of the run.
+        data: training and test images.
+        learner: the student and the modules of its extra loss; trained in place.
+        teacher: source of the teacher's outputs, if the method needs them.
+        checkpoint_file: the file that is replaced after each epoch.
+        key: identity of the run; a checkpoint with another key is ignored.
+        emit: called with each event.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is not finite.
     """
     training = run.training
     optimizer = torch.optim.SGD(
         learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    step, feed = Step(run, learner, teacher, optimizer), make_batches(data.train, run.base_view)
+    step, batches = Step(run, learner, teacher, optimizer), make_batches(data.train, run.base_view)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
@@ -55,29 +65,22 @@ def fit(
         if teacher is not None:
             teacher.begin(epoch, plan)
         steps, total = list[StepResult](), torch.zeros((), device=data.train.labels.device)
-        for i, batch in enumerate(feed(plan)):
+        for i, batch in enumerate(batches(plan)):
             steps.append(step(batch, learning_rate(training, first + i, steps_per_epoch)))
             total += steps[-1].loss * len(batch.labels)
             report.steps_done(first + i + 1, progress.curve)
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
-        loss, first_step_loss = total.item() / len(data.train), steps[0].loss.item()
-        lr = learning_rate(training, first, steps_per_epoch)
-        test_now = (epoch + 1) % training.eval_every == 0 or epoch + 1 == training.epochs
-        top1 = accuracy(learner.student, data.test, run.base_view).top1 if test_now else None
         point = record.Epoch(
-            epoch=epoch + 1, lr=lr, loss=loss, first_step_loss=first_step_loss, top1=top1, pick_ratio=_pick_ratio(steps)
+            epoch=epoch + 1,
+            lr=learning_rate(training, first, steps_per_epoch),
+            loss=total.item() / len(data.train),
+            first_step_loss=steps[0].loss.item(),
+            top1=_test_accuracy(run, epoch, learner, data.test),
+            pick_ratio=_pick_ratio(steps),
         )
-        seconds = progress.seconds + time.perf_counter() - started
-        progress = progress.model_copy(update={"curve": (*progress.curve, point), "seconds": seconds})
-        if teacher is not None:
-            counts, teacher.counts = teacher.counts, Counts()
-            asked, read = (
-                progress.teacher_views_computed + counts.teacher_views_computed,
-                progress.teacher_views_read + counts.teacher_views_read,
-            )
-            progress = progress.model_copy(update={"teacher_views_computed": asked, "teacher_views_read": read})
+        progress = _add_epoch(progress, point, time.perf_counter() - started, teacher)
         if distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
         report.epoch_done(first + steps_per_epoch, progress.curve)
@@ -90,34 +93,61 @@ def _plan(run: RunSettings, epoch: int, images: Images) -> EpochPlan:
 
 
 def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResult]) -> None:
-    """Look at an epoch's losses at its end: a look at every step would make the device wait for each."""
-    wrong = torch.stack([done.loss for done in steps]).isfinite().logical_not().nonzero().flatten().tolist()
-    if wrong:
-        step = epoch * len(steps) + wrong[0]
-        kept = f"of epoch {epoch}" if epoch else "none"
+    """Check all losses of an epoch at its end: a check at every step would make the host wait for the device.
+
+    Raises:
+        UserError: a loss is not finite.
+    """
+    failed = torch.stack([result.loss for result in steps]).isfinite().logical_not().nonzero().flatten().tolist()
+    if failed:
+        step = epoch * len(steps) + failed[0]
+        last = f"of epoch {epoch}" if epoch else "none"
         raise UserError(
-            f"{name}: the loss is {steps[wrong[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
-            f"{learning_rate(run.training, step, len(steps)):g}; last checkpoint: {kept}"
+            f"{name}: the loss is {steps[failed[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
+            f"{learning_rate(run.training, step, len(steps)):g}; last checkpoint: {last}"
         )
 
 
+def _test_accuracy(run: RunSettings, epoch: int, learner: StudentWithLoss, images: Images) -> float | None:
+    is_last = epoch + 1 == run.training.epochs
+    if (epoch + 1) % run.training.eval_every and not is_last:
+        return None
+    return accuracy(learner.student, images, run.base_view).top1
+
+
 def _pick_ratio(steps: list[StepResult]) -> float | None:
-    picked = [done.pick_ratio for done in steps if done.pick_ratio is not None]
-    return torch.stack(picked).mean().item() if picked else None
+    ratios = [result.pick_ratio for result in steps if result.pick_ratio is not None]
+    return torch.stack(ratios).mean().item() if ratios else None
+
+
+def _add_epoch(
+    progress: RunProgress, point: record.Epoch, seconds: float, teacher: TeacherSource | None
+) -> RunProgress:
+    counts = ViewCounts()
+    if teacher is not None:
+        counts, teacher.counts = teacher.counts, counts
+    return progress.model_copy(
+        update={
+            "curve": (*progress.curve, point),
+            "seconds": progress.seconds + seconds,
+            "teacher_views_computed": progress.teacher_views_computed + counts.computed,
+            "teacher_views_read": progress.teacher_views_read + counts.read,
+        }
+    )
 
 
 def _resume(
     name: str, file: Path, learner: StudentWithLoss, optimizer: torch.optim.Optimizer, key: str, emit: Emit
 ) -> RunProgress:
-    """From the checkpoint, or the one before if that is damaged, or from the first epoch."""
+    """Load the checkpoint, or the previous one if that is damaged; without one the run starts at the first epoch."""
     for candidate in (file, checkpoint.previous_path(file)):
         try:
             progress = checkpoint.load(candidate, learner, optimizer, key)
         except ValueError as error:
-            emit(Note(name, f"{error}; it is left out"))
+            emit(Note(name, f"{error}; it is ignored"))
             continue
         if progress is not None:
-            emit(Note(name, f"going on after epoch {len(progress.curve)}"))
+            emit(Note(name, f"resumed after epoch {len(progress.curve)}"))
             return progress
     return RunProgress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
 

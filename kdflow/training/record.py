@@ -1,4 +1,4 @@
-"""Run records: one JSON per seed, from which every table is made. Never imports torch."""
+"""Run records: one JSON file per seed, from which all tables are made. Never imports torch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 
 
 class Epoch(Settings):
-    """One finished epoch: learning rate of its first step, mean training loss, test accuracy in percent if measured.
+    """One finished epoch.
 
-    `first_step_loss` is the loss of its first step: that of a run is computed before anything was learned, so that it is
-    the same on every processor to rounding.
-    `pick_ratio` is r of the paper's Eq. 4, the mean over the epoch's steps, where the method picks.
+    Attributes:
+        epoch: number of the epoch, from 1.
+        lr: learning rate of its first step.
+        loss: mean training loss.
+        first_step_loss: loss of its first step. That of the first epoch is computed before any update, so that it is
+            the same on every processor up to rounding.
+        top1: test accuracy in percent, if it was measured.
+        pick_ratio: mean over the steps of r of the paper's Eq. 4, if the method picks.
     """
 
     epoch: int
@@ -39,7 +44,7 @@ class Epoch(Settings):
 
 
 class Budget(Settings):
-    """What was spent, beside what a full run of this dataset spends: a small run says that it is small."""
+    """Epochs and training images of a run, and those of a full run of the dataset."""
 
     epochs: int
     full_epochs: int
@@ -49,7 +54,7 @@ class Budget(Settings):
 
     @property
     def budget_note(self) -> str:
-        """A remark for every table and figure made from such a run; empty for a full one."""
+        """A note for tables and figures of a reduced run; empty for a full run."""
         parts = ["demo dataset"] if self.demo else []
         if self.epochs < self.full_epochs:
             parts.append(f"{self.epochs} of {self.full_epochs} epochs")
@@ -59,7 +64,7 @@ class Budget(Settings):
 
 
 class Code(Settings):
-    """Which code ran: the hash of kdflow's source, and the commit where git knows one."""
+    """Version of the code: the hash of kdflow's source, and the commit in a git repository."""
 
     version: str
     sha256: str
@@ -68,7 +73,7 @@ class Code(Settings):
 
 
 class Machine(Settings):
-    """Where it ran. Another processor may differ in the last digits. `workers`: processes that read image files."""
+    """The machine of a run; on another processor the last digits may differ."""
 
     platform: str
     device: str
@@ -83,7 +88,13 @@ class Machine(Settings):
 class Timing(Settings):
     """The only part of a record that differs when a run is repeated on the same machine.
 
-    About `asked` views the teacher was asked, about `read` views a store had what it says.
+    Attributes:
+        started: time of the first start, in UTC.
+        seconds: seconds of training.
+        images_per_second: training images per second.
+        resumed: number of times that the run was resumed.
+        teacher_views_computed: number of views whose teacher outputs were computed.
+        teacher_views_read: number of views whose teacher logits were read from a store.
     """
 
     started: str
@@ -95,14 +106,14 @@ class Timing(Settings):
 
 
 class Accuracy(Settings):
-    """Share of test images, in percent."""
+    """Accuracy on the test images, in percent."""
 
     top1: float
     top5: float
 
 
 class TeacherRecord(Settings):
-    """The teacher's weights and what they measure on the test set."""
+    """The teacher's weights and their accuracy on the test set."""
 
     architecture: str
     source: str
@@ -111,7 +122,7 @@ class TeacherRecord(Settings):
 
 
 class RunLog(Settings):
-    """What training writes."""
+    """Log of a run, written by training."""
 
     name: str
     settings: RunSettings
@@ -128,22 +139,24 @@ class RunLog(Settings):
 
     @property
     def tested(self) -> dict[int, float]:
-        """Test accuracy in percent after each epoch where it was measured."""
+        """Test accuracy in percent, by the epochs in which it was measured."""
         return {point.epoch: point.top1 for point in self.curve if point.top1 is not None}
 
 
 class Best(Settings):
-    """The epoch of the highest test accuracy, in percent. Chosen on the test set: never a result."""
+    """Epoch with the highest test accuracy, in percent. It is chosen on the test set, so it is not a result."""
 
     epoch: int
     top1: float
 
 
 class RunRecord(RunLog):
-    """A run's log with its result: the last epoch's accuracy, measured from the exported weights.
+    """Log of a run with its result.
 
-    `agreement` is the share of test images, in percent, of which student and teacher say the same class; none where
-    no teacher was asked.
+    Attributes:
+        final: accuracy of the exported weights of the last epoch.
+        best: the best epoch.
+        agreement: percentage of test images for which student and teacher predict the same class; None without teacher.
     """
 
     final: Accuracy
@@ -152,7 +165,7 @@ class RunRecord(RunLog):
 
 
 class MeanStd(Settings):
-    """Mean and sample standard deviation (ddof 1) over n seeds; no deviation for one."""
+    """Mean and sample standard deviation (ddof 1) over n seeds; no deviation for one seed."""
 
     mean: float
     std: float | None
@@ -163,30 +176,30 @@ class MeanStd(Settings):
 
     @property
     def signed(self) -> str:
-        """As a gain is printed."""
+        """Text with a sign, for a gain."""
         return f"{'+' if self.mean >= 0 else ''}{self}"
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    """Mean and sample standard deviation of the seeds' figures."""
+    """Return mean and sample standard deviation of the values of all seeds."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return MeanStd(mean=statistics.fmean(values), std=std, n=len(values))
 
 
 def budget_note(runs: Iterable[RunLog]) -> str:
-    """What runs were made at, each budget once, where that is less than a full one."""
+    """Return the budget notes of reduced runs, each once; empty if all runs are full."""
     return "; ".join(sorted({run.budget.budget_note for run in runs} - {""}))
 
 
 def best_epoch(log: RunLog) -> Best:
-    """The earliest of the epochs with the highest test accuracy."""
+    """Return the first epoch with the highest test accuracy."""
     top1, epoch = max((top1, -epoch) for epoch, top1 in log.tested.items())
     return Best(epoch=-epoch, top1=top1)
 
 
 def make_budget(run: RunSettings, dataset: Dataset) -> Budget:
-    """The run's budget beside the dataset's full one."""
-    assert dataset.training is not None, "config.load() refuses to run on a dataset without"
+    """Return the budget of a run, with that of a full run of the dataset."""
+    assert dataset.training is not None, "config.load() refuses a dataset without training settings"
     return Budget(
         epochs=run.training.epochs,
         full_epochs=dataset.training.epochs,
@@ -197,14 +210,14 @@ def make_budget(run: RunSettings, dataset: Dataset) -> Budget:
 
 
 def code_version() -> Code:
-    """The code that is running."""
+    """Return the version of the running code."""
 
     def git(*arguments: str) -> str | None:
         try:
             return subprocess.run(
                 ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True
             ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        except (OSError, subprocess.CalledProcessError):  # git is not installed, or this is not a repository
             return None
 
     changes = git("status", "--porcelain", "--", str(PACKAGE))
@@ -217,24 +230,24 @@ def code_version() -> Code:
 
 
 def code_sha256(*parts: str) -> str:
-    """SHA-256 over the source of kdflow, or of some of its packages, in hex."""
+    """Return the SHA-256 of the source of kdflow, or of the folders `parts` of it, in hex."""
     digest = hashlib.sha256()
     for file in sorted(file for part in parts or ("**",) for file in PACKAGE.glob(f"{part}/*.py")):
         digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{files.sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
-def machine_info(device: str, threads: int, workers: int, processes: int) -> Machine:
-    """This machine; `device` as torch names it, `processes` are those that train one run together."""
+def machine_info(device: str, threads: int, loader_workers: int, processes_per_run: int) -> Machine:
+    """Return the description of this machine; `device` is the name that torch gives."""
     return Machine(
         platform=platform.platform(),
         device=device,
         cpus=os.cpu_count() or 1,
         threads=threads,
-        loader_workers=workers,
+        loader_workers=loader_workers,
         python=platform.python_version(),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-        processes_per_run=processes,
+        processes_per_run=processes_per_run,
     )
 
 
@@ -250,14 +263,14 @@ def read_record(path: Path, kind: type[R]) -> R:
     """Read a record of this kind.
 
     Raises:
-        UserError: the file is missing or no such record.
+        UserError: the file is missing or invalid.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such record; `dvc repro` makes it") from None
+        raise UserError(f"{path}: no such record; `dvc repro` writes it") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        where = [".".join(str(part) for part in problem["loc"])] if problem["loc"] else []
-        reason = ": ".join([*where, problem["msg"]])
-        raise UserError(f"{path}: no {kind.__name__} of this version: {reason}") from None
+        field = [".".join(str(part) for part in problem["loc"])] if problem["loc"] else []
+        reason = ": ".join([*field, problem["msg"]])
+        raise UserError(f"{path}: not a {kind.__name__} of this version: {reason}") from None

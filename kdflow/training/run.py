@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from kdflow.models import create_model, load_exact, save_weights
 from kdflow.models.features import FeatureExtractor, without_features
 from kdflow.models.precision import check_supported, fold_batch_norm, make_forward, use_tf32
 from kdflow.training import distributed, record, teacher_logits
+from kdflow.training.checkpoint import RunProgress
 from kdflow.training.device import device_name, pick_device
 from kdflow.training.job import Job
 from kdflow.training.loop import fit
@@ -28,12 +30,36 @@ from kdflow.training.teacher_logits.all_views import StoredViews, read_views
 from kdflow.training.teacher_logits.replay import Replay, ReplayCache
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """All that decides the numbers of a run besides its settings."""
+
+    data_sha256: str
+    teacher_sha256: str | None
+    code: record.Code
+    machine: record.Machine
+
+    def key(self, run: RunSettings) -> str:
+        """Return the key of the run's checkpoint: a run resumes only with the same numbers, on any GPU of one kind."""
+        machine = self.machine
+        parts = (
+            run.sha256,
+            self.data_sha256,
+            self.teacher_sha256,
+            self.code.sha256,
+            machine.device,
+            machine.threads,
+            machine.processes_per_run,
+        )
+        return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
 def run_job(job: Job, emit: Emit) -> None:
-    """Train one model from its seed, going on from its checkpoint if there is one; write weights and log."""
+    """Train one model from its seed, or from its checkpoint if there is one; write its weights and its log."""
     device = pick_device(job.compute.device, distributed.local_rank_or(alone=job.run_index))
     torch.set_num_threads(job.compute.threads)
     run = job.run
-    check_supported(run.precision, with_features=run.method.loss is not None)
+    check_supported(run.precision, with_features=run.method.needs_features)
     use_tf32(run.precision.tf32)
 
     def note(text: str) -> None:
@@ -45,19 +71,11 @@ def run_job(job: Job, emit: Emit) -> None:
     if job.teacher is not None:
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
         teacher = _teacher_source(job, model, teacher_sha256, data, note)
-    code = record.code_version()
-    where = record.machine_info(device_name(device), job.compute.threads, data.train.workers, distributed.world_size())
-    # What digits depend on. A run goes on with as many processes as it had, on any card of the same kind.
-    identity = (
-        run.sha256,
-        data.sha256,
-        teacher_sha256,
-        code.sha256,
-        where.device,
-        where.threads,
-        where.processes_per_run,
+    machine = record.machine_info(
+        device_name(device), job.compute.threads, data.train.workers, distributed.world_size()
     )
-    key = hashlib.sha256("/".join(map(str, identity)).encode()).hexdigest()
+    inputs = _Inputs(data.sha256, teacher_sha256, record.code_version(), machine)
+    key = inputs.key(run)
     folder = job.work_dir / "runs" / key[:16]
     with files.exclusive_folder(folder, "this run", note) if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
@@ -66,80 +84,85 @@ def run_job(job: Job, emit: Emit) -> None:
     if distributed.rank() > 0:
         return
     weights_sha256 = save_weights(learner.student, job.weights)
-    images = run.train_images * run.training.epochs
-    log = record.RunLog(
+    record.write_record(job.log, _log(job, inputs, progress, weights_sha256, data.class_names))
+    emit(Finished(job.name, folder))
+
+
+def _log(
+    job: Job, inputs: _Inputs, progress: RunProgress, weights_sha256: str, class_names: list[str]
+) -> record.RunLog:
+    run = job.run
+    return record.RunLog(
         name=job.name,
         settings=run,
         settings_sha256=run.sha256,
         budget=job.budget,
-        dataset_sha256=data.sha256,
-        teacher_sha256=teacher_sha256,
+        dataset_sha256=inputs.data_sha256,
+        teacher_sha256=inputs.teacher_sha256,
         weights_sha256=weights_sha256,
         curve=progress.curve,
-        code=code,
-        machine=where,
+        code=inputs.code,
+        machine=inputs.machine,
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
-            images_per_second=images / progress.seconds,
+            images_per_second=run.train_images * run.training.epochs / progress.seconds,
             resumed=progress.resumed,
             teacher_views_computed=progress.teacher_views_computed,
             teacher_views_read=progress.teacher_views_read,
         ),
-        class_names=tuple(data.class_names),
+        class_names=tuple(class_names),
     )
-    record.write_record(job.log, log)
-    emit(Finished(job.name, folder))
 
 
 def _teacher_source(
     job: Job, model: nn.Module, teacher_sha256: str, data: Loaded, note: Callable[[str], None]
 ) -> TeacherSource:
-    """Where the run takes the teacher's outputs from."""
+    """Return the source of the teacher's outputs that the settings name."""
     run = job.run
     assert run.teacher is not None
-    ask = teacher_extractor(run, model)
-    kind, dtype = run.logit_source
-    if kind == "views":
+    teacher = teacher_extractor(run, model)
+    source, dtype = run.logit_source
+    if source == "views":
         assert job.views_store is not None
-        about = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
-        return StoredViews(ask, read_views(job.views_store, run, dtype, about), run.base_view)
-    if kind == "replay":
+        key = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
+        return StoredViews(teacher, read_views(job.views_store, run, dtype, key), run.base_view)
+    if source == "replay":
         device = device_name(data.train.labels.device)
-        about = teacher_logits.cache_key(run, teacher_sha256, data.sha256) | teacher_logits.plan_cache_key(run, device)
-        shelf = ReplayCache(job.work_dir / "replay", about, int(job.compute.replay_gb * 1e9))
-        return Replay(ask, shelf, about, run.classes, dtype, note)
-    return Online(ask)
+        key = teacher_logits.cache_key(run, teacher_sha256, data.sha256) | teacher_logits.plan_cache_key(run, device)
+        cache = ReplayCache(job.work_dir / "replay", key, int(job.compute.replay_gb * 1e9))
+        return Replay(teacher, cache, key, run.classes, dtype, note)
+    return Online(teacher)
 
 
 def teacher_extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
-    """How the run asks its teacher.
+    """Return the teacher with the run's precision, and with features if the method needs them.
 
     Raises:
-        UserError: the teacher has no such layer, or cannot be asked with this precision.
+        UserError: the teacher has no layer of that name, or does not support the precision.
     """
     assert run.teacher is not None
     (name, recipe), precision = (run.teacher.name, run.teacher.model), run.precision
     if precision.fold_teacher:
         teacher = fold_batch_norm(name, teacher, run.image_size)
     forward = make_forward(teacher, precision.teacher, precision.compile)
-    return FeatureExtractor(name, teacher, recipe if run.method.loss is not None else without_features(recipe), forward)
+    return FeatureExtractor(name, teacher, recipe if run.method.needs_features else without_features(recipe), forward)
 
 
 def _check_data(file: Path, data: Loaded, run: RunSettings) -> None:
-    """Refuse a file that is whole but of another dataset: its labels might be no classes of the model."""
+    """Refuse the intact file of another dataset: its labels might not be classes of the model."""
 
-    def told(images: int, classes: int, size: int) -> str:
+    def describe(images: int, classes: int, size: int) -> str:
         return f"{images} training images of {classes} classes at {size} px"
 
-    found = told(len(data.train), len(data.class_names), data.train.image_size)
-    expected = told(run.train_images, run.classes, run.image_size)
+    found = describe(len(data.train), len(data.class_names), data.train.image_size)
+    expected = describe(run.train_images, run.classes, run.image_size)
     if found != expected:
-        raise UserError(f"{file}: {found}, expected {expected}; `dvc repro -f prepare` makes it anew")
+        raise UserError(f"{file}: {found}, expected {expected}; `dvc repro -f prepare` prepares it again")
 
 
 def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple[nn.Module, str]:
-    """The run's teacher in eval mode, without gradients, and the SHA-256 of its file."""
+    """Return the run's teacher in eval mode, without gradients, and the SHA-256 of its file."""
     assert run.teacher is not None
     model = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
     sha256 = load_exact(model, weights)

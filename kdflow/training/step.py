@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdflow.config import Architecture, Method, RunSettings, StrongView
 from kdflow.core.errors import UserError, one_line
 from kdflow.methods.labels import mixed
-from kdflow.methods.losses import distillation_loss
+from kdflow.methods.losses import LossInputs, distillation_loss
 from kdflow.methods.picks import Pool, pick_ratio, top_fraction
 from kdflow.methods.views import StrongBatch, concat_draws
 from kdflow.models import create_model
@@ -26,7 +26,7 @@ from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
 
 
 class StudentWithLoss(nn.Module):
-    """All that is trained and kept in a checkpoint: the student, and what its loss has of its own."""
+    """All that is trained and saved in a checkpoint: the student and the modules of its extra loss."""
 
     def __init__(self, student: nn.Module, loss: nn.Module | None) -> None:
         super().__init__()
@@ -34,16 +34,17 @@ class StudentWithLoss(nn.Module):
 
 
 def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLoss:
-    """Fresh weights from the seed, drawn on the CPU: the student's are the same for every method and device.
+    """Create the student with weights from the seed, drawn on the CPU: the same for every method and device.
 
     Args:
-        labels: those of the training set.
+        run: the settings of the run.
+        labels: labels of the training set.
 
     Raises:
-        UserError: the images do not suit the model, or the pair of models the method.
+        UserError: the model does not take images of this size, or the loss does not support the pair of models.
     """
-    own = Architecture(name=run.architecture, model=run.model)
-    shapes = output_shapes(own, run.classes, run.image_size)
+    architecture = Architecture(name=run.architecture, model=run.model)
+    shapes = output_shapes(architecture, run.classes, run.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         student = create_model(run.architecture, run.model, run.classes, run.image_size)
@@ -53,34 +54,35 @@ def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLos
 
 
 def _new_loss(run: RunSettings, student: Outputs, labels: Int64[Tensor, " n"]) -> nn.Module | None:
-    asked = run.method.loss
-    if asked is None:
+    settings = run.method.loss
+    if settings is None:
         return None
     assert run.teacher is not None
-    module: Any = importlib.import_module(f"kdflow.methods.losses.{asked.name}")
+    teacher = output_shapes(run.teacher, run.classes, run.image_size)
+    if not settings.needs_features:
+        student, teacher = (replace(outputs, maps=(), pooled=None) for outputs in (student, teacher))
+    module: Any = importlib.import_module(f"kdflow.methods.losses.{settings.name}")
     try:
-        loss: nn.Module = module.build(
-            student, output_shapes(run.teacher, run.classes, run.image_size), labels, **asked.options
-        )
+        loss: nn.Module = module.build(student, teacher, labels, **settings.options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"recipes/methods.yaml: loss: {asked.name}: {one_line(error)}") from None
+        raise UserError(f"recipes/methods.yaml: loss: {settings.name}: {one_line(error)}") from None
     return loss
 
 
 def check_last_batch_norm(run: RunSettings) -> None:
-    """Refuse a model whose batch norm would have one value per channel, where the last batch is one image.
+    """Check that batch norm has more than one value per channel in the last batch of an epoch, if that is one image.
 
     Raises:
-        UserError: it has.
+        UserError: a layer of the model has one value only.
     """
     strong = run.method.strong
-    pick = strong.pick if strong is not None and strong.replaces_x else None  # else x, one view, is passed as well
+    pick = strong.pick if strong is not None and strong.replaces_x else None  # otherwise x, one image, is used as well
     views = 1 if pick is None else len(top_fraction(torch.zeros(pick.pool), pick.keep))
     with torch.device("meta"):
         model = create_model(run.architecture, run.model, run.classes, run.image_size).train()
     try:
         model(torch.zeros(views, 3, run.image_size, run.image_size, device="meta"))
-    except Exception as error:  # anything else is told when it is trained
+    except Exception as error:  # training reports every other error
         if "more than 1 value per channel" in str(error):
             raise UserError(
                 f"{run.role} {run.architecture}: {run.train_images:,} training images in batches of "
@@ -90,7 +92,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
 
 
 def teacher_views(method: Method) -> tuple[str, ...]:
-    """About which views of a batch the method's step asks the teacher."""
+    """Return the names of the views of a batch that a step of the method needs teacher outputs for."""
     strong = method.strong
     x = method.loss is not None or (method.kl > 0 and not (strong and strong.replaces_x))
     if strong is None:
@@ -98,26 +100,26 @@ def teacher_views(method: Method) -> tuple[str, ...]:
     label: Any = importlib.import_module(f"kdflow.methods.labels.{strong.label}")
     weight = method.kl if strong.weight is None else strong.weight
     pool = 1 if strong.pick is None else strong.pick.pool
-    needed = strong.pick is not None or (label.NEEDS_STRONG and weight > 0)
-    draws = [view_key(strong, k) for k in range(pool)] if needed else []
+    needs_draws = strong.pick is not None or (label.NEEDS_STRONG and weight > 0)
+    draws = [view_key(strong, k) for k in range(pool)] if needs_draws else []
     return ((BASE_VIEW,) if x or label.NEEDS_X else ()) + tuple(draws)
 
 
 def view_key(strong: StrongView, k: int) -> str:
-    """The name of draw k of a strong view's pool."""
+    """Return the name of draw k of a strong view's pool."""
     return f"{strong.view}/{k}"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports, still on the device: its loss, and r of the paper's Eq. 4 where it picked."""
+    """Results of a step, on the device: its loss, and r of the paper's Eq. 4 if the method picks."""
 
     loss: Float[Tensor, ""]
     pick_ratio: Float[Tensor, ""] | None
 
 
 class StrongViewTerm:
-    """What a method does with strong views x'.
+    """Term of the loss for strong views x'.
 
     Raises:
         UserError: a batch is too small for the view.
@@ -136,19 +138,19 @@ class StrongViewTerm:
                 f"batch_size: {settings.view} mixes the images of a batch, which has only 1; take 2 or more"
             )
 
-    def views(self, batch: Batch) -> dict[str, StrongBatch]:
-        """x' of every draw of the pool, by name."""
-        return {view_key(self.settings, k): self.view.apply(batch.x, draw) for k, draw in enumerate(batch.row.strong)}
+    def apply_view(self, batch: Batch) -> dict[str, StrongBatch]:
+        """Return x' of each draw of the pool, by its view key."""
+        return {view_key(self.settings, k): self.view.apply(batch.x, draw) for k, draw in enumerate(batch.plan.strong)}
 
     def pick(self, pool: StrongBatch, noise: Float[Tensor, " n"]) -> tuple[StrongBatch, Float[Tensor, ""] | None]:
-        """The share of the pool that is hardest, with what the teacher said of it, and r.
+        """Return the views of the pool with the largest scores, and r of Eq. 4; all of it if the method does not pick.
 
-        The student scores in train mode by default, as published: it moves the running statistics of batch norm.
+        By default the student scores in train mode, as published: that updates the running statistics of batch norm.
         """
-        pick, taught = self.settings.pick, pool.teacher_logits
+        pick, teacher_logits = self.settings.pick, pool.teacher_logits
         if pick is None:
             return pool, None
-        assert taught is not None
+        assert teacher_logits is not None
 
         def student_outputs() -> Tensor:
             self.student.train(pick.student_mode == "train")
@@ -157,26 +159,27 @@ class StrongViewTerm:
             return all_gather_rows(logits, len(pool.images))
 
         with torch.no_grad():
-            scores = self.criterion.score(Pool(taught, student_outputs, self.method.tau, noise))
-            kept = top_fraction(scores, pick.keep)
-            return pool.take(kept), pick_ratio(scores, kept)
+            scores = self.criterion.score(Pool(teacher_logits, student_outputs, self.method.tau, noise))
+            picked = top_fraction(scores, pick.keep)
+            return pool.take(picked), pick_ratio(scores, picked)
 
-    def loss(self, kept: StrongBatch, labels: Int64[Tensor, " b"], taught: Outputs | None) -> Float[Tensor, ""]:
-        """What x' adds: its label's loss; in x's place, cross-entropy with the mixed label as well."""
-        views = len(kept.images)
-        kept = kept.take(shard(views))
-        logits = self.forward(kept.images)
+    def loss(
+        self, picked: StrongBatch, labels: Int64[Tensor, " b"], teacher_logits_x: Float[Tensor, "b classes"] | None
+    ) -> Float[Tensor, ""]:
+        """Return the weighted loss of x'; if x' replaces x, cross-entropy with the mixed label is added."""
+        views = len(picked.images)
+        picked = picked.take(shard(views))
+        logits = self.forward(picked.images)
         loss: Tensor = logits.new_zeros(())
         if self.weight > 0:
-            teacher_logits_x = None if taught is None else taught.logits
-            loss = loss + self.weight * self.label.loss(logits, kept, labels, teacher_logits_x, self.method.tau)
+            loss = loss + self.weight * self.label.loss(logits, picked, labels, teacher_logits_x, self.method.tau)
         if self.settings.replaces_x:
-            loss = loss + self.method.ce * mixed.loss(logits, kept, labels)
+            loss = loss + self.method.ce * mixed.loss(logits, picked, labels)
         return scale_to_global_mean(loss, views)
 
 
 class Step:
-    """The step of one run. Its randomness is the row's, so that it is a function of the weights and the row alone.
+    """The training step of a run: a function of the weights and the step plan alone, which has all its randomness.
 
     Raises:
         UserError: a batch is too small for the strong view.
@@ -190,54 +193,65 @@ class Step:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         method = run.method
-        self.method, self.teacher, self.optimizer = method, teacher, optimizer
-        self.student, self.loss = wrap_ddp(learner.student), learner.loss
+        self.method, self.teacher, self.optimizer, self.epochs = method, teacher, optimizer, run.training.epochs
+        self.student = wrap_ddp(learner.student)
+        self.loss = None if learner.loss is None else wrap_ddp(learner.loss)
         forward = make_forward(self.student, run.precision.student, run.precision.compile)
-        recipe = run.model if self.loss is not None else without_features(run.model)
+        recipe = run.model if method.needs_features else without_features(run.model)
         self.student_outputs = FeatureExtractor(run.architecture, self.student, recipe, forward)
         self.strong = StrongViewTerm(run, method.strong, self.student, forward) if method.strong else None
-        self.sees_x = method.strong is None or not method.strong.replaces_x
-        self.asks = teacher_views(method)
+        self.uses_x = method.strong is None or not method.strong.replaces_x
+        self.teacher_views = teacher_views(method)
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
         """Update the student at learning rate `lr`."""
-        draws = self.strong.views(batch) if self.strong else {}
-        taught, draws = self.query_teacher(batch, draws)
+        draws = self.strong.apply_view(batch) if self.strong else {}
+        teacher, draws = self.query_teacher(batch, draws)
         loss, pick_ratio = batch.x.new_zeros(()), None
-        if self.sees_x:
-            loss = loss + self.base_loss(batch, taught)
+        if self.uses_x:
+            loss = loss + self.base_loss(batch, teacher)
         if self.strong is not None:
-            kept, pick_ratio = self.strong.pick(concat_draws(list(draws.values())), batch.row.noise)
-            loss = loss + self.strong.loss(kept, batch.labels, taught)
+            picked, pick_ratio = self.strong.pick(concat_draws(list(draws.values())), batch.plan.noise)
+            loss = loss + self.strong.loss(picked, batch.labels, None if teacher is None else teacher.logits)
         self.update(loss, lr)
         return StepResult(all_reduce_mean(loss.detach()), pick_ratio)
 
     def query_teacher(
         self, batch: Batch, draws: dict[str, StrongBatch]
     ) -> tuple[Outputs | None, dict[str, StrongBatch]]:
-        """What the teacher says of x, and every draw with what it says of that, where they are needed."""
-        if not self.asks:
+        """Return the teacher's outputs of x, and the draws with their teacher logits, where the method needs them."""
+        if not self.teacher_views:
             return None, draws
         assert self.teacher is not None
-        images = {BASE_VIEW: batch.x} | {name: draw.images for name, draw in draws.items()}
-        said = self.teacher(batch.row, {name: images[name] for name in self.asks})
-        taught = {name: replace(draw, teacher_logits=said[name].logits) for name, draw in draws.items() if name in said}
-        return said.get(BASE_VIEW), draws | taught
+        images = {BASE_VIEW: batch.x} | {key: draw.images for key, draw in draws.items()}
+        outputs = self.teacher(batch.plan, {key: images[key] for key in self.teacher_views})
+        labelled = {
+            key: replace(draw, teacher_logits=outputs[key].logits) for key, draw in draws.items() if key in outputs
+        }
+        return outputs.get(BASE_VIEW), draws | labelled
 
-    def base_loss(self, batch: Batch, taught: Outputs | None) -> Float[Tensor, ""]:
-        """ce CE(x, y) + kl KL(x) + weight L(x)."""
-        method, row, mine = self.method, batch.row, shard(len(batch.x))
-        said = self.student_outputs(batch.x[mine])
-        loss = method.ce * F.cross_entropy(said.logits, batch.labels[mine])
-        if taught is not None and method.kl > 0:
-            loss = loss + method.kl * distillation_loss(taught.logits[mine], said.logits, method.tau)
+    def base_loss(self, batch: Batch, teacher: Outputs | None) -> Float[Tensor, ""]:
+        """Return ce CE(x, y) + kl KL(x) + weight L(x)."""
+        method, plan, local = self.method, batch.plan, shard(len(batch.x))
+        student, labels = self.student_outputs(batch.x[local]), batch.labels[local]
+        loss = method.ce * F.cross_entropy(student.logits, labels)
+        if teacher is not None and method.kl > 0:
+            loss = loss + method.kl * distillation_loss(teacher.logits[local], student.logits, method.tau)
         if self.loss is not None and method.loss is not None:
-            generator = torch.Generator().manual_seed(row.seed)
-            loss = loss + method.loss.weight * self.loss(said, taught, row.index, generator)
+            assert teacher is not None
+            inputs = LossInputs(
+                student=student,
+                teacher=teacher.rows(local.start, local.stop),
+                labels=labels,
+                index=plan.index[local],
+                run_fraction=(plan.epoch + 1) / self.epochs,
+                generator=torch.Generator().manual_seed(plan.seed),
+            )
+            loss = loss + method.loss.weight * self.loss(inputs)
         return scale_to_global_mean(loss, len(batch.x))
 
     def update(self, loss: Float[Tensor, ""], lr: float) -> None:
-        """One step of the optimiser."""
+        """Take one step of the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)

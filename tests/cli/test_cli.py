@@ -93,7 +93,7 @@ def test_a_stage_with_an_unknown_method_is_one_line(root):
 
 
 def test_table_without_records_is_one_line(root):
-    fails_in_one_line(run("table", cwd=root), "data/teacher/record.json: no such record; `dvc repro` makes it")
+    fails_in_one_line(run("table", cwd=root), "data/teacher/record.json: no such record; `dvc repro` writes it")
 
 
 def test_table_shows_every_method_and_where_the_figure_lies(root):

@@ -80,7 +80,7 @@ def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=1e-6)  # a grey level is 0.013
     assert all(batch.x.is_contiguous(memory_format=torch.channels_last) for batch in batches)
     assert torch.cat([batch.labels for batch in batches]).tolist() == images.labels[plan.order].tolist()
-    assert [batch.row.offset for batch in batches] == [0, 5, 10]
+    assert [batch.plan.offset for batch in batches] == [0, 5, 10]
 
 
 def test_another_epoch_and_another_image_are_other_views(prepared):
@@ -178,7 +178,7 @@ def test_a_resumed_run_ends_with_the_same_digits_with_any_number_of_workers(prep
     with pytest.raises(StopError):
         _fit(prepared, tmp_path / "c", 2, stop_after=1)
     progress, state, notes = _fit(prepared, tmp_path / "c", 0)
-    assert notes == ["going on after epoch 1"]
+    assert notes == ["resumed after epoch 1"]
     assert progress.curve == expected.curve
     assert same(state, expected_state)
 

@@ -239,7 +239,7 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
 
     ran, output = project.dvc("repro", "evaluate@kd_tlcutmix_pick")
     assert "distill@kd_tlcutmix_pick" in ran
-    assert "going on after epoch" in output, output
+    assert "resumed after epoch" in output, output
     assert project.records("kd_tlcutmix_pick") == undisturbed and len(undisturbed) == 2
     assert not list(checkpoints.glob("*/checkpoint.safetensors"))  # nothing is kept of finished runs
 

@@ -120,7 +120,7 @@ def check_files(folder: Path) -> None:
     views = VIEWS.model_copy(update={"crop": 0, "resize": Resize(side=9, area=(0.2, 1.0))})
     plan = draw_plan(0, 0, 7, 4, 8, views, None, CPU)
     for batch, places in zip(make_batches(files, views)(plan), plan.order.split(4), strict=True):
-        seeds = plan.image_seeds[batch.row.offset : batch.row.offset + len(places)]
+        seeds = plan.image_seeds[batch.plan.offset : batch.plan.offset + len(places)]
         wanted = [list(pair) for pair in zip(places.tolist(), seeds.tolist(), strict=True)]
         (pixels,) = files.for_training([wanted], views)
         assert torch.equal(batch.x, normalise(pixels, *channel_mean_std(views, CPU)))

@@ -1,16 +1,17 @@
-"""Outputs of made-up models, and what every loss must keep to."""
+"""Random outputs of models, and checks that all losses share."""
 
 import copy
 
 import torch
 
+from kdflow.methods.losses import LossInputs
 from kdflow.models.features import Outputs
 
 CLASSES = 5
 
 
 def outputs(b, channels=(3, 4, 6), sizes=(8, 4, 2), width=6, seed=0, dtype=torch.float32, grad=False):
-    """Random ones; maps are channels_last, as in training."""
+    """Return random outputs of a student; feature maps are channels_last, as in training."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -28,42 +29,48 @@ def teacher_outputs(b, seed=100, **options):
     return outputs(b, **{"channels": (5, 7, 8), "width": 9, "seed": seed} | options)
 
 
-def ask(loss, student, teacher, seed=0, index=None):
+def loss_inputs(student, teacher, seed=0, index=None, labels=None, run_fraction=1.0):
     index = torch.arange(len(student.logits)) if index is None else index
-    return loss(student, teacher, index, torch.Generator().manual_seed(seed))
+    labels = index % CLASSES if labels is None else labels
+    return LossInputs(student, teacher, labels, index, run_fraction, torch.Generator().manual_seed(seed))
 
 
-def leaves(said):
-    return [said.logits, *said.maps, *([] if said.pooled is None else [said.pooled])]
+def call(loss, student, teacher, *options, **named):
+    return loss(loss_inputs(student, teacher, *options, **named))
+
+
+def leaves(model_outputs):
+    pooled = model_outputs.pooled
+    return [model_outputs.logits, *model_outputs.maps, *([] if pooled is None else [pooled])]
 
 
 def assert_trains_the_student_only(loss, b):
-    """Finite loss and gradients, some of them not zero, and none for a teacher even if it asks for them."""
+    """Check that loss and gradients are finite, and that the teacher gets none even if it requires them."""
     student, teacher = outputs(b, grad=True), teacher_outputs(b, grad=True)
-    found = ask(loss, student, teacher)
-    assert found.shape == ()
-    assert found.isfinite()
-    found.backward()
+    value = call(loss, student, teacher)
+    assert value.shape == ()
+    assert value.isfinite()
+    value.backward()
     assert [leaf.grad for leaf in leaves(teacher)] == [None] * len(leaves(teacher))
-    grads = [leaf.grad for leaf in leaves(student) if leaf.grad is not None]
-    own = [parameter.grad for parameter in loss.parameters()]
-    assert grads
-    assert all(grad is not None and grad.isfinite().all() for grad in grads + own)
-    return grads + own
+    student_grads = [leaf.grad for leaf in leaves(student) if leaf.grad is not None]
+    loss_grads = [parameter.grad for parameter in loss.parameters()]
+    assert student_grads
+    assert all(grad is not None and grad.isfinite().all() for grad in student_grads + loss_grads)
+    return student_grads + loss_grads
 
 
-def assert_goes_on_from_its_state(build, b):
-    """A step, saved and restored into a loss of other random weights: the next steps are the same to the bit."""
+def assert_resumes_from_its_state(build, b):
+    """Save a loss after two steps and restore it into one with other weights: the next steps are equal to the bit."""
 
     def step(loss, i):
         student, teacher = outputs(b, seed=i, grad=True), teacher_outputs(b, seed=100 + i)
-        found = ask(loss, student, teacher, seed=i)
+        value = call(loss, student, teacher, seed=i)
         loss.zero_grad()
-        found.backward()
+        value.backward()
         with torch.no_grad():
             for parameter in loss.parameters():
                 parameter.sub_(0.1 * parameter.grad)
-        return found
+        return value
 
     loss = build()
     first, second = step(loss, 0), step(loss, 1)

@@ -11,9 +11,8 @@ from paths import ROOT
 from ruamel.yaml import YAML
 
 from kdflow.core.errors import UserError
-from kdflow.paper import cells, drift
+from kdflow.paper import cells, drift, load_paper
 from kdflow.paper.drift import TOLERANCES, Tolerance, tolerance
-from kdflow.paper.paper import load_paper
 from kdflow.training.record import MeanStd
 
 NAMES = (CE, KD, PICK)
@@ -47,7 +46,7 @@ def change_curve(paper, name, **change):
         content["curve"][0].update(change)
         file.write_text(json.dumps(content))
     runs = [cells.record.read_record(file, cells.RunRecord) for file in sorted(place.glob("seed*.json"))]
-    cells.record.write_record(place / cells.NOTE, cells.make_cell_record(paper, name, runs))
+    cells.record.write_record(place / cells.CELL_RECORD, cells.make_cell_record(paper, name, runs))
 
 
 def test_the_same_records_have_not_drifted(paper, baseline):
@@ -102,7 +101,7 @@ def test_a_dropped_seed(paper, baseline):
 
 
 def test_a_missing_cell(paper, baseline):
-    (cells.cell_folder(paper, PICK) / cells.NOTE).unlink()
+    (cells.cell_folder(paper, PICK) / cells.CELL_RECORD).unlink()
     assert wrong(paper, baseline) == [(PICK, "record", "missing")]
 
 
@@ -151,7 +150,7 @@ def test_no_baseline(tmp_path):
     with pytest.raises(UserError, match=r"baseline.json: no such baseline; `kdflow drift --update"):
         drift.read_baseline(tmp_path / "baseline.json")
     (tmp_path / "baseline.json").write_text("{}")
-    with pytest.raises(UserError, match=r"baseline.json: no Baseline of this version: tolerances: Field required"):
+    with pytest.raises(UserError, match=r"baseline.json: not a Baseline of this version: tolerances: Field required"):
         drift.read_baseline(tmp_path / "baseline.json")
 
 

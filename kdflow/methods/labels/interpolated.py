@@ -1,7 +1,7 @@
-"""What the teacher says of the images that x' is made of, mixed by their shares; it never sees x' itself.
+"""Teacher logits of the two images that x' is mixed from, interpolated with lambda; the teacher never sees x'.
 
-tau^2 KL(softmax(m / tau) || softmax(s(x') / tau)) with m = own t(x) + (1 - own) t(x of the partner), mean over
-the batch: the other way to read the paper's KD+CutMix.
+tau^2 KL(softmax(m / tau) || softmax(s(x') / tau)) with m = lambda t(x_a) + (1 - lambda) t(x_b), mean over the batch,
+where x_a and x_b are an image and its partner: another reading of the paper's KD+CutMix.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ def loss(
     teacher_logits_x: Float[Tensor, "b classes"] | None,
     tau: float,
 ) -> Float[Tensor, ""]:
-    """The divergence from the interpolated logits."""
+    """Return the divergence from the interpolated logits."""
     assert teacher_logits_x is not None
-    own = strong.lam[:, None]
-    return distillation_loss(
-        own * teacher_logits_x[strong.index_a] + (1 - own) * teacher_logits_x[strong.index_b], student, tau
-    )
+    lam = strong.lam[:, None]
+    interpolated = lam * teacher_logits_x[strong.index_a] + (1 - lam) * teacher_logits_x[strong.index_b]
+    return distillation_loss(interpolated, student, tau)

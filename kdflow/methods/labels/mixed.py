@@ -1,6 +1,7 @@
-"""The hard labels of the images that x' is made of, mixed by their shares (Yun et al., 2019; Zhang et al., 2018).
+"""Hard labels of the two images that x' is mixed from, weighted with lambda (Yun et al., 2019; Zhang et al., 2018).
 
-own CE(s(x'), y) + (1 - own) CE(s(x'), y of the partner), mean over the batch: the paper's KD+CutMix, no teacher.
+lambda CE(s(x'), y_a) + (1 - lambda) CE(s(x'), y_b), mean over the batch, where y_a and y_b are the labels of an image
+and its partner: the paper's KD+CutMix. It needs no teacher.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def loss(
     teacher_logits_x: Float[Tensor, "b classes"] | None = None,  # noqa: ARG001
     tau: float = 1.0,  # noqa: ARG001
 ) -> Float[Tensor, ""]:
-    """Cross-entropy with the mixed label."""
-    own = F.cross_entropy(student, labels[strong.index_a], reduction="none")
-    partner = F.cross_entropy(student, labels[strong.index_b], reduction="none")
-    return (strong.lam * own + (1 - strong.lam) * partner).mean()
+    """Return the cross-entropy with the mixed label."""
+    loss_a = F.cross_entropy(student, labels[strong.index_a], reduction="none")
+    loss_b = F.cross_entropy(student, labels[strong.index_b], reduction="none")
+    return (strong.lam * loss_a + (1 - strong.lam) * loss_b).mean()

@@ -1,6 +1,6 @@
-"""TL: the teacher labels x' (the paper's Section 3.2 (1)).
+"""TL: x' is labelled by the teacher (the paper's Section 3.2 (1)).
 
-tau^2 KL(softmax(t(x') / tau) || softmax(s(x') / tau)), mean over the batch: no hard label.
+tau^2 KL(softmax(t(x') / tau) || softmax(s(x') / tau)), mean over the batch. There is no hard label.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def loss(
     teacher_logits_x: Float[Tensor, "b classes"] | None,  # noqa: ARG001
     tau: float,
 ) -> Float[Tensor, ""]:
-    """The divergence from what the teacher says of x'."""
+    """Return the divergence from the teacher's logits of x'."""
     assert strong.teacher_logits is not None
     return distillation_loss(strong.teacher_logits, student, tau)

@@ -1,32 +1,62 @@
-"""Divergences of teacher and student per sample: one definition for the loss and for pick.
+"""Divergences of teacher and student logits, and the contract of the losses beside CE and KL.
 
-Every other module of this package is a loss of its own beside CE and KL. Its
-`build(student, teacher, labels, **options)` is given `Outputs` of one batch (for their shapes) and the labels
-of the training set, and returns an `nn.Module` that trains with the student and is kept in its checkpoint:
-`loss(student, teacher, index, generator)` takes the `Outputs` of a batch, the places of its images in
-the training set, and the step's own generator (on the CPU), and returns a scalar without its weight
-(`*_` stands for what a loss does not need).
-It raises ValueError for an option or a pair of models that does not suit it, saying what to change.
+Each other module of this package is a loss that a recipe may name. It defines:
+
+- `NEEDS_FEATURES`: True if the loss compares feature maps or pooled features, False if logits are enough. A loss on
+  logits works with any model, with stored teacher logits, with a folded or compiled model, and with several
+  processes per run. There each process computes it for its share of the batch, so it has to be a mean over images.
+- `build(student, teacher, labels, **options)`: returns an `nn.Module`. `student` and `teacher` are `Outputs` of one
+  batch on the meta device, for their shapes, and `labels` are the labels of the training set. The module is trained
+  together with the student and saved in its checkpoint. `build` raises ValueError for an option or a pair of models
+  that it does not support; the message says what to change.
+
+The module is called as `loss(inputs)` with a `LossInputs` and returns a scalar, without the weight of the recipe.
 """
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdflow.models.features import Outputs
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """One batch, as a loss gets it; with several processes per run, the share of the batch of this process.
+
+    Attributes:
+        student: outputs of the student, with gradients.
+        teacher: outputs of the teacher for the same images, without gradients.
+        labels: classes of the images.
+        index: indices of the images in the training set.
+        run_fraction: the current epoch, counted from 1, divided by the epochs of the run; 1 in the last epoch.
+        generator: a generator on the CPU, seeded for this step, the same in each process.
+    """
+
+    student: Outputs
+    teacher: Outputs
+    labels: Int64[Tensor, " b"]
+    index: Int64[Tensor, " b"]
+    run_fraction: float
+    generator: torch.Generator
 
 
 def kl_per_sample(
     teacher: Float[Tensor, "b classes"], student: Float[Tensor, "b classes"], tau: float
 ) -> Float[Tensor, " b"]:
-    """KL(softmax(teacher / tau) || softmax(student / tau)) of each sample, in nats (the paper's Eq. 3)."""
+    """Return KL(softmax(teacher / tau) || softmax(student / tau)) of each sample, in nats (the paper's Eq. 3)."""
     p_teacher = F.log_softmax(teacher / tau, dim=1)
     p_student = F.log_softmax(student / tau, dim=1)
     return F.kl_div(p_student, p_teacher, reduction="none", log_target=True).sum(1)
 
 
 def entropy_per_sample(logits: Float[Tensor, "b classes"]) -> Float[Tensor, " b"]:
-    """Entropy of softmax(logits) of each sample, in nats."""
+    """Return the entropy of softmax(logits) of each sample, in nats."""
     p = F.log_softmax(logits, dim=1)
     return -(p.exp() * p).sum(1)
 
@@ -34,5 +64,5 @@ def entropy_per_sample(logits: Float[Tensor, "b classes"]) -> Float[Tensor, " b"
 def distillation_loss(
     teacher: Float[Tensor, "b classes"], student: Float[Tensor, "b classes"], tau: float
 ) -> Float[Tensor, ""]:
-    """tau^2 times the mean KL over the batch: the second term of the paper's Eq. 1 without its alpha."""
+    """Return tau^2 times the mean KL over the batch: the second term of the paper's Eq. 1 without its alpha."""
     return kl_per_sample(teacher, student, tau).mean() * tau**2

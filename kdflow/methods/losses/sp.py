@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation (Tung and Mori, 2019): images alike for the teacher are alike for the student.
+"""Similarity-preserving distillation (Tung and Mori, 2019): images similar for the teacher are so for the student.
 
 Formula: ||G_s - G_t||^2 / b^2, the squared Frobenius norm over a batch of b images. G = F F^T with each row divided
 by its length, where the rows of F [b, c h w] are the flattened last feature maps. The maps of student and
@@ -13,33 +13,36 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.methods.losses import LossInputs
 from kdflow.models.features import Outputs
+
+NEEDS_FEATURES = True
 
 
 class SimilarityPreserving(nn.Module):
-    """Compares which images of the batch are alike."""
+    """Mean squared difference of the similarity matrices of the batch."""
 
-    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
-        """The loss of a batch, without its weight."""
-        return F.mse_loss(similarity(student.maps[-1]), similarity(teacher.maps[-1].detach()))
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Return the loss of a batch, without its weight."""
+        student, teacher = inputs.student.maps[-1], inputs.teacher.maps[-1]
+        return F.mse_loss(similarity(student), similarity(teacher.detach()))
 
 
 def build(student: Outputs, teacher: Outputs, labels: Int64[Tensor, " n"]) -> SimilarityPreserving:  # noqa: ARG001
-    """A loss without parameters.
+    """Return a loss without parameters.
 
     Raises:
-        ValueError: a model names no feature maps.
+        ValueError: a model has no feature maps.
     """
-    for who, outputs in (("student", student), ("teacher", teacher)):
+    for role, outputs in (("student", student), ("teacher", teacher)):
         if not outputs.maps:
             raise ValueError(
-                f"sp compares the last feature maps, and the {who} names none; "
-                "name its layers under features in recipes/models.yaml"
+                f"sp compares the last feature maps, and the {role} has none; list its features in recipes/models.yaml"
             )
     return SimilarityPreserving()
 
 
 def similarity(maps: Float[Tensor, "b _c _h _w"]) -> Float[Tensor, "b b"]:
-    """G: the products of all pairs of images, each row of length 1."""
+    """Return G: the products of all pairs of images, each row with an L2 norm of 1."""
     flat = maps.flatten(1)
     return F.normalize(flat @ flat.T)

@@ -1,13 +1,14 @@
-"""Variational information distillation (Ahn et al., 2019): the student's features foretell the teacher's.
+"""Variational information distillation (Ahn et al., 2019): the student's features predict the teacher's.
 
-Formula: sum over layers of mean(((mu(f_s) - f_t)^2 / v_c + log v_c) / 2), the mean over batch, channels c and places:
-the negative log-likelihood of the teacher's feature map f_t under a normal distribution around what is predicted
-from the student's, without its constant. mu is three 1x1 convolutions without bias (student's channels -> teacher's
--> teacher's -> teacher's) with ReLU between; v_c = softplus(a_c) + 1e-5 is one trained variance per channel. The
-layers are all feature maps but the first, paired in their order; where two maps differ in size, each side of the
-larger is average-pooled to the smaller's. The loss is not zero where student and teacher agree, and can be negative.
+Formula: sum over layers of mean(((mu(f_s) - f_t)^2 / v_c + log v_c) / 2), the mean over batch, channels c and
+positions: the negative log-likelihood of the teacher's feature map f_t under a normal distribution around the
+prediction from the student's, without its constant. mu is three 1x1 convolutions without bias (student's channels ->
+teacher's -> teacher's -> teacher's) with ReLU between; v_c = softplus(a_c) + 1e-5 is one trained variance per
+channel. The layers are all feature maps but the first, paired in their order; where two maps differ in size, each
+side of the larger is average-pooled to the smaller's. The loss is not zero where student and teacher agree, and can
+be negative.
 
-Settings: variance (default 5.0), what v_c starts at. The usual weight is 1.
+Settings: variance (default 5.0), the initial value of v_c. The usual weight is 1.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdflow.methods.losses import LossInputs
 from kdflow.models.features import Map, Outputs, match_spatial_size, paired_middle_features
 
+NEEDS_FEATURES = True
 EPS = 1e-5
 
 
 class Regressor(nn.Module):
-    """Predicts the teacher's feature map of one layer, with a variance for each channel."""
+    """Prediction of the teacher's feature map of one layer, with a variance for each channel."""
 
     def __init__(self, student_channels: int, channels: int, variance: float) -> None:
         super().__init__()
@@ -35,11 +38,11 @@ class Regressor(nn.Module):
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         self.raw_variance = nn.Parameter(torch.full((channels, 1, 1), math.log(math.expm1(variance - EPS))))
 
-    def forward(self, ours: Map, theirs: Map) -> Float[Tensor, ""]:
-        """How unlikely the teacher's map is, given the student's."""
-        ours, theirs = match_spatial_size(ours, theirs)
+    def forward(self, student: Map, teacher: Map) -> Float[Tensor, ""]:
+        """Return the negative log-likelihood of the teacher's map, given the student's."""
+        student, teacher = match_spatial_size(student, teacher)
         variance = F.softplus(self.raw_variance) + EPS
-        error: Tensor = self.mean(ours) - theirs
+        error: Tensor = self.mean(student) - teacher
         return (error.square() / variance + variance.log()).mean() / 2
 
 
@@ -48,13 +51,14 @@ class VariationalInformation(nn.Module):
 
     def __init__(self, pairs: list[tuple[Map, Map]], variance: float) -> None:
         super().__init__()
-        channels = ((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs)
-        self.regressors = nn.ModuleList(Regressor(ours, theirs, variance) for ours, theirs in channels)
+        channels = ((student.shape[1], teacher.shape[1]) for student, teacher in pairs)
+        self.regressors = nn.ModuleList(Regressor(student, teacher, variance) for student, teacher in channels)
 
-    def forward(self, student: Outputs, teacher: Outputs, *_: object) -> Float[Tensor, ""]:
-        """The loss of a batch, without its weight."""
-        pairs = zip(self.regressors, paired_middle_features("vid", student, teacher), strict=True)
-        return torch.stack([regressor(ours, theirs) for regressor, (ours, theirs) in pairs]).sum()
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Return the loss of a batch, without its weight."""
+        pairs = paired_middle_features("vid", inputs.student, inputs.teacher)
+        layers = zip(self.regressors, pairs, strict=True)
+        return torch.stack([regressor(student, teacher) for regressor, (student, teacher) in layers]).sum()
 
 
 def build(
@@ -64,7 +68,7 @@ def build(
     *,
     variance: float = 5.0,
 ) -> VariationalInformation:
-    """Fresh regressors from torch's global generator.
+    """Return fresh regressors, drawn from torch's global generator.
 
     Raises:
         ValueError: the models' feature maps cannot be paired, or `variance` is too small.

@@ -1,6 +1,7 @@
-"""Pick: which of a pool of strong views the student learns from (the paper's Section 3.2 (2)).
+"""Pick: the student is trained with the hardest strong views of a pool (the paper's Section 3.2 (2)).
 
-Every other module of this package is a criterion: `score(pool) -> [n]`, larger is harder.
+Each other module of this package is a criterion that a recipe may name. It defines `score(pool)`, which returns one
+number per view; views with larger scores are harder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pool:
-    """What a criterion may look at: the teacher's logits, the student's if it asks for them, and uniform noise."""
+    """Inputs of a criterion: teacher logits, a function that computes student logits, and uniform noise."""
 
     teacher_logits: Float[Tensor, "n classes"]
     student_outputs: Callable[[], Float[Tensor, "n classes"]]
@@ -23,11 +24,11 @@ class Pool:
 
 
 def top_fraction(scores: Float[Tensor, " n"], keep: float) -> Int64[Tensor, " k"]:
-    """Indices of the largest scores, a share `keep` of them (rounded down, at least one), over the whole pool."""
+    """Return the indices of the fraction `keep` (rounded down, at least one) of the pool with the largest scores."""
     return scores.topk(max(1, int(len(scores) * keep + 1e-9)), sorted=False).indices
 
 
-def pick_ratio(scores: Float[Tensor, " n"], kept: Int64[Tensor, " k"]) -> Float[Tensor, ""]:
-    """r: the mean score of what was kept over the mean score of the pool (the paper's Eq. 4); 1 if all scores are 0."""
+def pick_ratio(scores: Float[Tensor, " n"], picked: Int64[Tensor, " k"]) -> Float[Tensor, ""]:
+    """Return r: the mean score of the picked views over that of the pool (the paper's Eq. 4); 1 if all scores are 0."""
     mean = scores.mean()
-    return (scores[kept].mean() / mean).where(mean != 0, 1.0)
+    return (scores[picked].mean() / mean).where(mean != 0, 1.0)

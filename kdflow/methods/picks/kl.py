@@ -1,4 +1,4 @@
-"""The divergence of teacher and student: what the student would minimise, pick maximises (the paper's Eq. 3).
+"""Divergence of teacher and student: views with the largest distillation loss are picked (the paper's Eq. 3).
 
 KL(softmax(t / tau) || softmax(s / tau)) with the method's tau.
 """
@@ -13,5 +13,5 @@ from kdflow.methods.picks import Pool
 
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
-    """The divergence of each view, in nats."""
+    """Return the divergence of each view, in nats."""
     return kl_per_sample(pool.teacher_logits, pool.student_outputs(), pool.tau)

@@ -1,6 +1,6 @@
-"""No criterion: as many views as the others keep, drawn at random.
+"""Random pick: as many views as with the other criteria, drawn at random.
 
-The control arm: it shows what of a pick's effect is the choice and what the larger pool.
+The control experiment: it separates the effect of the criterion from that of the larger pool.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ from kdflow.methods.picks import Pool
 
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
-    """Noise of the epoch plan. Nobody is asked."""
+    """Return the noise of the epoch plan; neither teacher nor student is used."""
     return pool.noise

@@ -1,4 +1,4 @@
-"""The student's entropy: where the student is least certain (the paper's Table 2, "S ent.").
+"""Entropy of the student: views that it is least certain of are picked (the paper's Table 2, "S ent.").
 
 H(softmax(s)) at temperature 1.
 """
@@ -13,5 +13,5 @@ from kdflow.methods.picks import Pool
 
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
-    """The student's entropy of each view, in nats."""
+    """Return the student's entropy of each view, in nats."""
     return entropy_per_sample(pool.student_outputs())

@@ -1,4 +1,4 @@
-"""The teacher's entropy: where the teacher is least certain (the paper's Table 2, "T ent.").
+"""Entropy of the teacher: views that it is least certain of are picked (the paper's Table 2, "T ent.").
 
 H(softmax(t)) at temperature 1.
 """
@@ -13,5 +13,5 @@ from kdflow.methods.picks import Pool
 
 
 def score(pool: Pool) -> Float[Tensor, " n"]:
-    """The teacher's entropy of each view, in nats. The student is not asked."""
+    """Return the teacher's entropy of each view, in nats; the student is not used."""
     return entropy_per_sample(pool.teacher_logits)

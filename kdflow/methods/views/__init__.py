@@ -1,9 +1,9 @@
-"""Views: batch to batch, on the device. All their randomness was drawn before, by the epoch plan.
+"""Views: transforms of whole batches, on the device. The epoch plan draws their random parameters beforehand.
 
-Here is the base view x. Every other module of this package is a strong view x', as two functions:
-`draw(sizes, image_size, generator) -> Draws`, the randomness of a whole epoch on the CPU, and
-`apply(x, draw) -> Strong`, where `draw` is one step's row of it on the device; `MIXES_IMAGES` says whether
-it mixes images of a batch.
+This module has the base view x. Each other module of this package is a strong view x' that a recipe may name. It
+defines `draw(sizes, image_size, generator)`, which returns the `Draws` of a whole epoch, on the CPU;
+`apply(x, draw)`, which returns the `StrongBatch` of one step, where `draw` is that step's row of the draws, on the
+device; and the constant `MIXES_IMAGES`, which states whether it mixes images of a batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from torch.nn import functional as F
 from kdflow.config import BaseView
 
 Draws = dict[str, Tensor]
-"""Named draws, one row a step."""
+"""Random parameters of a view by name, one row per step."""
 
 
 @dataclass(frozen=True)
 class StrongBatch:
-    """x': views of a batch x. View i is made of the images `image[i]` and, to a share of 1 - own[i], `partner[i]`."""
+    """Strong views x' of a batch x.
+
+    View i mixes image `index_a[i]` of the batch with weight `lam[i]` and image `index_b[i]` with weight 1 - `lam[i]`.
+    """
 
     images: Float[Tensor, "n 3 h w"]
     index_a: Int64[Tensor, " n"]
@@ -33,36 +36,35 @@ class StrongBatch:
     teacher_logits: Float[Tensor, "n classes"] | None = None
 
     def take(self, rows: Int64[Tensor, " k"] | slice) -> StrongBatch:
-        """Some of the views."""
+        """Return some of the views."""
         teacher_logits = None if self.teacher_logits is None else self.teacher_logits[rows]
         return StrongBatch(self.images[rows], self.index_a[rows], self.index_b[rows], self.lam[rows], teacher_logits)
 
 
 def unmixed(x: Float[Tensor, "b 3 h w"]) -> StrongBatch:
-    """Views that are made of one image each."""
-    itself = torch.arange(len(x), device=x.device)
-    return StrongBatch(x, itself, itself, torch.ones(len(x), device=x.device))
+    """Return views that are made of one image each."""
+    index = torch.arange(len(x), device=x.device)
+    return StrongBatch(x, index, index, torch.ones(len(x), device=x.device))
 
 
 def mixed_batch(
-    images: Float[Tensor, "b 3 h w"], partner: Int64[Tensor, " row"], own: Float[Tensor, ""]
+    images: Float[Tensor, "b 3 h w"], partner: Int64[Tensor, " row"], lam: Float[Tensor, ""]
 ) -> StrongBatch:
-    """Views of which each is to a share of `own` the image in its place; `partner` may be a longer row of a plan."""
-    itself = torch.arange(len(images), device=images.device)
-    return StrongBatch(images, itself, partner[: len(images)], own.expand(len(images)))
+    """Return views that mix image i, with weight `lam`, and `partner[i]`; `partner` may be longer than the batch."""
+    index = torch.arange(len(images), device=images.device)
+    return StrongBatch(images, index, partner[: len(images)], lam.expand(len(images)))
 
 
 def concat_draws(draws: Sequence[StrongBatch]) -> StrongBatch:
-    """All views of several draws of one batch, with what the teacher said of them where that is known."""
+    """Return all views of several draws of one batch, with their teacher logits if those are known."""
     if len(draws) == 1:
         return draws[0]
-    images, image, partner, own = zip(*((d.images, d.index_a, d.index_b, d.lam) for d in draws), strict=True)
-    teacher_logits = [d.teacher_logits for d in draws if d.teacher_logits is not None]
+    teacher_logits = [draw.teacher_logits for draw in draws if draw.teacher_logits is not None]
     return StrongBatch(
-        torch.cat(images),
-        torch.cat(image),
-        torch.cat(partner),
-        torch.cat(own),
+        torch.cat([draw.images for draw in draws]),
+        torch.cat([draw.index_a for draw in draws]),
+        torch.cat([draw.index_b for draw in draws]),
+        torch.cat([draw.lam for draw in draws]),
         torch.cat(teacher_logits) if teacher_logits else None,
     )
 
@@ -70,7 +72,7 @@ def concat_draws(draws: Sequence[StrongBatch]) -> StrongBatch:
 def crop_and_flip(
     images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"], crop: int
 ) -> UInt8[Tensor, "b 3 size size"]:
-    """Zero-pad by `crop`, cut a window of the old size at each image's `shift` (0 to 2 crop), then flip."""
+    """Zero-pad by `crop` pixels, crop to the original size at each image's `shift` (0 to 2 crop), then flip."""
     if crop:
         size = images.shape[-1]
         padded = F.pad(images, (crop, crop, crop, crop))
@@ -82,13 +84,13 @@ def crop_and_flip(
 def normalise(
     images: UInt8[Tensor, "b 3 h w"], mean: Float[Tensor, "1 3 1 1"], std: Float[Tensor, "1 3 1 1"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Bytes to (value / 255 - mean) / std in float32, channels last."""
+    """Convert bytes to (value / 255 - mean) / std in float32, channels last."""
     x = images.to(torch.float32, memory_format=torch.channels_last)
     return (x / 255 - mean) / std
 
 
 class BaseViewTransform:
-    """x: images as the student sees them, cropped and flipped as drawn, and normalised."""
+    """Transform of images to the base view x: cropped, flipped and normalised."""
 
     def __init__(self, base_view: BaseView, device: torch.device) -> None:
         self.crop = base_view.crop
@@ -97,13 +99,13 @@ class BaseViewTransform:
     def __call__(
         self, images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"]
     ) -> Float[Tensor, "b 3 size size"]:
-        """The view of each image."""
+        """Return the view of each image."""
         return normalise(crop_and_flip(images, shift, flip, self.crop), self.mean, self.std)
 
 
 def channel_mean_std(
     base_view: BaseView, device: torch.device
 ) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
-    """Mean and standard deviation of the channels, shaped for `normalise`."""
+    """Return mean and standard deviation of the channels, shaped for `normalise`."""
     mean, std = (torch.tensor(values, device=device).reshape(1, 3, 1, 1) for values in (base_view.mean, base_view.std))
     return mean, std

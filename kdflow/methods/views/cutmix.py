@@ -1,7 +1,7 @@
 """CutMix (Yun et al., 2019): a box of each image is replaced by the same box of its partner.
 
 lambda ~ Beta(1, 1) and one box per batch with sides sqrt(1 - lambda) of the image's, its centre uniform, clipped at
-the border; partners are a derangement of the batch. The image's own share is what the box leaves of it.
+the border; partners are a derangement of the batch. The weight of the image is the fraction of its area that is left.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ MIXES_IMAGES = True
 
 
 def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> Draws:
-    """One box per batch and a derangement of each batch; Beta(1, 1) is the uniform distribution.
+    """Draw one box per batch and a derangement of each batch; Beta(1, 1) is the uniform distribution.
 
     Args:
         sizes: the number of images of each step's batch.
+        image_size: height and width of the images, in pixels.
+        generator: the generator of this view and epoch.
 
     Returns:
-        box: [steps, 4], rows top to bottom and columns left to right, end excluded.
-        partner: [steps, max(sizes)], of which a step uses its first `size` entries.
+        box: [steps, 4], top, bottom, left and right in pixels, bottom and right excluded.
+        partner: [steps, max(sizes)]; a step uses the first `size` entries of its row.
     """
     steps = len(sizes)
     side = image_size * (1 - torch.rand(steps, generator=generator)).sqrt()
@@ -39,19 +41,19 @@ def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> D
 
 
 def derangement(n: int, generator: torch.Generator) -> Tensor:
-    """A uniform permutation of 0 to n - 1 that leaves nothing in its place; of one element, that element."""
-    itself = torch.arange(n)
-    while True:  # a share of 1/e of all permutations passes, for n = 2 a half
+    """Draw a uniform permutation of 0 to n - 1 without fixed points; for n = 1 return [0]."""
+    identity = torch.arange(n)
+    while True:  # about 1/e of all permutations have no fixed point, for n = 2 a half
         permutation = torch.randperm(n, generator=generator)
-        if n == 1 or not bool((permutation == itself).any()):
+        if n == 1 or not bool((permutation == identity).any()):
             return permutation
 
 
 def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> StrongBatch:
-    """Paste the partner's box. A mask instead of slices keeps shapes static, without asking the device."""
+    """Paste the partner's box; a mask instead of slices keeps shapes static, so that the host need not wait."""
     top, bottom, left, right = draw["box"].unbind()
     height, width = x.shape[2:]
     rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
-    own = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed_batch(torch.where(inside, x[draw["partner"][: len(x)]], x), draw["partner"], own)
+    lam = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed_batch(torch.where(inside, x[draw["partner"][: len(x)]], x), draw["partner"], lam)

@@ -18,18 +18,18 @@ MIXES_IMAGES = False
 
 
 def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> Draws:
-    """One square per batch.
+    """Draw one square per batch.
 
     Returns:
-        corner: [steps, 2], the row and column of the upper left corner, which may lie outside.
+        corner: [steps, 2], row and column of the upper left corner in pixels, which may be outside of the image.
     """
     return {"corner": torch.randint(image_size, (len(sizes), 2), generator=generator) - image_size // 8}
 
 
 def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> StrongBatch:
-    """Cut the square out: 0 is the mean of normalised images."""
+    """Set the square to 0, the mean of normalised images."""
     size = x.shape[-1]
     row, column = draw["corner"].unbind()
-    places = torch.arange(size, device=x.device)
-    rows, columns = (((places >= low) & (places < low + size // 4)) for low in (row, column))
+    pixels = torch.arange(size, device=x.device)
+    rows, columns = (((pixels >= low) & (pixels < low + size // 4)) for low in (row, column))
     return unmixed(torch.where(rows[:, None] & columns, 0.0, x))

@@ -1,7 +1,7 @@
-"""Identity: x' is x again.
+"""Identity: x' is x.
 
-The control arm: a strong view doubles the weight of the teacher's part of the loss, and this shows how much of a
-gain is only that.
+The control experiment: a strong view doubles the weight of the distillation term, and this view shows how much of a
+gain that explains.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MIXES_IMAGES = False
 
 
 def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> Draws:  # noqa: ARG001
-    """Nothing is drawn."""
+    """Return no draws."""
     return {}
 
 
 def apply(x: Float[Tensor, "b 3 h w"], draw: Draws) -> StrongBatch:  # noqa: ARG001
-    """The images as they are."""
+    """Return the images unchanged."""
     return unmixed(x)

@@ -1,7 +1,7 @@
 """mixup (Zhang et al., 2018): each image is blended with its partner.
 
-x' = lambda x + (1 - lambda) x of the partner, lambda ~ Beta(1, 1) once per batch; partners are a permutation of the
-batch. The image's lam share is lambda.
+x' = lambda x_a + (1 - lambda) x_b for an image and its partner, lambda ~ Beta(1, 1) once per batch; partners are a
+permutation of the batch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MIXES_IMAGES = True
 
 
 def draw(sizes: Sequence[int], image_size: int, generator: torch.Generator) -> Draws:  # noqa: ARG001
-    """One lambda per batch and a permutation of each batch; Beta(1, 1) is the uniform distribution.
+    """Draw one lambda per batch and a permutation of each batch; Beta(1, 1) is the uniform distribution.
 
     Returns:
         lam: [steps], lambda.
-        partner: [steps, max(sizes)], of which a step uses its first `size` entries.
+        partner: [steps, max(sizes)]; a step uses the first `size` entries of its row.
     """
     lam = torch.rand(len(sizes), generator=generator)
     partner = torch.zeros(len(sizes), max(sizes), dtype=torch.long)

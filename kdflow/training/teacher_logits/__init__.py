@@ -1,6 +1,6 @@
-"""What the teacher says of the views, asked in the step or read from where it was kept.
+"""Teacher outputs for the views of a batch, computed in the step or read from a store.
 
-A step asks about some views of its batch by name: `x`, and `<view>/<k>` for each draw of the strong view's pool.
+A step names the views that it needs: `x`, and `<view>/<k>` for each draw of the strong view's pool.
 """
 
 from __future__ import annotations
@@ -26,67 +26,67 @@ ViewImages = Mapping[str, Float[Tensor, "_b 3 _h _w"]]
 
 
 @dataclass
-class Counts:
-    """About how many views the teacher was asked, and about how many it was read what it said."""
+class ViewCounts:
+    """Number of views whose teacher outputs were computed, and of those that were read from a store."""
 
-    teacher_views_computed: int = 0
-    teacher_views_read: int = 0
+    computed: int = 0
+    read: int = 0
 
 
 class TeacherSource(ABC):
-    """Where a run takes the teacher's outputs from."""
+    """Source of the teacher's outputs for a run."""
 
-    def __init__(self, ask: FeatureExtractor) -> None:
-        self.ask, self.counts = ask, Counts()
+    def __init__(self, teacher: FeatureExtractor) -> None:
+        self.teacher, self.counts = teacher, ViewCounts()
 
     def begin(self, epoch: int, plan: EpochPlan) -> None:  # noqa: B027 (not every source has something to do)
-        """Make ready for a 0-based epoch."""
+        """Prepare for a 0-based epoch."""
 
     @abstractmethod
-    def __call__(self, row: StepPlan, views: ViewImages) -> dict[str, Outputs]:
-        """What the teacher says of the views of a batch, without gradients."""
+    def __call__(self, plan: StepPlan, views: ViewImages) -> dict[str, Outputs]:
+        """Return the teacher's outputs for the views of a batch, without gradients."""
 
     def end(self) -> None:  # noqa: B027
-        """Every row of the epoch was asked for."""
+        """Finish the epoch, after its last step."""
 
-    def is_stored(self, name: str) -> bool:
-        """Whether a store can serve what is asked about this view: it has logits and no features."""
-        return name != BASE_VIEW or not self.ask.gives_features
+    def is_cacheable(self, view: str) -> bool:
+        """Return whether a store can serve this view: it holds logits and no features, which only x needs."""
+        return view != BASE_VIEW or not self.teacher.gives_features
 
-    def online(self, views: ViewImages) -> dict[str, Outputs]:
-        """Ask the teacher, in one pass over all of the views; several processes share it, and each has all logits."""
+    def compute(self, views: ViewImages) -> dict[str, Outputs]:
+        """Run the teacher once for all views; several processes share the work, and each gets all logits."""
         if not views:
             return {}
         images = torch.cat(list(views.values()))
         with torch.no_grad():
-            said = self.ask(images[shard(len(images))])
-        said = replace(said, logits=all_gather_rows(said.logits, len(images)))
-        self.counts.teacher_views_computed += len(said.logits)
-        found, start = {}, 0
-        for name, images in views.items():
-            found[name] = said.rows(start, start + len(images))
+            outputs = self.teacher(images[shard(len(images))])
+        outputs = replace(outputs, logits=all_gather_rows(outputs.logits, len(images)))
+        self.counts.computed += len(outputs.logits)
+        by_view, start = {}, 0
+        for view, images in views.items():
+            by_view[view] = outputs.rows(start, start + len(images))
             start += len(images)
-        return found
+        return by_view
 
-    def stored(self, logits: npt.NDArray[Any], device: torch.device) -> Outputs:
-        """Logits as they were read, as if asked just now."""
-        self.counts.teacher_views_read += len(logits)
-        read = torch.from_numpy(logits.copy())  # torch wants memory that may be written to
+    def from_store(self, logits: npt.NDArray[Any], device: torch.device) -> Outputs:
+        """Convert logits of a store to outputs on the device."""
+        self.counts.read += len(logits)
+        tensor = torch.from_numpy(logits.copy())  # torch requires writable memory
         if device.type == "cuda":
-            read = read.pin_memory()  # so that the host need not wait for the copy
-        return Outputs(read.to(device, torch.float32, non_blocking=True), (), None)
+            tensor = tensor.pin_memory()  # so that the host does not wait for the copy
+        return Outputs(tensor.to(device, torch.float32, non_blocking=True), (), None)
 
 
 class Online(TeacherSource):
-    """Asks the teacher in every step."""
+    """Teacher outputs that are computed in every step."""
 
-    def __call__(self, row: StepPlan, views: ViewImages) -> dict[str, Outputs]:  # noqa: ARG002
-        """One forward pass."""
-        return self.online(views)
+    def __call__(self, plan: StepPlan, views: ViewImages) -> dict[str, Outputs]:  # noqa: ARG002
+        """Run one forward pass."""
+        return self.compute(views)
 
 
 def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dict[str, str]:
-    """What decides what a teacher says of a view of a training image."""
+    """Return all that a teacher's logits for a view of a training image depend on."""
     assert run.teacher is not None
     return {
         "teacher": run.teacher.model_dump_json(),
@@ -99,11 +99,11 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
 
 
 def plan_cache_key(run: RunSettings, device: str) -> dict[str, str]:
-    """What else decides what is in a plan, and every digit of what the teacher says of it."""
+    """Return all that the plans of a run, and each digit of the teacher's logits for them, depend on besides that."""
     return {
         "seed": str(run.seed),
         "batch_size": str(run.training.batch_size),
         "code_sha256": record.code_sha256("models", "models/families", "methods/views"),
         "device": device,
-        "torch": str(torch.__version__),  # of a type of its own
+        "torch": str(torch.__version__),  # a subclass of str, which h5py does not store
     }

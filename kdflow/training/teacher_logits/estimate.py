@@ -1,4 +1,4 @@
-"""What each store of teacher logits would cost and save for an experiment, without filling it."""
+"""Estimate of what each source of teacher logits would cost for an experiment, without training."""
 
 from __future__ import annotations
 
@@ -13,79 +13,93 @@ from kdflow.training.step import teacher_views
 from kdflow.training.teacher_logits import BASE_VIEW
 from kdflow.training.teacher_logits.all_views import views_per_image
 
-PASSES = 5  # of the teacher, the fastest counts
+PASSES = 5  # timed forward passes of the teacher; the fastest counts
 
 
 @dataclass(frozen=True)
 class SourceCost:
-    """Of one source: bytes on disk, and about how many views the teacher is asked, ahead and during training."""
+    """Cost of one source.
+
+    Attributes:
+        source: online, replay or views.
+        size: bytes on disk.
+        views_ahead: number of views that the teacher computes before training.
+        views_in_training: number of views that the teacher computes during training.
+    """
 
     source: str
     size: int
-    ahead: int
-    during: int
+    views_ahead: int
+    views_in_training: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The sources side by side. The teacher answers about `speed` views a second on `device`.
+    """Costs of all sources, and the speed of the teacher.
 
-    views pays from `pays_from` epochs on, over all methods and seeds, of which the experiment `has` so many.
+    Attributes:
+        costs: cost of each source.
+        speed: views per second that the teacher computes on `device`.
+        device: the device that the speed was measured on.
+        break_even_epochs: epochs of all methods and seeds from which views needs fewer teacher passes than online;
+            None if the views of an image are not finite.
+        epochs: epochs of all methods and seeds of the experiment that could read x from a store.
     """
 
     costs: list[SourceCost]
     speed: float
     device: str
-    pays_from: int | None
-    has: int
+    break_even_epochs: int | None
+    epochs: int
 
     def hours(self, views: int) -> float:
-        """How long one process asks the teacher about so many views."""
+        """Return the hours in which one process computes the teacher's logits for this many views."""
         return views / self.speed / 3600
 
 
 def costs(experiment: Experiment, dtype: str) -> list[SourceCost]:
-    """Of asking online, of replay, and where views can be counted of all ahead, for the methods, seeds and epochs."""
+    """Return the costs of online, of replay and, if the views of an image are finite, of views."""
     params = experiment.params
     methods = [experiment.methods[name] for name in params.methods]
     run = experiment.student_run(params.methods[0], 0)
-    row = run.classes * getattr(torch, dtype).itemsize
-    times = len(params.seeds) * run.training.epochs * run.train_images
-    asked = sum(len(teacher_views(method)) for method in methods)
-    once = {name for method in methods for name in _readable(method)}
-    with_features = sum(method.loss is not None for method in methods)
-    found = [
-        SourceCost("online", 0, 0, asked * times),
-        SourceCost("replay", len(once) * times * row, 0, (len(once) + with_features) * times),
+    row_bytes = run.classes * getattr(torch, dtype).itemsize
+    images = len(params.seeds) * run.training.epochs * run.train_images
+    views = sum(len(teacher_views(method)) for method in methods)
+    cacheable = {view for method in methods for view in _cacheable(method)}
+    with_features = sum(method.needs_features for method in methods)
+    sources = [
+        SourceCost("online", 0, 0, views * images),
+        SourceCost("replay", len(cacheable) * images * row_bytes, 0, (len(cacheable) + with_features) * images),
     ]
     if run.base_view.resize is None:
         rows = run.train_images * views_per_image(run.base_view)
-        found.append(SourceCost("views", rows * row, rows, asked * times - epochs_of_x(experiment) * run.train_images))
-    return found
+        computed = views * images - epochs_of_x(experiment) * run.train_images
+        sources.append(SourceCost("views", rows * row_bytes, rows, computed))
+    return sources
 
 
-def _readable(method: Method) -> list[str]:
-    # A loss on features wants more of x than its logits.
-    return [name for name in teacher_views(method) if name != BASE_VIEW or method.loss is None]
+def _cacheable(method: Method) -> list[str]:
+    # A store has no features, which only x needs.
+    return [view for view in teacher_views(method) if view != BASE_VIEW or not method.needs_features]
 
 
 def epochs_of_x(experiment: Experiment) -> int:
-    """How many epochs, of all methods and seeds, could read what the teacher says of x."""
+    """Return the number of epochs, of all methods and seeds, that could read the teacher's logits of x."""
     params = experiment.params
-    readers = [name for name in params.methods if BASE_VIEW in _readable(experiment.methods[name])]
+    readers = [name for name in params.methods if BASE_VIEW in _cacheable(experiment.methods[name])]
     return len(readers) * len(params.seeds) * experiment.student_run(params.methods[0], 0).training.epochs
 
 
 def estimate(experiment: Experiment, dtype: str, device: torch.device) -> Estimate:
-    """The costs, and the teacher's speed measured with weights of no meaning."""
+    """Return the costs and the speed of the teacher, measured with random weights."""
     run = experiment.student_run(experiment.params.methods[0], 0)
-    torch.set_num_threads(experiment.params.compute.threads)  # as a run has it
+    torch.set_num_threads(experiment.params.compute.threads)  # as in a run
     return Estimate(
         costs=costs(experiment, dtype),
         speed=_speed(experiment, run, device),
         device=str(device),
-        pays_from=views_per_image(run.base_view) if run.base_view.resize is None else None,
-        has=epochs_of_x(experiment),
+        break_even_epochs=views_per_image(run.base_view) if run.base_view.resize is None else None,
+        epochs=epochs_of_x(experiment),
     )
 
 

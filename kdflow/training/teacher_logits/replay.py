@@ -1,8 +1,8 @@
-"""The teacher is asked once: what it said of an epoch's views, in the order of the plan, for all other runs.
+"""Replay of teacher logits: the first run of a teacher and seed writes them, all others read them.
 
-That depends on teacher, dataset, seed and epoch alone, never on the student. So whichever run comes first writes it
-down, one file for each epoch and view, and every other method and student of that teacher and seed reads it.
-A run's digits never depend on what it finds: what it asks itself is rounded as what it would have read.
+The logits of an epoch's views depend on teacher, dataset, seed and epoch alone, never on the student. So there is one
+file for each epoch and view, in the order of the epoch plan, which every method and student of that teacher and seed
+can read. The digits of a run do not depend on which files exist: computed logits are rounded to the dtype of the files.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from kdflow.training.teacher_logits.store import CacheKey, StoreError
 
 
 class ReplayCache:
-    """The folder of one (teacher, dataset, seed) below a scratch folder of limited size.
+    """Folder of the files of one cache key, below a root folder of limited size.
 
-    While it is held it is not removed to make room for others.
+    While a process has the cache open, its folder is not removed to make room for others.
     """
 
-    def __init__(self, scratch: Path, about: CacheKey, limit: int) -> None:
-        key = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()
-        self.scratch, self.folder, self.limit = scratch, scratch / key[:16], limit
+    def __init__(self, root: Path, key: CacheKey, limit: int) -> None:
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+        self.root, self.folder, self.limit = root, root / digest[:16], limit
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("a")
         fcntl.flock(self.lock, fcntl.LOCK_SH)
-        (self.folder / "lock").touch()  # when it was last used
+        (self.folder / "lock").touch()  # its modification time is that of the last use
 
     def file(self, epoch: int, name: str) -> Path:
-        """Where what was said of an epoch's view lies, by the name of both view and dtype."""
+        """Return the path of the logits of an epoch; `name` has the view and the dtype."""
         return self.folder / f"epoch{epoch:04}-{name.replace('/', '-')}.h5"
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes more are within the limit, after removing what nobody uses, the oldest first."""
-        others = sorted(set(self.scratch.glob("*/lock")) - {self.folder / "lock"}, key=_modified)
-        while (over := _size(self.scratch) + size > self.limit) and others:
+        """Return whether `size` more bytes are within the limit, after removing unused folders, the oldest first."""
+        others = sorted(set(self.root.glob("*/lock")) - {self.folder / "lock"}, key=_modified)
+        while (over := _size(self.root) + size > self.limit) and others:
             with others.pop(0).open("a") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    continue  # another run holds it
+                    continue  # another run uses it
                 shutil.rmtree(Path(lock.name).parent, ignore_errors=True)
         return not over
 
@@ -68,86 +68,86 @@ def _size(folder: Path) -> int:
 
 
 class Replay(TeacherSource):
-    """Reads what an earlier run was told, and else asks, view by view, and writes it down."""
+    """Teacher logits from the cache; missing ones are computed view by view, and written at the end of the epoch."""
 
     def __init__(
         self,
-        ask: FeatureExtractor,
-        shelf: ReplayCache,
-        about: CacheKey,
+        teacher: FeatureExtractor,
+        cache: ReplayCache,
+        key: CacheKey,
         classes: int,
         dtype: str,
         note: Callable[[str], None],
     ) -> None:
-        super().__init__(ask)
-        self.shelf, self.about, self.classes, self.note = shelf, about, classes, note
+        super().__init__(teacher)
+        self.cache, self.key, self.classes, self.note = cache, key, classes, note
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.dtype_name = dtype
         self.epoch = 0
         self.plan: EpochPlan | None = None
-        self.read: dict[str, npt.NDArray[Any] | None] = {}  # None: not there
-        self.kept: dict[str, Tensor] = {}
+        self.stored: dict[str, npt.NDArray[Any] | None] = {}  # None: there is no usable file
+        self.to_write: dict[str, Tensor] = {}
 
     def begin(self, epoch: int, plan: EpochPlan) -> None:
-        """Forget the epoch before."""
+        """Drop the logits of the previous epoch."""
         self.epoch, self.plan = epoch, plan
-        self.read, self.kept = {}, {}
+        self.stored, self.to_write = {}, {}
 
-    def __call__(self, row: StepPlan, views: ViewImages) -> dict[str, Outputs]:
-        """A pass for each view that is not there: its size, and so its digits, are the same whatever is there."""
-        return {name: self.of_view(name, row, images) for name, images in views.items()}
+    def __call__(self, plan: StepPlan, views: ViewImages) -> dict[str, Outputs]:
+        """Query each view by itself: a pass has the same size, and so the same digits, whichever files exist."""
+        return {view: self.query(view, plan, images) for view, images in views.items()}
 
-    def of_view(self, name: str, row: StepPlan, images: Float[Tensor, "b 3 _h _w"]) -> Outputs:
-        """What the teacher says of one of the views of a batch."""
-        if not self.is_stored(name):
-            return self.online({name: images})[name]
-        end = row.offset + len(images)
-        if name not in self.read:
-            self.read[name] = self._open(name, images.device)
-        read = self.read[name]
-        if read is not None:
-            return self.stored(read[row.offset : end], images.device)
-        rounded = self.online({name: images})[name].logits.to(self.dtype)
-        if name in self.kept:
-            self.kept[name][row.offset : end].copy_(rounded, non_blocking=True)
+    def query(self, view: str, plan: StepPlan, images: Float[Tensor, "b 3 _h _w"]) -> Outputs:
+        """Return the teacher's outputs for one of the views of a batch."""
+        if not self.is_cacheable(view):
+            return self.compute({view: images})[view]
+        end = plan.offset + len(images)
+        if view not in self.stored:
+            self.stored[view] = self._open(view, images.device)
+        stored = self.stored[view]
+        if stored is not None:
+            return self.from_store(stored[plan.offset : end], images.device)
+        rounded = self.compute({view: images})[view].logits.to(self.dtype)
+        if view in self.to_write:
+            self.to_write[view][plan.offset : end].copy_(rounded, non_blocking=True)
         return Outputs(rounded.to(torch.float32), (), None)
 
     def end(self) -> None:
-        """Write down what was asked in the epoch."""
-        for name, kept in self.kept.items():
+        """Write the logits that were computed in the epoch."""
+        for view, logits in self.to_write.items():
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # the copies to the host may still be under way
+                torch.cuda.synchronize()  # the copies to the host may not be complete
             try:
-                store.write_store(self._file(name), kept.numpy(), self._about(name))
+                store.write_store(self._file(view), logits.numpy(), self._file_key(view))
             except OSError as error:
-                self.note(f"replay: {user_message(error)}; the run goes on without")
+                self.note(f"replay: {user_message(error)}; the run continues without this file")
 
-    def _file(self, name: str) -> Path:
-        # Each dtype its own: else whoever came second with another one would ask the teacher again and again.
-        return self.shelf.file(self.epoch, f"{name}-{self.dtype_name}")
+    def _file(self, view: str) -> Path:
+        # The dtype is in the name: otherwise runs of two dtypes would each refuse the other's file.
+        return self.cache.file(self.epoch, f"{view}-{self.dtype_name}")
 
-    def _open(self, name: str, device: torch.device) -> npt.NDArray[Any] | None:
+    def _open(self, view: str, device: torch.device) -> npt.NDArray[Any] | None:
         assert self.plan is not None
         shape = (len(self.plan.order), self.classes)
         try:
-            return store.read_store(self._file(name), shape, self.dtype_name, self._about(name))
+            return store.read_store(self._file(view), shape, self.dtype_name, self._file_key(view))
         except FileNotFoundError:
-            if self.shelf.has_room(math.prod(shape) * self.dtype.itemsize + store.HEADER):
-                self.kept[name] = torch.empty(shape, dtype=self.dtype, pin_memory=device.type == "cuda")
+            if self.cache.has_room(math.prod(shape) * self.dtype.itemsize + store.HEADER):
+                self.to_write[view] = torch.empty(shape, dtype=self.dtype, pin_memory=device.type == "cuda")
             else:
-                self.note(f"replay: epoch {self.epoch + 1} is not kept: {self.shelf.scratch} is full")
+                self.note(f"replay: epoch {self.epoch + 1} is not kept: {self.cache.root} is full")
         except StoreError as error:
-            self.note(f"replay: {error}; the teacher is asked instead, the file is left as it is")
+            self.note(f"replay: {error}; the teacher's logits are computed, the file is left as it is")
         return None
 
-    def _about(self, name: str) -> CacheKey:
-        """What the epoch's file must say of itself, down to a hash of all that the plan drew for this view."""
+    def _file_key(self, view: str) -> CacheKey:
+        """Return the key of the epoch's file, with a hash of all draws of the plan for this view."""
         assert self.plan is not None
         plan = self.plan
-        drawn = [plan.order, plan.shift, plan.flip, plan.image_seeds]
-        if name != BASE_VIEW:
-            drawn += [value for _, value in sorted(plan.strong[int(name.split("/")[1])].items())]
+        draws = [plan.order, plan.shift, plan.flip, plan.image_seeds]
+        if view != BASE_VIEW:
+            draws += [value for _, value in sorted(plan.strong[int(view.split("/")[1])].items())]
         digest = hashlib.sha256()
-        for value in drawn:
+        for value in draws:
             digest.update(value.cpu().numpy().tobytes())
-        return {**self.about, "epoch": str(self.epoch), "view": name, "plan": digest.hexdigest()}
+        return {**self.key, "epoch": str(self.epoch), "view": view, "plan": digest.hexdigest()}

@@ -1,6 +1,6 @@
-"""The file of a store: one contiguous HDF5 dataset `logits`, mapped to be read; attributes say what it is.
+"""HDF5 file of teacher logits: one contiguous dataset `logits`, read as a memory map; its attributes are the cache key.
 
-Reading rows through h5py takes a hundred times as long as from the mapped file.
+Reading rows through h5py takes a hundred times as long as from the memory map.
 """
 
 from __future__ import annotations
@@ -20,77 +20,77 @@ from kdflow.core import files
 from kdflow.core.errors import one_line
 
 NAME, SHA256 = "logits", "sha256"
-HEADER = 2**16  # bytes that are more than enough for all but the logits
+HEADER = 2**16  # bytes, more than enough for everything but the logits
 CacheKey = Mapping[str, str]
 
 
 class StoreError(ValueError):
-    """A store that cannot be used: the file, and why, in one line."""
+    """A store that cannot be used. The message is one line: the file and the reason."""
 
 
-def create_store(path: Path, shape: tuple[int, ...], dtype: str, about: CacheKey) -> int:
-    """Make a store at `path` whose logits are still to be written; returns at which byte they start.
+def create_store(path: Path, shape: tuple[int, ...], dtype: str, key: CacheKey) -> int:
+    """Create a store at `path` without writing logits; return the offset of the logits in the file, in bytes.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: the disk is full.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size + HEADER)  # HDF5's own writing may crash on a full disk
+        os.posix_fallocate(file.fileno(), 0, size + HEADER)  # HDF5 may crash if the disk is full
     with h5py.File(path, "w", locking=False) as file:
-        for key, value in about.items():
-            file.attrs[key] = value
+        for name, value in key.items():
+            file.attrs[name] = value
         file.attrs.create(SHA256, "0" * 64, dtype="S64")
-        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        plan.set_obj_track_times(False)  # so that the same logits make the same file
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties.set_obj_track_times(False)  # so that the same logits make the same file
         kind, space = h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape)
-        start: int = h5py.h5d.create(file.id, NAME.encode(), kind, space, dcpl=plan).get_offset()
+        start: int = h5py.h5d.create(file.id, NAME.encode(), kind, space, dcpl=properties).get_offset()
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), start, size)
     return start
 
 
 def finalize(path: Path) -> None:
-    """Write into a store whose logits are all there the SHA-256 of them."""
+    """Write the SHA-256 of the logits into a store that is complete."""
     digest = _digest(_map(path))
     with h5py.File(path, "r+", locking=False) as file:
         file.attrs.modify(SHA256, np.bytes_(digest))
 
 
-def write_store(path: Path, logits: npt.NDArray[Any], about: CacheKey) -> None:
-    """Write a store to `path`, all of it or nothing."""
+def write_store(path: Path, logits: npt.NDArray[Any], key: CacheKey) -> None:
+    """Write a store to `path` atomically."""
     with files.atomic_write(path) as beside:
-        start = create_store(beside, logits.shape, logits.dtype.name, about)
+        start = create_store(beside, logits.shape, logits.dtype.name, key)
         with beside.open("r+b") as file:
             file.seek(start)
             file.write(np.ascontiguousarray(logits).data)
         finalize(beside)
 
 
-def read_store(path: Path, shape: tuple[int, ...], dtype: str, about: CacheKey) -> npt.NDArray[Any]:
-    """The logits at `path`, mapped read-only, after a look at all of them.
+def read_store(path: Path, shape: tuple[int, ...], dtype: str, key: CacheKey) -> npt.NDArray[Any]:
+    """Return the logits at `path`, memory-mapped and read-only, after a check of their hash.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StoreError: it is damaged, or of something else than `about` says.
+        StoreError: the file is damaged, or has another key, shape or dtype.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = {key: _text(value) for key, value in file.attrs.items()}
+            found = {name: _text(value) for name, value in file.attrs.items()}
         logits = _map(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged file fails in any way it likes
+    except Exception as error:  # h5py raises many kinds of exceptions for a damaged file
         raise StoreError(f"{path}: damaged store of logits ({one_line(error)})") from None
     expected = found.pop(SHA256, None)
-    for key in sorted(about.keys() | found.keys()):
-        if about.get(key) != found.get(key):
-            raise StoreError(f"{path}: store of other logits: {key} is {found.get(key)}, expected {about.get(key)}")
+    for name in sorted(key.keys() | found.keys()):
+        if key.get(name) != found.get(name):
+            raise StoreError(f"{path}: store of other logits: {name} is {found.get(name)}, expected {key.get(name)}")
     if logits.shape != shape or logits.dtype != dtype:
-        what = f"{logits.dtype} {list(logits.shape)}, expected {dtype} {list(shape)}"
-        raise StoreError(f"{path}: store of other logits: {what}")
+        difference = f"{logits.dtype} {list(logits.shape)}, expected {dtype} {list(shape)}"
+        raise StoreError(f"{path}: store of other logits: {difference}")
     if _digest(logits) != expected:
         raise StoreError(f"{path}: damaged store of logits (its content differs from its hash)")
     return logits

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ask, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import call, assert_trains_the_student_only, outputs, teacher_outputs
 
 from kdflow.methods.losses import at
 from kdflow.models.features import Outputs
@@ -36,9 +36,9 @@ def _oracle(student, teacher):
 def test_equals_a_float64_loop_over_all_maps_but_the_first():
     student, teacher = outputs(4, dtype=torch.float64), teacher_outputs(4, dtype=torch.float64)
     loss = at.build(student, teacher, LABELS)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-10)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-10)
     student, teacher = outputs(4), teacher_outputs(4)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-4)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-4)
 
 
 def _mean_of_blocks(maps, k):
@@ -53,13 +53,13 @@ def test_the_larger_map_is_average_pooled(larger):
         teacher.logits, tuple(_mean_of_blocks(m, k) for m, k in zip(teacher.maps, (1, 2, 3), strict=True)), None
     )
     pair, expected = (student, teacher), _oracle(student, small)
-    found = ask(at.AttentionTransfer(), *(pair if larger == "teacher" else reversed(pair)))
+    found = call(at.AttentionTransfer(), *(pair if larger == "teacher" else reversed(pair)))
     assert found.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_sizes_that_are_no_multiples_are_compared():
     student, teacher = outputs(3, sizes=(8, 7, 3)), teacher_outputs(3, sizes=(8, 5, 4))
-    assert ask(at.AttentionTransfer(), student, teacher) > 0
+    assert call(at.AttentionTransfer(), student, teacher) > 0
 
 
 @settings(deadline=None, max_examples=25)
@@ -67,9 +67,9 @@ def test_sizes_that_are_no_multiples_are_compared():
 def test_zero_where_equal_and_blind_to_scale(b, seed, scale):
     student = outputs(b, seed=seed)
     louder = Outputs(student.logits, tuple(scale * m for m in student.maps), student.pooled)
-    assert ask(at.AttentionTransfer(), student, student) == 0
-    assert ask(at.AttentionTransfer(), student, louder) < 1e-12
-    assert ask(at.AttentionTransfer(), student, outputs(b, seed=seed + 1)) > 0
+    assert call(at.AttentionTransfer(), student, student) == 0
+    assert call(at.AttentionTransfer(), student, louder) < 1e-12
+    assert call(at.AttentionTransfer(), student, outputs(b, seed=seed + 1)) > 0
 
 
 @pytest.mark.parametrize("b", [1, 4])
@@ -81,19 +81,19 @@ def test_trains_the_student_only(b):
 def test_maps_of_zeros_give_no_nan():
     student = outputs(2, grad=True)
     dead = Outputs(student.logits, tuple((0 * m.detach()).requires_grad_() for m in student.maps), None)
-    ask(at.AttentionTransfer(), dead, teacher_outputs(2)).backward()
+    call(at.AttentionTransfer(), dead, teacher_outputs(2)).backward()
     assert all(m.grad.isfinite().all() for m in dead.maps[1:])
 
 
 def test_refuses_maps_that_cannot_be_paired():
     five, six = outputs(2, (3,) * 5, (4,) * 5), outputs(2, (3,) * 6, (4,) * 6)
     expected = (
-        "the student names 5 feature layers, the teacher 6: at compares them one by one; "
-        "name equally many under features in recipes/models.yaml"
+        "the student has 5 feature layers, the teacher 6: at compares them one by one; "
+        "list as many features for both in recipes/models.yaml"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         at.build(five, six, LABELS)
     for n in (0, 1):
         few = outputs(2, (3,) * n, (4,) * n)
-        with pytest.raises(ValueError, match=f"names {n} feature layers?, the teacher {n}: at .* two or more"):
+        with pytest.raises(ValueError, match=f"has {n} feature layers?, the teacher {n}: at .* two or more"):
             at.build(few, few, LABELS)

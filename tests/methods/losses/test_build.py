@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from samples import ask, outputs, teacher_outputs
+from samples import call, outputs, teacher_outputs
 
 from kdflow.config import choices
 from kdflow.methods.losses import at, cc, crd, pkt, sp, vid
@@ -31,13 +31,13 @@ def _build(name, seed=0):
 @pytest.mark.parametrize("name", BUILDS)
 def test_is_built_from_shapes_alone(name):
     loss = _build(name).to("cpu", memory_format=torch.channels_last)
-    assert ask(loss, outputs(4), teacher_outputs(4)).isfinite()
+    assert call(loss, outputs(4), teacher_outputs(4)).isfinite()
     assert all(tensor.device.type == "cpu" for tensor in loss.state_dict().values())
 
 
 @pytest.mark.parametrize("name", ["cc", "vid", "crd"])
 def test_weights_follow_the_seed(name):
-    one, same, other = (ask(_build(name, seed), outputs(4), teacher_outputs(4)) for seed in (1, 1, 2))
+    one, same, other = (call(_build(name, seed), outputs(4), teacher_outputs(4)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert one != other
 

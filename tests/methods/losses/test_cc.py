@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
-    ask,
-    assert_goes_on_from_its_state,
+    call,
+    assert_resumes_from_its_state,
     assert_trains_the_student_only,
     outputs,
     teacher_outputs,
@@ -35,16 +35,16 @@ def test_equals_a_float64_loop_over_consecutive_pairs(b):
     ours, theirs = _embed(loss.embed_student, student.pooled), _embed(loss.embed_teacher, teacher.pooled)
     d = [[abs(x - y) for x, y in zip(one, other, strict=True)] for one, other in zip(ours, theirs, strict=True)]
     expected = sum(sum(x * y for x, y in zip(d[i], d[i + 1], strict=True)) for i in range(b - 1)) / (b - 1)
-    assert ask(loss, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert call(loss, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 10**6))
 def test_zero_where_the_embeddings_are_equal(b, seed):
     student, loss = outputs(b, seed=seed), _build(teacher=outputs(2))
-    assert b == 1 or ask(loss, student, student) > 0
+    assert b == 1 or call(loss, student, student) > 0
     loss.embed_teacher.load_state_dict(loss.embed_student.state_dict())
-    assert ask(loss, student, student) == 0
+    assert call(loss, student, student) == 0
 
 
 def test_trains_both_embeddings_and_the_student_only():
@@ -55,11 +55,11 @@ def test_a_batch_of_one_has_no_pair():
     loss = _build()
     grads = assert_trains_the_student_only(loss, 1)
     assert not any(grad.any() for grad in grads)
-    assert ask(loss, outputs(1), teacher_outputs(1)) == 0
+    assert call(loss, outputs(1), teacher_outputs(1)) == 0
 
 
-def test_goes_on_from_its_state():
-    assert_goes_on_from_its_state(_build, 4)
+def test_resumes_from_its_state():
+    assert_resumes_from_its_state(_build, 4)
 
 
 def test_the_embedding_is_as_wide_as_asked():

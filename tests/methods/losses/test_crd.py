@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ask, assert_goes_on_from_its_state, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import call, assert_resumes_from_its_state, assert_trains_the_student_only, outputs, teacher_outputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdflow.methods.losses import crd
@@ -68,12 +68,12 @@ def test_three_steps_equal_a_float64_loop(replacement):
         index = torch.arange(4) * 3 + step
         student = outputs(4, seed=step, dtype=torch.float64)
         teacher = teacher_outputs(4, seed=50 + step, dtype=torch.float64)
-        rows = loss.others.row[index].tolist()
-        negatives = loss.others(index, _generator(step)).tolist()
+        rows = loss.sampler.bank_row[index].tolist()
+        negatives = loss.sampler(index, _generator(step)).tolist()
         v = [_embed(loss.embed_student, student.pooled), _embed(loss.embed_teacher, teacher.pooled)]
         sides = [_side(v[i], banks[i], rows, negatives, z[i], 0.2) for i in range(2)]
         z = [found for _, found in sides]
-        assert ask(loss, student, teacher, step, index).item() == pytest.approx(sum(s for s, _ in sides), rel=1e-8)
+        assert call(loss, student, teacher, step, index).item() == pytest.approx(sum(s for s, _ in sides), rel=1e-8)
         banks = [_moved(banks[i], rows, v[1 - i], 0.3) for i in range(2)]
         for i, bank in enumerate((loss.bank_teacher, loss.bank_student)):
             assert torch.allclose(bank, torch.tensor(banks[i], dtype=torch.float64), atol=1e-10)
@@ -83,10 +83,10 @@ def test_three_steps_equal_a_float64_loop(replacement):
 def test_z_stays_that_of_the_first_batch():
     loss = _build()
     assert loss.log_z_student.isinf()
-    ask(loss, outputs(4), teacher_outputs(4))
+    call(loss, outputs(4), teacher_outputs(4))
     first = loss.log_z_student.clone(), loss.log_z_teacher.clone()
     assert all(z.isfinite() for z in first)
-    ask(loss, outputs(4, seed=8), teacher_outputs(4, seed=9))
+    call(loss, outputs(4, seed=8), teacher_outputs(4, seed=9))
     assert torch.equal(loss.log_z_student, first[0])
     assert torch.equal(loss.log_z_teacher, first[1])
 
@@ -100,22 +100,22 @@ def test_trains_both_embeddings_and_the_student_only(b):
 
 def test_gradients_are_those_of_the_banks_before_they_move():
     loss, teacher = _build().double(), teacher_outputs(4, dtype=torch.float64)
-    ask(loss, outputs(4, dtype=torch.float64), teacher)  # Z is fixed
+    call(loss, outputs(4, dtype=torch.float64), teacher)  # Z is fixed
     student = outputs(4, seed=5, dtype=torch.float64, grad=True)
     state = copy.deepcopy(loss.state_dict())
-    ask(loss, student, teacher).backward()
+    call(loss, student, teacher).backward()
     for i in range(3):
         around = []
         for step in (1e-5, -1e-5):
             loss.load_state_dict(state)
             moved = outputs(4, seed=5, dtype=torch.float64)
             moved.pooled[i, i] += step
-            around.append(ask(loss, moved, teacher).item())
+            around.append(call(loss, moved, teacher).item())
         assert student.pooled.grad[i, i].item() == pytest.approx((around[0] - around[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
-def test_goes_on_from_its_state():
-    assert_goes_on_from_its_state(_build, 4)
+def test_resumes_from_its_state():
+    assert_resumes_from_its_state(_build, 4)
     assert {"bank_student", "bank_teacher", "log_z_student", "log_z_teacher"} < set(_build().state_dict())
 
 
@@ -126,7 +126,7 @@ def test_a_step_is_decided_by_its_generator():
     for seed, noise in ((1, 0), (1, 5), (2, 0)):
         torch.manual_seed(noise)
         loss.load_state_dict(state)
-        found.append(ask(loss, outputs(4), teacher_outputs(4), seed))
+        found.append(call(loss, outputs(4), teacher_outputs(4), seed))
     assert torch.equal(found[0], found[1])
     assert found[0] != found[2]
 
@@ -142,7 +142,7 @@ def test_training_lowers_it():
     loss, student, teacher = _build(), outputs(20), teacher_outputs(20)
     found = []
     for step in range(60):
-        found.append(ask(loss, student, teacher, seed=step))
+        found.append(call(loss, student, teacher, seed=step))
         grads = torch.autograd.grad(found[-1], list(loss.parameters()))
         with torch.no_grad():
             for parameter, grad in zip(loss.parameters(), grads, strict=True):
@@ -165,16 +165,16 @@ def test_parts_of_a_batch_give_the_same_products(monkeypatch):
     v, bank = torch.randn(7, 4, generator=_generator()), torch.randn(20, 4, generator=_generator(1))
     rows = torch.randint(20, (7, 5), generator=_generator(2))
     expected = torch.stack([bank[rows[i]] @ v[i] for i in range(7)])
-    for at_once in (2**24, 60, 1):
-        monkeypatch.setattr(crd, "AT_ONCE", at_once)
+    for limit in (2**24, 60, 1):
+        monkeypatch.setattr(crd, "MAX_SIMILARITIES", limit)
         assert torch.allclose(crd.gathered_products(v, bank, rows), expected, atol=1e-6)
 
 
 # --- the negatives -----------------------------------------------------------------------------------------
 
 
-def _images(others, rows):
-    return others.row.argsort()[rows]
+def _images(sampler, rows):
+    return sampler.bank_row.argsort()[rows]
 
 
 @settings(deadline=None, max_examples=60)
@@ -184,27 +184,27 @@ def test_negatives_are_as_many_as_asked_of_other_classes_and_none_twice(labels, 
     most = len(labels) - int(labels.bincount().max())
     count = data.draw(st.integers(1, most))
     index = torch.randperm(len(labels), generator=_generator())[: data.draw(st.integers(1, len(labels)))]
-    others = crd.NegativeSampler(labels, count, replacement=False)
-    rows = others(index, _generator(data.draw(st.integers(0, 10**6))))
+    sampler = crd.NegativeSampler(labels, count, replacement=False)
+    rows = sampler(index, _generator(data.draw(st.integers(0, 10**6))))
     assert rows.shape == (len(index), count)
-    assert (labels[_images(others, rows)] != labels[index, None]).all()
+    assert (labels[_images(sampler, rows)] != labels[index, None]).all()
     assert all(len(set(row)) == count for row in rows.tolist())
 
 
 def test_with_replacement_there_may_be_more_negatives_than_images():
-    others = crd.NegativeSampler(LABELS, 100, replacement=True)
-    rows = others(torch.arange(20), _generator())
+    sampler = crd.NegativeSampler(LABELS, 100, replacement=True)
+    rows = sampler(torch.arange(20), _generator())
     assert rows.shape == (20, 100)
-    assert (LABELS[_images(others, rows)] != LABELS[:, None]).all()
+    assert (LABELS[_images(sampler, rows)] != LABELS[:, None]).all()
 
 
 @pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize("labels", [LABELS, torch.arange(20) % 4])
 def test_each_image_of_another_class_is_equally_likely(labels, replacement):
     draws, count = 1500, 6
-    others = crd.NegativeSampler(labels, count, replacement)
+    sampler = crd.NegativeSampler(labels, count, replacement)
     generator, index = _generator(7), torch.arange(20)
-    rows = torch.cat([_images(others, others(index, generator))[:, None] for _ in range(draws)], dim=1)
+    rows = torch.cat([_images(sampler, sampler(index, generator))[:, None] for _ in range(draws)], dim=1)
     for i in range(20):
         times = rows[i].flatten().bincount(minlength=20)
         eligible = labels != labels[i]
@@ -220,17 +220,17 @@ def test_each_image_of_another_class_is_equally_likely(labels, replacement):
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_each_set_of_negatives_is_equally_likely_at_every_place_of_the_batch(place):
     labels = torch.tensor([0, 1, 0, 2, 2, 1, 0])  # of another class than 0: images 1, 3, 4, 5
-    others = crd.NegativeSampler(labels, 2, replacement=False)
+    sampler = crd.NegativeSampler(labels, 2, replacement=False)
     index, generator = torch.tensor([0, 3, 5]).roll(place), _generator(place)
-    images = [_images(others, others(index, generator)[place]).tolist() for _ in range(1200)]
+    images = [_images(sampler, sampler(index, generator)[place]).tolist() for _ in range(1200)]
     found = Counter(frozenset(drawn) for drawn in images)
     assert set(found) == {frozenset(pair) for pair in ((1, 3), (1, 4), (1, 5), (3, 4), (3, 5), (4, 5))}
     assert sum((times - 200) ** 2 / 200 for times in found.values()) < 25  # 5 degrees of freedom: p < 0.0002
 
 
 def test_images_of_a_batch_have_negatives_of_their_own():
-    others = crd.NegativeSampler(torch.arange(1000) % 10, 100, replacement=False)
-    rows = others(torch.arange(0, 100, 10), _generator()).tolist()  # all of class 0
+    sampler = crd.NegativeSampler(torch.arange(1000) % 10, 100, replacement=False)
+    rows = sampler(torch.arange(0, 100, 10), _generator()).tolist()  # all of class 0
     assert len({frozenset(row) for row in rows}) == 10
     assert len(set().union(*rows)) > 500
 
@@ -258,7 +258,7 @@ def test_nothing_is_larger_than_a_bank():
     n, b, m, dim = 4000, 16, 1000, 64
     loss = _build(torch.arange(n) % 100, negatives=m, dim=dim)
     with _Largest() as largest:
-        ask(loss, outputs(b, grad=True), teacher_outputs(b)).backward()
+        call(loss, outputs(b, grad=True), teacher_outputs(b)).backward()
     assert 4 * n * dim <= largest.bytes < 1.2 * 4 * n * dim < 4 * b * m * dim
 
 
@@ -268,20 +268,20 @@ def test_nothing_is_larger_than_a_bank():
 def test_refuses_more_negatives_than_there_are():
     labels = torch.cat([torch.zeros(30), torch.arange(1, 10).repeat_interleave(30)]).long()
     expected = (
-        "negatives: 16384 asked for, only 270 images are of another class than the largest; "
-        "set loss.options.negatives to 270 or fewer"
+        "negatives: must be 270 or less, the number of images outside the largest class, not 16384; "
+        "set it in loss.options"
     )
     with pytest.raises(ValueError, match=f"^{expected}$"):
         crd.build(outputs(2), teacher_outputs(2), labels)
-    assert _build(labels, negatives=270).others(torch.arange(5), _generator()).shape == (5, 270)
-    with pytest.raises(ValueError, match="271 asked for"):
+    assert _build(labels, negatives=270).sampler(torch.arange(5), _generator()).shape == (5, 270)
+    with pytest.raises(ValueError, match="not 271"):
         _build(labels, negatives=271)
     _build(labels, negatives=271, replacement=True)
 
 
 @pytest.mark.parametrize("replacement", [False, True])
 def test_refuses_a_single_class(replacement):
-    with pytest.raises(ValueError, match="the training set has one only"):
+    with pytest.raises(ValueError, match="the training set has only one"):
         _build(torch.full((5,), 3), negatives=1, replacement=replacement)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ask, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import call, assert_trains_the_student_only, outputs, teacher_outputs
 
 from kdflow.methods.losses import pkt
 from kdflow.models.features import Outputs
@@ -34,9 +34,9 @@ def _oracle(student, teacher):
 def test_equals_a_float64_loop(b):
     student, teacher = outputs(b, dtype=torch.float64), teacher_outputs(b, dtype=torch.float64)
     loss = pkt.build(student, teacher, LABELS)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-9)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-9)
     student, teacher = outputs(b), teacher_outputs(b)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-3)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-3)
 
 
 @settings(deadline=None, max_examples=25)
@@ -45,17 +45,17 @@ def test_zero_where_equal_never_negative_and_blind_to_scale(b, seed, scale):
     student, teacher = (outputs(b, seed=s, dtype=torch.float64) for s in (seed, seed + 1))
     louder = Outputs(student.logits, student.maps, scale * student.pooled)
     loss = pkt.ProbabilisticTransfer()
-    assert ask(loss, student, student) == 0
-    assert abs(ask(loss, student, louder)) < 1e-14
-    assert ask(loss, student, teacher) > -1e-6 / b
-    assert ask(loss, louder, teacher).item() == pytest.approx(ask(loss, student, teacher).item(), rel=1e-9)
+    assert call(loss, student, student) == 0
+    assert abs(call(loss, student, louder)) < 1e-14
+    assert call(loss, student, teacher) > -1e-6 / b
+    assert call(loss, louder, teacher).item() == pytest.approx(call(loss, student, teacher).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("b", [1, 4])
 def test_trains_the_student_only(b):
     grads = assert_trains_the_student_only(pkt.ProbabilisticTransfer(), b)
     assert grads[0].any() == (b > 1)
-    assert b > 1 or ask(pkt.ProbabilisticTransfer(), outputs(1), teacher_outputs(1)) == 0
+    assert b > 1 or call(pkt.ProbabilisticTransfer(), outputs(1), teacher_outputs(1)) == 0
 
 
 @pytest.mark.parametrize("pooled", [torch.zeros(3, 6), torch.eye(1, 6) * torch.tensor([[1.0], [-1.0], [1.0]])])
@@ -63,7 +63,7 @@ def test_dead_and_opposite_features_give_no_nan(pooled):
     pooled.requires_grad_()
     student = outputs(3)
     for pair in ((Outputs(student.logits, (), pooled), student), (student, Outputs(student.logits, (), pooled))):
-        found = ask(pkt.ProbabilisticTransfer(), *pair)
+        found = call(pkt.ProbabilisticTransfer(), *pair)
         assert found.isfinite()
         if found.requires_grad:
             found.backward()

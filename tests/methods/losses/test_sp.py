@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ask, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import call, assert_trains_the_student_only, outputs, teacher_outputs
 
 from kdflow.methods.losses import sp
 from kdflow.models.features import Outputs
@@ -30,9 +30,9 @@ def _oracle(student, teacher):
 def test_equals_a_float64_loop_over_the_last_maps_of_any_size(sizes):
     student, teacher = outputs(5, dtype=torch.float64), teacher_outputs(5, sizes=sizes, dtype=torch.float64)
     loss = sp.build(student, teacher, LABELS)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-10)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-10)
     student, teacher = outputs(5), teacher_outputs(5, sizes=sizes)
-    assert ask(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-4)
+    assert call(loss, student, teacher).item() == pytest.approx(_oracle(student, teacher), rel=1e-4)
 
 
 @settings(deadline=None, max_examples=25)
@@ -40,13 +40,13 @@ def test_equals_a_float64_loop_over_the_last_maps_of_any_size(sizes):
 def test_zero_where_equal_and_blind_to_scale_and_to_the_order_of_features(b, seed, scale):
     student = outputs(b, seed=seed)
     like = Outputs(student.logits, (scale * student.maps[-1].flip(1),), None)
-    assert ask(sp.SimilarityPreserving(), student, student) == 0
-    assert ask(sp.SimilarityPreserving(), student, like) < 1e-10
-    assert ask(sp.SimilarityPreserving(), student, outputs(b, seed=seed + 1)) > 0
+    assert call(sp.SimilarityPreserving(), student, student) == 0
+    assert call(sp.SimilarityPreserving(), student, like) < 1e-10
+    assert call(sp.SimilarityPreserving(), student, outputs(b, seed=seed + 1)) > 0
 
 
 def test_a_batch_of_one_has_nothing_to_compare():
-    assert ask(sp.SimilarityPreserving(), outputs(1), teacher_outputs(1)).item() == pytest.approx(0, abs=1e-12)
+    assert call(sp.SimilarityPreserving(), outputs(1), teacher_outputs(1)).item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("b", [1, 4])
@@ -59,5 +59,5 @@ def test_trains_the_student_only(b):
 def test_refuses_a_model_without_maps(who):
     some, none = outputs(2), outputs(2, (), ())
     pair = (none, some) if who == "student" else (some, none)
-    with pytest.raises(ValueError, match=f"the {who} names none; .* features in recipes/models.yaml"):
+    with pytest.raises(ValueError, match=f"the {who} has none; .* in recipes/models.yaml"):
         sp.build(*pair, LABELS)

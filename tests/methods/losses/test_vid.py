@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
-    ask,
-    assert_goes_on_from_its_state,
+    call,
+    assert_resumes_from_its_state,
     assert_trains_the_student_only,
     outputs,
     teacher_outputs,
@@ -50,7 +50,7 @@ def test_equals_a_float64_loop_over_all_maps_but_the_first():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     layers = zip(loss.regressors, student.maps[1:], teacher.maps[1:], strict=True)
     expected = sum(_layer(*layer) for layer in layers)
-    assert ask(loss, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert call(loss, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(8, 8, 4), (8, 2, 1), (8, 5, 3)])
@@ -64,8 +64,8 @@ def test_the_larger_map_is_average_pooled(sizes):
         )
         return Outputs(said.logits, tuple(maps), said.pooled)
 
-    expected = ask(loss, at_most(student, teacher), at_most(teacher, student))
-    assert ask(loss, student, teacher).item() == pytest.approx(expected.item(), rel=1e-6)
+    expected = call(loss, at_most(student, teacher), at_most(teacher, student))
+    assert call(loss, student, teacher).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("variance", [0.01, 1.0, 5.0])
@@ -84,12 +84,12 @@ def test_the_variance_starts_as_asked(variance):
 def test_the_least_that_it_can_be_is_that_of_a_perfect_prediction(b, seed, variance):
     loss = _build(variance=variance)
     floor = 2 * 0.5 * math.log(variance)
-    assert ask(loss, outputs(b, seed=seed), teacher_outputs(b, seed=seed)) >= floor - 1e-4
+    assert call(loss, outputs(b, seed=seed), teacher_outputs(b, seed=seed)) >= floor - 1e-4
     with torch.no_grad():
         for regressor in loss.regressors:
             regressor.mean[-1].weight.zero_()
     silent = Outputs(torch.zeros(b, 5), tuple(0 * m for m in teacher_outputs(b).maps), None)
-    assert ask(loss, outputs(b, seed=seed), silent).item() == pytest.approx(floor, abs=1e-4)
+    assert call(loss, outputs(b, seed=seed), silent).item() == pytest.approx(floor, abs=1e-4)
 
 
 @pytest.mark.parametrize("b", [1, 4])
@@ -97,14 +97,14 @@ def test_trains_the_regressors_and_the_student_only(b):
     assert all(grad.any() for grad in assert_trains_the_student_only(_build(), b))
 
 
-def test_goes_on_from_its_state():
-    assert_goes_on_from_its_state(_build, 3)
+def test_resumes_from_its_state():
+    assert_resumes_from_its_state(_build, 3)
 
 
 def test_refuses_pairs_and_options_that_do_not_suit():
-    with pytest.raises(ValueError, match="the student names 3 feature layers, the teacher 2: vid compares"):
+    with pytest.raises(ValueError, match="the student has 3 feature layers, the teacher 2: vid compares"):
         _build(teacher=outputs(2, (3, 4), (4, 2)))
-    with pytest.raises(ValueError, match=r"the student names 0 feature layers, the teacher 0: vid .* two or more"):
+    with pytest.raises(ValueError, match=r"the student has 0 feature layers, the teacher 0: vid .* two or more"):
         _build(outputs(2, (), ()), outputs(2, (), ()))
     for variance in (0.0, -1.0, 1e-5, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"variance: must be finite and more than 1e-05, .* loss.options"):

@@ -70,7 +70,7 @@ def test_a_row_is_what_the_teacher_says_of_the_view(whole):
     logits = opened(whole)
     assert store_shape(RUN) == logits.shape == (20 * 50, 4)
     for batch in batches_of(RUN):
-        row = batch.row
+        row = batch.plan
         stored = torch.from_numpy(logits[store_rows(row.index, row.shift, row.flip, VIEWS).numpy()])
         torch.testing.assert_close(stored, TEACHER(batch.x), rtol=1e-5, atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_it_is_gone_on_with_where_it_stopped(whole, tmp_path, monkeypatch):
     for stop in (0, 6, 7, 18):
         with pytest.raises(StopError):
             filled(path, stop=stop)
-        with pytest.raises(UserError, match="fills it anew"):
+        with pytest.raises(UserError, match="fills it again"):
             opened(path)  # not yet whole
     told = filled(path)
     assert told == [18, 20]
@@ -103,8 +103,8 @@ def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
 @pytest.mark.parametrize(("method", "asked"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
 def test_a_run_from_it_is_close_to_an_online_run_and_asks_about_strong_views_only(whole, tmp_path, method, asked):
     run, source = source_of(whole, method)
-    counted, plain = [], source.online
-    source.online = lambda images: counted.extend(len(x) for x in images.values()) or plain(images)
+    counted, plain = [], source.compute
+    source.compute = lambda images: counted.extend(len(x) for x in images.values()) or plain(images)
     curve, _ = trained(run, source, tmp_path / "run")
     expected, _ = online(method, tmp_path)
     assert [point.loss for point in curve] == pytest.approx([point.loss for point in expected], rel=1e-4)
@@ -125,7 +125,7 @@ def test_a_store_of_another_teacher_or_view_is_refused(whole):
         with pytest.raises(UserError) as caught:
             read_views(whole, RUN, "float32", about)
         message = str(caught.value)
-        assert says in message and message.endswith("`dvc repro -f logits` fills it anew") and "\n" not in message
+        assert says in message and message.endswith("`dvc repro -f logits` fills it again") and "\n" not in message
     with pytest.raises(UserError, match="no such store; `dvc repro logits` fills it"):
         read_views(whole.with_name("none.h5"), RUN, "float32", about_of(RUN))
     with pytest.raises(UserError, match="store of other logits"):

@@ -20,22 +20,22 @@ def _experiment(methods: list[str], **params: object) -> config.Experiment:
 
 
 def test_what_is_asked_is_what_runs_ask(tmp_path, monkeypatch):
-    asked, plain = Counter(), TeacherSource.online
+    asked, plain = Counter(), TeacherSource.compute
 
     def counting(self, views):
         asked["images"] += sum(len(images) for images in views.values())
         return plain(self, views)
 
-    monkeypatch.setattr(TeacherSource, "online", counting)
+    monkeypatch.setattr(TeacherSource, "compute", counting)
     methods = ["ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick", "at_kd"]
     for method in methods[1:]:
         run, source = replay(method, tmp_path, print)
         trained(run, source, tmp_path / method)
     online, replayed, views = costs(_experiment(methods), "float16")
     share = asked["images"] / (3 * len(DATA.train))
-    assert replayed.during == share * 3 * 40 * 300  # seeds x epochs x images
-    assert online.during == (0 + 1 + 2 + 3 + 1) * 3 * 40 * 300
-    assert views.during == online.during - 3 * 3 * 40 * 300  # x of three methods is read
+    assert replayed.views_in_training == share * 3 * 40 * 300  # seeds x epochs x images
+    assert online.views_in_training == (0 + 1 + 2 + 3 + 1) * 3 * 40 * 300
+    assert views.views_in_training == online.views_in_training - 3 * 3 * 40 * 300  # x of three methods is read
 
 
 def test_sizes_and_break_even_of_cifar100():
@@ -43,7 +43,7 @@ def test_sizes_and_break_even_of_cifar100():
     online, replayed, views = costs(experiment, "float16")
     assert online.size == 0
     assert views.size == 50_000 * 162 * 100 * 2
-    assert views.ahead == 50_000 * 162
+    assert views.views_ahead == 50_000 * 162
     assert replayed.size == 2 * 240 * 30_000_000  # 30 MB an epoch
     assert costs(experiment, "float32")[1].size == 2 * replayed.size
     assert epochs_of_x(experiment) == 2 * 2 * 240
@@ -51,13 +51,13 @@ def test_sizes_and_break_even_of_cifar100():
 
 def test_the_teacher_is_measured():
     found = estimate(_experiment(["kd"]), "float16", CPU)
-    assert found.pays_from == 25  # 2 px of crop and no flip
-    assert found.has == 120
+    assert found.break_even_epochs == 25  # 2 px of crop and no flip
+    assert found.epochs == 120
     assert found.hours(int(found.speed * 3600)) == pytest.approx(1, rel=0.01)
 
 
 def test_images_from_files_have_no_end_of_views():
     experiment = _experiment(["kd"], dataset="imagenet", teacher="resnet18", student="resnet18")
     assert [cost.source for cost in costs(experiment, "float16")] == ["online", "replay"]
-    with pytest.raises(UserError, match="logits: images from files"):
+    with pytest.raises(UserError, match="teacher_logits: views is not for images from files"):
         views_per_image(experiment.student_run("kd", 0).base_view)

@@ -41,13 +41,13 @@ def test_in_float16_the_digits_do_not_depend_on_who_came_first(tmp_path, method)
 
 
 def test_the_teacher_is_asked_once(tmp_path, monkeypatch):
-    asked, shares, plain = [], {}, TeacherSource.online
+    asked, shares, plain = [], {}, TeacherSource.compute
 
     def counting(self, views):
         asked.extend(len(images) for images in views.values())
         return plain(self, views)
 
-    monkeypatch.setattr(TeacherSource, "online", counting)
+    monkeypatch.setattr(TeacherSource, "compute", counting)
     for method in ("kd", "kd_tlcutmix", "kd_tlcutmix_pick", "kd_tlcutmix_pick_eval"):
         replayed(method, tmp_path)
         shares[method] = sum(asked) / (N * EPOCHS)
@@ -120,7 +120,7 @@ def test_what_is_missing_or_damaged_is_asked_with_the_same_digits(tmp_path, dama
 
 
 def test_another_seed_lies_on_another_shelf(tmp_path):
-    shelves = {replay("kd", tmp_path, print, seed=seed)[1].shelf.folder for seed in (3, 4, 4)}
+    shelves = {replay("kd", tmp_path, print, seed=seed)[1].cache.folder for seed in (3, 4, 4)}
     assert len(shelves) == 2
 
 
@@ -134,7 +134,7 @@ def test_beyond_the_limit_nothing_is_kept(tmp_path):
 
 
 def test_room_is_made_of_what_nobody_holds(tmp_path):
-    shelves = [replay("kd", tmp_path, print, seed=seed)[1].shelf for seed in (1, 2, 3, 4)]
+    shelves = [replay("kd", tmp_path, print, seed=seed)[1].cache for seed in (1, 2, 3, 4)]
     for age, shelf in enumerate(reversed(shelves)):
         (shelf.folder / "epoch0000-x.h5").write_bytes(bytes(1000))
         os.utime(shelf.folder / "lock", (10_000 - age, 10_000 - age))
