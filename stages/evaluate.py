@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config
-from kdflow.core.errors import run_script
+from kdflow.core.script import run_script
 from kdflow.pipeline.evaluate import evaluate_students
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdflow.core.errors import run_script
-from kdflow.paper.paper import load_paper
+from kdflow.core.script import run_script
+from kdflow.paper import load_paper
 from kdflow.pipeline import paper
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config
-from kdflow.core.errors import run_script
+from kdflow.core.script import run_script
 from kdflow.pipeline import work_dir
 from kdflow.pipeline.prepare import prepare_dataset
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdflow import config, report
-from kdflow.core.errors import run_script
+from kdflow.core.script import run_script
 
 
 def main() -> None:

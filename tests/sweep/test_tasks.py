@@ -16,7 +16,8 @@ from kdflow.sweep.processes import NO_TELEMETRY
 
 STAGE = """
 import os, signal
-from kdflow.core.errors import UserError, run_script
+from kdflow.core.errors import UserError
+from kdflow.core.script import run_script
 
 def main():
     {body}
