@@ -1,4 +1,4 @@
-"""Archives are read in place: nothing is unpacked, and what no honest archive holds is refused before it is read."""
+"""Reading of tar archives in place, without unpacking. Hostile members are refused before they are read."""
 
 from __future__ import annotations
 
@@ -13,105 +13,110 @@ from typing import BinaryIO, cast
 
 from kdflow.core.errors import UserError, one_line
 
-LARGEST_HEADER = 2**20  # bytes
+MAX_HEADER = 2**20  # bytes
 
 
 def check_md5(archive: Path, expected: str | None) -> None:
-    """Look whether it is the archive that recipes/datasets.yaml means.
+    """Compare an archive with the md5 of recipes/datasets.yaml.
 
     Raises:
-        UserError: it is another, or the recipe does not say.
+        UserError: the md5 differs, or the recipe has none.
     """
     if expected is None:
         raise UserError(f"recipes/datasets.yaml: md5 is needed to check {archive}")
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != expected:
-        raise UserError(f"{archive}: md5 is {found}, expected {expected}: damaged, cut short, or another archive")
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != expected:
+        raise UserError(f"{archive}: md5 is {actual}, expected {expected}: damaged, cut short, or another archive")
 
 
 class MemberCheck:
-    """The members of one archive as they are met; `source` names it, `largest` is what one may have, in bytes."""
+    """Checks the members of one archive one by one.
 
-    def __init__(self, source: str, within: str, largest: int) -> None:
-        self.source, self.within, self.largest = source, within, largest
-        self.seen: set[str] = set()
+    Args:
+        source: the archive's name for messages.
+        folder: the folder that all members must be in; empty for the archive's root.
+        max_size: bytes that a member may have.
+    """
 
-    def add(self, name: str, size: int, *, link: bool) -> str:
-        """Take note of a member and return its name within the folder `within`.
+    def __init__(self, source: str, folder: str, max_size: int) -> None:
+        self.source, self.folder, self.max_size = source, folder, max_size
+        self.names: set[str] = set()
+
+    def __call__(self, name: str, size: int, *, link: bool) -> str:
+        """Check the next member and return its name relative to `folder`.
 
         Raises:
-            UserError: it lies elsewhere, is a link or a device, is too large, or was there before.
+            UserError: it is outside of `folder`, a link or a device, too large, or a duplicate.
         """
-        path = PurePosixPath(name)
-        inside = PurePosixPath(self.within)
-        why = None
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.is_relative_to(inside):
-            why = f"is outside of {self.within or 'the archive'}/"
+        path, folder = PurePosixPath(name), PurePosixPath(self.folder)
+        reason = None
+        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.is_relative_to(folder):
+            reason = f"is outside of {self.folder or 'the archive'}/"
         elif link:
-            why = "is a link, or no file at all"
-        elif not 0 <= size <= self.largest:
-            why = f"would have {size:,} bytes, {self.largest:,} allowed"
-        elif str(path) in self.seen:
-            why = "is there twice"
-        if why is not None:
-            raise UserError(f"{self.source}: refused: {name!r} {why}")
-        self.seen.add(str(path))
-        return str(path.relative_to(inside))
+            reason = "is a link, or not a file"
+        elif not 0 <= size <= self.max_size:
+            reason = f"has {size:,} bytes, at most {self.max_size:,} are allowed"
+        elif str(path) in self.names:
+            reason = "is a duplicate"
+        if reason is not None:
+            raise UserError(f"{self.source}: refused: {name!r} {reason}")
+        self.names.add(str(path))
+        return str(path.relative_to(folder))
 
 
-class _Limited:
-    """The file as tarfile sees it, which reads headers from it, of any size that they say themselves."""
+class _HeaderReader:
+    """The file from which tarfile reads headers, with a limit of their size, which the archive itself states."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes, {LARGEST_HEADER:,} allowed")
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes, at most {MAX_HEADER:,} are allowed")
         return self.file.read(size)
 
 
 def tar_members(
-    file: BufferedIOBase, guard: MemberCheck, end: int | None = None
+    file: BufferedIOBase, check: MemberCheck, end: int | None = None
 ) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files of the tar that begins at `file`'s position, by their names within `guard.within`.
+    """Yield the files of the tar that begins at `file`'s position, by their names relative to `check.folder`.
 
-    Their `offset_data` counts from the beginning of `file`; between two of them `file` may be read anywhere.
+    `offset_data` counts from the beginning of `file`. The caller may move `file`'s position between two members.
 
     Args:
-        end: where the tar ends in `file`, in bytes; None: unknown, as of a packed one.
+        end: byte of `file` at which the tar ends; None if unknown, as in a compressed file.
 
     Raises:
-        UserError: it is damaged, or a member is unfit.
+        UserError: the archive is damaged, or a member is refused.
     """
-    with archive_errors(guard.source):
-        for info in tarfile.TarFile(fileobj=cast("BinaryIO", _Limited(file))):
-            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse()
-            name = guard.add(info.name, info.size, link=not plain and not info.isdir())
+    with archive_errors(check.source):
+        for info in tarfile.TarFile(fileobj=cast("BinaryIO", _HeaderReader(file))):
+            regular = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse()
+            name = check(info.name, info.size, link=not regular and not info.isdir())
             if end is not None and info.offset_data + info.size > end:
-                raise UserError(f"{guard.source}: cut short within {info.name!r}")
-            if plain:
+                raise UserError(f"{check.source}: cut short within {info.name!r}")
+            if regular:
                 yield name, info
 
 
 def read_member(file: BufferedIOBase, info: tarfile.TarInfo, source: str) -> bytes:
-    """The bytes of one member.
+    """Read the content of one member.
 
     Raises:
-        UserError: they are not all there.
+        UserError: the archive is damaged or cut short.
     """
     with archive_errors(source):
         file.seek(info.offset_data)
-        found = file.read(info.size)
-    if len(found) < info.size:
+        content = file.read(info.size)
+    if len(content) < info.size:
         raise UserError(f"{source}: cut short within {info.name!r}")
-    return found
+    return content
 
 
 @contextlib.contextmanager
 def archive_errors(source: str) -> Iterator[None]:
-    """Whatever reading an archive may raise, as one line."""
+    """Turn the exceptions of a damaged archive into a UserError."""
     try:
         yield
     except UserError:

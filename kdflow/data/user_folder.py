@@ -1,7 +1,6 @@
-"""Images of one's own: any folder of classes becomes a dataset, split and measured here.
+"""A user's folder of images as a dataset: split by class, with mean and standard deviation measured.
 
-The files stay where they are; what is written is a list of them. All are read once, for mean and standard deviation of
-what the model will see, and to find those that cannot be read.
+The files are listed, not copied. Each is read once, to measure the pixels and to find files that cannot be read.
 """
 
 from __future__ import annotations
@@ -24,52 +23,41 @@ from kdflow.data import Splits
 from kdflow.data.image_files import FileList, decode, formats, transforms
 from kdflow.data.readers.image_folder import class_folders
 
-TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # in small letters or large
-BROKEN = "broken.txt"
-SHOWN = 3  # broken files in the line; all are in the file
+TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # of any case
+BROKEN_LIST = "broken.txt"
+MAX_NAMES = 3  # file or folder names in one message
 
 
-def prepare(source: UserFolder, own: UserFolderRecipe, out: Path) -> PreparedDataset:
-    """Write the images of `source` to `out` as a dataset file; returns the dataset as it was found.
+def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path) -> PreparedDataset:
+    """Write the images of `source` to `out` as a dataset file; returns the prepared dataset.
 
-    Views and training are `own`'s (recipes/user_folder.yaml), mean and standard deviation those of the training images.
-    Beside `out`, broken.txt lists the files that cannot be read.
+    `recipe` (recipes/user_folder.yaml) gives base view and training; mean and standard deviation are those of the
+    training images. broken.txt beside `out` lists the files that cannot be read.
 
     Raises:
-        UserError: it is no folder of classes, a class has too few images, or files cannot be read and `skip_broken` is
-            not set.
+        UserError: `source` is not a folder of classes, a class has too few images, or files cannot be read and
+            `skip_broken` is not set.
     """
     folder = Path(source.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     parts = _parts(folder)
-    names, found = _list(folder, parts)
-    side = source.side or round(source.image_size * own.side)
-    views = BaseView(
+    names, images = _list(folder, parts)
+    side = source.side or round(source.image_size * recipe.side)
+    base_view = BaseView(
         crop=0,
         flip=source.flip,
-        resize=Resize(side=side, area=own.area),
+        resize=Resize(side=side, area=recipe.area),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    sums, broken = _read_all(folder, found, views, source.image_size)
-    listed = out.parent / BROKEN
-    listed.unlink(missing_ok=True)
-    if broken:
-        files.write_text(listed, "".join(f"{decode_filename(path)}: {why}\n" for path, why in broken.items()))
-        few = ", ".join(map(decode_filename, list(broken)[:SHOWN])) + (", ..." if len(broken) > SHOWN else "")
-        if not source.skip_broken:
-            raise UserError(
-                f"{folder}: {len(broken)} of {len(found.labels):,} images cannot be read: {few} "
-                f"({listed} lists them); skip_broken: true, or --skip-broken, leaves them out"
-            )
-        print(f"{folder}: {len(broken)} images cannot be read and are left out: {few} ({listed} lists them)")
-    good = np.array([path not in broken for path in found.paths.tolist()])
-    kept, sums = found.take(np.flatnonzero(good)), sums[good]
-    testing = _for_testing(folder, parts, kept, names, source)
-    train, test = kept.take(np.flatnonzero(~testing)), kept.take(np.flatnonzero(testing))
-    mean, std = _statistics(sums[~testing], source.image_size)
-    views = views.model_copy(update={"mean": mean, "std": std})
+    sums, broken = _read_all(folder, images, base_view, source.image_size)
+    _report_broken(folder, broken, len(images.labels), out.parent / BROKEN_LIST, source)
+    readable = np.array([path not in broken for path in images.paths.tolist()])
+    images, sums = images.take(np.flatnonzero(readable)), sums[readable]
+    is_test = _test_images(folder, parts, images, names, source)
+    train, test = images.take(np.flatnonzero(~is_test)), images.take(np.flatnonzero(is_test))
+    mean, std = _mean_std(sums[~is_test], source.image_size)
     sha256 = data.write(source.name, source.image_size, Splits(train, test, names, folder.resolve()), out)
     return PreparedDataset(
         name=source.name,
@@ -81,8 +69,8 @@ def prepare(source: UserFolder, own: UserFolderRecipe, out: Path) -> PreparedDat
             train_images=len(train.labels),
             test_images=len(test.labels),
         ),
-        base_view=views,
-        training=own.training,
+        base_view=base_view.model_copy(update={"mean": mean, "std": std}),
+        training=recipe.training,
         demo=False,
         sha256=sha256,
         class_names=tuple(names),
@@ -90,8 +78,27 @@ def prepare(source: UserFolder, own: UserFolderRecipe, out: Path) -> PreparedDat
     )
 
 
+def _report_broken(folder: Path, broken: dict[bytes, str], count: int, out: Path, source: UserFolder) -> None:
+    """Write the files that cannot be read, of `count` images, to `out`.
+
+    Raises:
+        UserError: there are some, and `skip_broken` is not set.
+    """
+    out.unlink(missing_ok=True)
+    if not broken:
+        return
+    files.write_text(out, "".join(f"{decode_filename(path)}: {reason}\n" for path, reason in broken.items()))
+    first = ", ".join(map(decode_filename, list(broken)[:MAX_NAMES])) + (", ..." if len(broken) > MAX_NAMES else "")
+    if not source.skip_broken:
+        raise UserError(
+            f"{folder}: {len(broken)} of {count:,} images cannot be read: {first} "
+            f"({out} lists them); skip_broken: true, or --skip-broken, leaves them out"
+        )
+    print(f"{folder}: {len(broken)} images cannot be read and are left out: {first} ({out} lists them)")
+
+
 def _parts(folder: Path) -> tuple[str, str] | None:
-    """The folders of what is trained and of what is tested on; None where there are classes alone."""
+    """Return the names of the training and the test folder; None if `folder` has only classes."""
     found = [name for name in class_folders(folder) if name.lower() in (TRAIN, *TESTS)]
     train = [name for name in found if name.lower() == TRAIN]
     if not train:
@@ -99,8 +106,8 @@ def _parts(folder: Path) -> tuple[str, str] | None:
     test = [name for name in found if name not in train]
     if len(train) > 1 or len(test) != 1:
         raise UserError(
-            f"{folder}: beside one {TRAIN}/ one of {_folders(TESTS)} is needed, there is "
-            f"{_folders(found)}; a class needs another name"
+            f"{folder}: expected {TRAIN}/ and one of {_folders(TESTS)}, found {_folders(found)}; rename a class of "
+            "such a name"
         )
     return train[0], test[0]
 
@@ -110,59 +117,65 @@ def _folders(names: Sequence[str]) -> str:
 
 
 def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileList]:
-    """Names of the classes and all image files, by their paths relative to `folder`."""
-    endings = tuple(ending for of_format in formats().values() for ending in of_format)
+    """Return the class names and all image files, with paths relative to `folder`."""
+    suffixes = tuple(suffix for of_format in formats().values() for suffix in of_format)
+    names = _class_names(folder, parts)
+    class_paths = [(folder / part / name, label) for part in parts or ("",) for label, name in enumerate(names)]
+    visited: set[str] = set()
+    for path in (folder, *(folder / part for part in parts or ()), *(path for path, _ in class_paths)):
+        if not _is_new(path, visited):
+            raise UserError(f"{path}: is a link to another folder of this dataset")
+    paths, labels = [], []
+    for class_path, label in class_paths:
+        found = _image_files(class_path, suffixes, visited)
+        below = {Path(path).relative_to(class_path).parts[0] for path in found}
+        if parts is None and len(below) > 1 and all((class_path / name).is_dir() for name in below):
+            raise UserError(
+                f"{class_path}: is not a class, its images are in {_folders(sorted(below)[:MAX_NAMES])}...; "
+                f"expected <class>/*, or {TRAIN}/<class>/* and one of {_folders(TESTS)}"
+            )
+        paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
+        labels += [label] * len(found)
+    if not paths:
+        raise UserError(f"{folder}: has no images ({', '.join(suffixes)})")
+    sizes = [_size(folder / os.fsdecode(path)) for path in paths]
+    return names, FileList(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
+
+
+def _class_names(folder: Path, parts: tuple[str, str] | None) -> list[str]:
+    """Return the class names, which must be the same in both parts."""
     names: list[str] = []
     for part in parts or ("",):
         classes = class_folders(folder / part)
         if len(classes) < 2:
             raise UserError(
-                f"{folder / part}: {len(classes)} class folders in it, at least 2 are needed"
+                f"{folder / part}: has {len(classes)} class folders, at least 2 are needed"
                 " (<class>/*, or train/<class>/* and val/<class>/*)"
             )
         if parts and names and classes != names:
-            odd = min(set(names) ^ set(classes))
-            raise UserError(f"{folder}: class {odd} is in {parts[odd not in names]}/ only")
+            name = min(set(names) ^ set(classes))
+            raise UserError(f"{folder}: class {name} is in {parts[name not in names]}/ only")
         names = classes
-    of_classes = [(folder / part / name, label) for part in parts or ("",) for label, name in enumerate(names)]
-    entered: set[str] = set()
-    for inside in (folder, *(folder / part for part in parts or ()), *(inside for inside, _ in of_classes)):
-        if not _is_new(inside, entered):
-            raise UserError(f"{inside}: a link to a folder that is among these already")
-    paths, labels = [], []
-    for inside, label in of_classes:
-        found = _images(inside, endings, entered)
-        within = {Path(path).relative_to(inside).parts[0] for path in found}
-        if parts is None and len(within) > 1 and all((inside / name).is_dir() for name in within):
-            raise UserError(
-                f"{inside}: no class, its images are in {_folders(sorted(within)[:SHOWN])}...; "
-                f"expected <class>/*, or {TRAIN}/<class>/* beside one of {_folders(TESTS)}"
-            )
-        paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
-        labels += [label] * len(found)
-    if not paths:
-        raise UserError(f"{folder}: no images in it ({', '.join(endings)})")
-    sizes = [_size(folder / os.fsdecode(path)) for path in paths]
-    return names, FileList(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
+    return names
 
 
-def _images(folder: Path, endings: tuple[str, ...], entered: set[str]) -> list[str]:
-    """Image files below a folder, in torchvision's order; no hidden folder is entered, and none twice by a link."""
+def _image_files(folder: Path, suffixes: tuple[str, ...], visited: set[str]) -> list[str]:
+    """Return the image files below a folder in torchvision's order, without hidden and already visited folders."""
     below = []
-    for inside, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if name[0] != "." and _is_new(Path(inside, name), entered)]
-        below.append((inside, sorted(names)))
-    return [f"{inside}/{name}" for inside, names in sorted(below) for name in names if name.lower().endswith(endings)]
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and _is_new(Path(path, name), visited)]
+        below.append((path, sorted(names)))
+    return [f"{path}/{name}" for path, names in sorted(below) for name in names if name.lower().endswith(suffixes)]
 
 
-def _is_new(folder: Path, entered: set[str]) -> bool:
-    before = len(entered)
-    entered.add(os.path.realpath(folder))
-    return len(entered) > before
+def _is_new(folder: Path, visited: set[str]) -> bool:
+    before = len(visited)
+    visited.add(os.path.realpath(folder))
+    return len(visited) > before
 
 
 def _size(file: Path) -> int:
-    """In bytes; 0 of a link that leads nowhere, which then cannot be read."""
+    """Return the size of a file in bytes; 0 for a broken link, which then cannot be read."""
     try:
         return file.stat().st_size
     except OSError:
@@ -170,63 +183,68 @@ def _size(file: Path) -> int:
 
 
 def _read_all(
-    folder: Path, found: FileList, base_view: BaseView, size: int
+    folder: Path, images: FileList, base_view: BaseView, size: int
 ) -> tuple[npt.NDArray[np.int64], dict[bytes, str]]:
-    """Of every image, as it is tested on, sum and sum of squares of each channel [n, 2, 3]; what cannot be read."""
+    """Read the test view of every image.
+
+    Returns:
+        Sum and sum of squares of each channel [n, 2, 3], and the paths that cannot be read, with the reasons.
+    """
     transform = transforms(base_view, size, training=False)
 
-    paths = found.paths.tolist()
+    paths = images.paths.tolist()
     sums = np.zeros((len(paths), 2, 3), dtype=np.int64)
     broken: dict[int, str] = {}
 
-    def one(place: int) -> int:
+    def read(index: int) -> int:
         try:
-            view = transform(decode(folder / os.fsdecode(paths[place]), ".")).numpy().astype(np.int64)
+            view = transform(decode(folder / os.fsdecode(paths[index]), ".")).numpy().astype(np.int64)
         except UserError as error:
-            broken[place] = one_line(error).removeprefix(".: ")
+            broken[index] = one_line(error).removeprefix(".: ")
         else:
-            sums[place] = view.sum((1, 2)), (view**2).sum((1, 2))
+            sums[index] = view.sum((1, 2)), (view**2).sum((1, 2))
         return 1
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
         try:
-            for _ in track("images", pool.map(one, range(len(paths))), len(paths)):
+            for _ in track("images", pool.map(read, range(len(paths))), len(paths)):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sums, {paths[place]: broken[place] for place in sorted(broken)}
+    return sums, {paths[index]: broken[index] for index in sorted(broken)}
 
 
-def _for_testing(
-    folder: Path, parts: tuple[str, str] | None, kept: FileList, names: list[str], source: UserFolder
+def _test_images(
+    folder: Path, parts: tuple[str, str] | None, images: FileList, names: list[str], source: UserFolder
 ) -> npt.NDArray[np.bool_]:
-    """Which files are tested on: those of their part, or of every class those that a hash of seed and name puts first.
+    """Return which images are for testing: those of the test folder, or the first `val_share` of each class.
 
-    By its name, so that a file that is added or taken away moves no other, but at the edge.
+    Within a class, images are sorted by a hash of `split_seed` and path, so an added or removed file moves at most the
+    image at the border.
     """
-    paths = kept.paths.tolist()
+    paths = images.paths.tolist()
     if parts is not None:
-        testing = np.array([path.startswith(os.fsencode(f"{parts[1]}/")) for path in paths])
+        is_test = np.array([path.startswith(os.fsencode(f"{parts[1]}/")) for path in paths])
     else:
-        testing = np.zeros(len(paths), dtype=bool)
+        is_test = np.zeros(len(paths), dtype=bool)
         for label in range(len(names)):
-            places = np.flatnonzero(kept.labels == label).tolist()
-            places.sort(key=lambda place: hashlib.sha256(b"%d\0%b" % (source.split_seed, paths[place])).digest())
-            testing[places[: max(1, round(source.val_share * len(places)))]] = True
+            of_class = np.flatnonzero(images.labels == label).tolist()
+            of_class.sort(key=lambda index: hashlib.sha256(b"%d\0%b" % (source.split_seed, paths[index])).digest())
+            is_test[of_class[: max(1, round(source.val_share * len(of_class)))]] = True
     for label, name in enumerate(names):
-        of_class = testing[kept.labels == label]
-        if of_class.all() or not of_class.any():
-            part = "training" if of_class.all() else "testing"
-            raise UserError(f"{folder}: class {name}: {len(of_class)} images, none is left for {part}")
-    return testing
+        of_this = is_test[images.labels == label]
+        if of_this.all() or not of_this.any():
+            part = "training" if of_this.all() else "testing"
+            raise UserError(f"{folder}: class {name}: {len(of_this)} images, none is left for {part}")
+    return is_test
 
 
-def _statistics(sums: npt.NDArray[np.int64], size: int) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 1, to four digits."""
+def _mean_std(sums: npt.NDArray[np.int64], size: int) -> tuple[Triple, Triple]:
+    """Return mean and standard deviation of each channel, of pixels from 0 to 1, rounded to four digits."""
     mean, square = sums.sum(0) / (len(sums) * size * size * 255.0 ** np.array([[1], [2]]))
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    # Images of a single colour would be divided by nothing.
-    r, g, b = (round(float(value), 4) for value in mean)
-    of_r, of_g, of_b = (max(round(float(value), 4), 1e-4) for value in std)
-    return (r, g, b), (of_r, of_g, of_b)
+    mean_r, mean_g, mean_b = (round(float(value), 4) for value in mean)
+    # At least 1e-4: the standard deviation of images of a single color is 0.
+    std_r, std_g, std_b = (max(round(float(value), 4), 1e-4) for value in std)
+    return (mean_r, mean_g, mean_b), (std_r, std_g, std_b)

@@ -1,4 +1,4 @@
-"""Dataset files: what was written is what is read, or one line says why not."""
+"""Dataset files: read as written, or refused in one line."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_roundtrip(prepared):
         assert images.labels.tolist() == split.labels.tolist()
 
 
-def test_prepare_again_gives_the_same_hash_and_leaves_nothing_beside(prepared, tmp_path):
+def test_prepare_again_gives_the_same_hash_and_leaves_no_other_file(prepared, tmp_path):
     out = tmp_path / "sub" / "digits.h5"
     for _ in range(2):
         assert prepare("digits", SPEC, None, tmp_path, out) == prepared[1]
@@ -105,8 +105,8 @@ def test_subsets_are_balanced_nested_and_in_file_order(prepared):
         per_class = Counter(label for _, label in rows)
         assert max(per_class.values()) - min(per_class[label] for label in range(10)) <= 1
         assert not Counter(rows) - Counter(larger)
-        places = iter(larger)
-        assert all(row in places for row in rows)  # a subsequence: the file's order is kept
+        remaining = iter(larger)
+        assert all(row in remaining for row in rows)  # a subsequence: in file order
         larger = rows
 
 
@@ -124,7 +124,7 @@ def test_flipped_byte_of_the_content_is_refused(prepared, tmp_path, key):
     assert "hash" in _refused(path)
 
 
-def test_the_share_of_the_largest_class(prepared):
+def test_largest_class_is_the_accuracy_of_the_most_frequent_class(prepared):
     labels = load(prepared[0], 100, CPU).test.labels.tolist()
     assert largest_class(prepared[0]) == pytest.approx(100 * max(Counter(labels).values()) / len(labels))
 
@@ -137,13 +137,13 @@ def test_changed_class_name_is_refused(prepared, tmp_path):
     assert "hash" in _refused(path)
 
 
-def test_any_number_of_classes_and_a_file_from_before(prepared, tmp_path):
+def test_any_number_of_classes_and_a_file_of_an_older_version(prepared, tmp_path):
     names = [f"class {number:05}" for number in range(9000)]
     labels = np.arange(9000)
     split = Split(np.zeros((9000, 1, 1, 3), dtype=np.uint8), labels)
     write("many", 1, Splits(split, split, names), tmp_path / "many.h5")
     assert load(tmp_path / "many.h5", 9000, CPU).class_names == names
-    path = tmp_path / "before.h5"
+    path = tmp_path / "older.h5"
     path.write_bytes(prepared[0].read_bytes())
     with h5py.File(path, "r+") as file:
         file.attrs["classes"] = list(file["class_names"].asstr()[:])
@@ -193,17 +193,17 @@ def _one_number_for_names(file: h5py.File) -> None:
     file["class_names"] = 10
 
 
-def _names_that_are_no_utf8(file: h5py.File) -> None:
+def _names_that_are_not_utf8(file: h5py.File) -> None:
     del file["class_names"]
     file["class_names"] = np.array([b"\xb4"] * 10, dtype=h5py.string_dtype("utf-8"))
 
 
 @pytest.mark.parametrize(
     "damage",
-    [_a_group, _a_scalar, _a_type, _numbers_for_names, _one_number_for_names, _names_that_are_no_utf8],
+    [_a_group, _a_scalar, _a_type, _numbers_for_names, _one_number_for_names, _names_that_are_not_utf8],
 )
 def test_parts_of_another_kind_are_refused(prepared, tmp_path, damage):
-    """What single flipped bytes of the file's structure come to."""
+    """Flipped bytes in the file's structure can give such parts."""
     path = tmp_path / "changed.h5"
     path.write_bytes(prepared[0].read_bytes())
     with h5py.File(path, "r+") as file:
@@ -211,9 +211,9 @@ def test_parts_of_another_kind_are_refused(prepared, tmp_path, damage):
     _refused(path)
 
 
-def test_what_is_no_hdf5_is_refused(tmp_path):
+def test_a_text_file_is_refused(tmp_path):
     path = tmp_path / "text.h5"
-    path.write_text("no HDF5\n" * 1000)
+    path.write_text("not HDF5\n" * 1000)
     _refused(path)
 
 

@@ -1,11 +1,11 @@
-"""Images from files: the pixels of a slow loop, whatever reads them; and runs on them, to the same digits."""
+"""Images from files: the pixels of a slow loop with any number of workers, and runs with the same curves."""
 
 import shutil
 
 import pytest
 import torch
 from PIL import Image
-from small import DATA, METHODS, STUDENT, TEACHER, asked, run_of, same, state_of
+from small import DATA, METHODS, STUDENT, TEACHER, online_source, run_of, same, state_of
 from torchvision.transforms import v2
 from tree import SPEC, VIEWS, make_tree
 
@@ -27,11 +27,11 @@ from kdflow.training.step import new_student
 
 CPU = torch.device("cpu")
 RESIZE = VIEWS.resize
-CENTRE = [v2.Resize(36), v2.CenterCrop(32)]
+CENTER = [v2.Resize(36), v2.CenterCrop(32)]
 BASE_VIEWS = {
     "flip+crop": [v2.RandomResizedCrop(32, scale=(0.08, 1.0)), v2.RandomHorizontalFlip()],
-    "flip": [*CENTRE, v2.RandomHorizontalFlip()],
-    "none": CENTRE,
+    "flip": [*CENTER, v2.RandomHorizontalFlip()],
+    "none": CENTER,
 }
 
 
@@ -43,17 +43,17 @@ def prepared(tmp_path_factory):
 
 
 def settings(method: str = "ce", **changes: object) -> RunSettings:
-    own = {"dataset": "tree", "train_images": 12, "classes": 2, "image_size": 32, "base_view": VIEWS}
-    return run_of(METHODS[method], batch_size=5, epochs=2).model_copy(update={**own, **changes})
+    tree = {"dataset": "tree", "train_images": 12, "classes": 2, "image_size": 32, "base_view": VIEWS}
+    return run_of(METHODS[method], batch_size=5, epochs=2).model_copy(update={**tree, **changes})
 
 
 def plan_of(run: RunSettings, epoch: int = 0) -> EpochPlan:
     return draw_plan(run.seed, epoch, 12, 5, 32, run.base_view, run.method.strong, CPU)
 
 
-def slowly(images: ImageFiles, place: int, steps: list[torch.nn.Module]) -> torch.Tensor:
+def slow_view(images: ImageFiles, index: int, steps: list[torch.nn.Module]) -> torch.Tensor:
     """One view, normalised in float64."""
-    with Image.open(images.folder / images.files.paths[place].decode()) as image:
+    with Image.open(images.folder / images.files.paths[index].decode()) as image:
         pixels = image.convert("RGB")
     for step in steps:
         pixels = step(pixels)
@@ -63,7 +63,7 @@ def slowly(images: ImageFiles, place: int, steps: list[torch.nn.Module]) -> torc
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("base_view", BASE_VIEWS)
-def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
+def test_batches_equal_those_of_a_slow_loop(prepared, base_view, workers):
     images = load(prepared, 12, CPU, workers).train
     run = settings(base_view=VIEWS.reduced_to(base_view))
     plan = plan_of(run, epoch=1)
@@ -73,9 +73,9 @@ def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(batch.labels) for batch in batches] == [5, 5, 2]
     expected = []
-    for place, seed in zip(plan.order.tolist(), plan.image_seeds.tolist(), strict=True):
+    for index, seed in zip(plan.order.tolist(), plan.image_seeds.tolist(), strict=True):
         torch.manual_seed(seed)
-        expected.append(slowly(images, place, BASE_VIEWS[base_view]))
+        expected.append(slow_view(images, index, BASE_VIEWS[base_view]))
     found = torch.cat([batch.x for batch in batches])
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=1e-6)  # a grey level is 0.013
     assert all(batch.x.is_contiguous(memory_format=torch.channels_last) for batch in batches)
@@ -83,7 +83,7 @@ def test_a_batch_is_that_of_a_slow_loop(prepared, base_view, workers):
     assert [batch.plan.offset for batch in batches] == [0, 5, 10]
 
 
-def test_another_epoch_and_another_image_are_other_views(prepared):
+def test_views_differ_between_epochs_and_images(prepared):
     images, run = load(prepared, 12, CPU).train, settings()
     plan, other = plan_of(run), plan_of(run, epoch=1)
     assert len({*plan.image_seeds.tolist(), *other.image_seeds.tolist()}) == 24
@@ -93,27 +93,27 @@ def test_another_epoch_and_another_image_are_other_views(prepared):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_testing_is_the_middle_of_each_image_in_order(prepared, monkeypatch, workers):
+def test_testing_uses_the_center_of_each_image_in_order(prepared, monkeypatch, workers):
     monkeypatch.setattr("kdflow.training.evaluate.BATCH", 4)
     images = load(prepared, 12, CPU, workers).test
     model = create_model("small", STUDENT, 2, 32)
     found = predict_logits(model, images, VIEWS)
-    x = torch.stack([slowly(images, place, CENTRE) for place in range(6)]).float()
+    x = torch.stack([slow_view(images, index, CENTER) for index in range(6)]).float()
     torch.testing.assert_close(found, model.eval()(x), rtol=1e-4, atol=1e-4)
     assert BATCH > 4
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_passes_at_once_and_one_after_a_broken_off_one_do_not_meet(prepared, workers):
+def test_simultaneous_passes_and_one_after_an_aborted_pass_are_independent(prepared, workers):
     images = load(prepared, 12, CPU, workers).train
-    alone = torch.cat(list(images.for_testing(2, VIEWS, slice(0, 12))))
+    expected = torch.cat(list(images.for_testing(2, VIEWS, slice(0, 12))))
     passes = [images.for_testing(2, VIEWS, rows) for rows in (slice(0, 6), slice(6, 12))]
     first, second = (torch.cat(found) for found in zip(*zip(*passes, strict=True), strict=True))
-    assert torch.equal(torch.cat([first, second]), alone)
-    broken_off = images.for_testing(1, VIEWS, slice(6, 12))
-    next(broken_off)
-    broken_off.close()
-    assert torch.equal(torch.cat(list(images.for_testing(5, VIEWS, slice(0, 12)))), alone)
+    assert torch.equal(torch.cat([first, second]), expected)
+    aborted = images.for_testing(1, VIEWS, slice(6, 12))
+    next(aborted)
+    aborted.close()
+    assert torch.equal(torch.cat(list(images.for_testing(5, VIEWS, slice(0, 12)))), expected)
 
 
 def test_label_disagreement_is_measured_on_files_too(prepared):
@@ -123,7 +123,7 @@ def test_label_disagreement_is_measured_on_files_too(prepared):
     assert pictures.shape == (len(result.samples), 32, 32, 3)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -132,7 +132,7 @@ def test_a_broken_file_ends_the_run_in_one_line(tmp_path, damage, workers):
     tree = make_tree(tmp_path / "tree")
     file = tree / "train/n02 hell ä/bild_4.JPEG"
     size = file.stat().st_size
-    file.write_bytes(damage(file.read_bytes()).ljust(size, b"\0")[:size])  # found by reading it only
+    file.write_bytes(damage(file.read_bytes()).ljust(size, b"\0")[:size])  # its size is still right
     prepare("tree", SPEC, tree, tmp_path, tmp_path / "tree.h5")
     data = load(tmp_path / "tree.h5", 12, CPU, workers)
     with pytest.raises(UserError) as caught:
@@ -141,11 +141,11 @@ def test_a_broken_file_ends_the_run_in_one_line(tmp_path, damage, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_files_need_to_be_told_how_and_what_is_in_memory_must_not(prepared):
+def test_resize_is_needed_for_files_and_refused_in_memory(prepared):
     plain = VIEWS.model_copy(update={"resize": None})
-    with pytest.raises(UserError, match=r"views\.resize is needed"):
+    with pytest.raises(UserError, match=r"base_view\.resize is needed"):
         predict_logits(create_model("small", STUDENT, 2, 32), load(prepared, 12, CPU).test, plain)
-    with pytest.raises(UserError, match=r"views\.resize is for image files"):
+    with pytest.raises(UserError, match=r"base_view\.resize: only for image files"):
         make_batches(DATA.train, VIEWS)
 
 
@@ -153,7 +153,7 @@ def test_files_need_to_be_told_how_and_what_is_in_memory_must_not(prepared):
 
 
 class StopError(Exception):
-    """Raised from emit, as an interruption would be."""
+    """Raised from emit to interrupt a run."""
 
 
 def _fit(prepared, file, workers, stop_after=None):
@@ -168,12 +168,12 @@ def _fit(prepared, file, workers, stop_after=None):
         if isinstance(event, RunUpdate) and event.epoch == stop_after:
             raise StopError
 
-    progress = fit("run", run, data, learner, asked(run, teacher), file, "k" * 64, emit)
+    progress = fit("run", run, data, learner, online_source(run, teacher), file, "k" * 64, emit)
     return progress, state_of(learner), [event.text for event in events if isinstance(event, Note)]
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_the_same_digits_with_any_number_of_workers(prepared, tmp_path):
+def test_a_resumed_run_has_the_same_curve_with_any_number_of_workers(prepared, tmp_path):
     expected, expected_state, _ = _fit(prepared, tmp_path / "undisturbed", 0)
     with pytest.raises(StopError):
         _fit(prepared, tmp_path / "c", 2, stop_after=1)
@@ -202,7 +202,7 @@ def _job(prepared, folder):
     )
 
 
-def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
+def test_the_log_of_a_job_on_files_has_the_number_of_workers(prepared, tmp_path):
     job, events = _job(prepared, tmp_path), []
     run_job(job, events.append)
     found = read_record(job.log, RunLog)
@@ -215,7 +215,7 @@ def test_a_job_on_files_says_in_its_log_how_many_read_them(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_process_of_its_own_may_have_workers(prepared, tmp_path):
+def test_a_run_in_another_process_may_have_workers(prepared, tmp_path):
     job = _job(prepared, tmp_path)
     run_job(job, print)
     expected = read_record(job.log, RunLog)

@@ -1,4 +1,4 @@
-"""Images of one's own: split, measured, and refused in a line."""
+"""User folders: split by class, measured, and refused in one line."""
 
 import json
 import os
@@ -23,25 +23,25 @@ def recipe():
 @pytest.fixture
 def photos(tmp_path):
     random = np.random.RandomState(0)
-    for place, name in enumerate(("dog", "cat ä")):
-        for i, ending in enumerate(("jpg", "png", "webp", "gif", "bmp") * 2):
-            file = tmp_path / "photos" / name / f"p{i}.{ending}"
+    for label, name in enumerate(("dog", "cat ä")):
+        for i, suffix in enumerate(("jpg", "png", "webp", "gif", "bmp") * 2):
+            file = tmp_path / "photos" / name / f"p{i}.{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            noise = random.randint(0, 128, (40 + i, 50, 3)) + 100 * place
+            noise = random.randint(0, 128, (40 + i, 50, 3)) + 100 * label
             Image.fromarray(noise.astype(np.uint8)).save(file)
     return tmp_path / "photos"
 
 
-def test_a_tree_is_split_by_class_and_the_same_anywhere(photos, tmp_path, recipe):
+def test_a_folder_is_split_by_class_and_has_the_same_hash_after_a_move(photos, tmp_path, recipe):
     source = UserFolder(folder=str(photos), image_size=32)
     first = user_folder.prepare(source, recipe, tmp_path / "a.h5")
     assert (first.data.train_images, first.data.test_images, first.data.classes) == (16, 4, 2)
     assert (first.name, first.class_names) == ("photos", ("cat ä", "dog"))
     loaded = load(tmp_path / "a.h5", 16, torch.device("cpu"))
     assert [split.labels.bincount().tolist() for split in (loaded.train, loaded.test)] == [[8, 8], [2, 2]]
-    elsewhere = tmp_path / "other/photos"
-    shutil.copytree(photos, elsewhere)
-    moved = user_folder.prepare(source.model_copy(update={"folder": str(elsewhere)}), recipe, tmp_path / "b.h5")
+    other_folder = tmp_path / "other/photos"
+    shutil.copytree(photos, other_folder)
+    moved = user_folder.prepare(source.model_copy(update={"folder": str(other_folder)}), recipe, tmp_path / "b.h5")
     assert moved.model_copy(update={"source": source}) == first
     assert UserFolder(folder=f"{photos}/dog/..", image_size=32).name == "photos"
     other = user_folder.prepare(source.model_copy(update={"split_seed": 1}), recipe, tmp_path / "c.h5")
@@ -67,13 +67,13 @@ def test_mean_and_deviation_are_those_of_the_training_images(photos, tmp_path, r
 def test_the_shorter_side_is_a_setting(photos, tmp_path, recipe):
     source = UserFolder(folder=str(photos), image_size=32)
     assert user_folder.prepare(source, recipe, tmp_path / "a.h5").base_view.resize.side == 37
-    told = source.model_copy(update={"side": 32})
-    assert user_folder.prepare(told, recipe, tmp_path / "a.h5").base_view.resize.side == 32
+    with_side = source.model_copy(update={"side": 32})
+    assert user_folder.prepare(with_side, recipe, tmp_path / "a.h5").base_view.resize.side == 32
     with pytest.raises(UserError, match="photos: side: 31 is less than image_size, 32"):
         config.settings_from_options("photos", UserFolder, {"folder": "x", "image_size": 32, "side": 31})
 
 
-def test_broken_files_are_all_listed_and_skipped_only_when_asked(photos, tmp_path, recipe):
+def test_broken_files_are_listed_and_left_out_only_if_skip_broken_is_set(photos, tmp_path, recipe):
     (photos / "dog/p0.jpg").write_bytes((photos / "dog/p0.jpg").read_bytes()[:500])
     (photos / "dog/eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
     source = UserFolder(folder=str(photos), image_size=32)
@@ -93,7 +93,7 @@ def test_a_class_that_cannot_be_split_is_named(photos, tmp_path, recipe):
         user_folder.prepare(UserFolder(folder=str(photos), image_size=32), recipe, tmp_path / "a.h5")
 
 
-def test_settings_without_own_images_keep_their_hash_and_wrong_ones_are_one_line(tmp_path):
+def test_wrong_settings_of_a_user_folder_are_one_line_each(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     shutil.copytree(config.PACKAGE.parent / "recipes", root / "recipes")
@@ -109,11 +109,11 @@ def test_settings_without_own_images_keep_their_hash_and_wrong_ones_are_one_line
         _ = config.load(root).dataset
 
 
-# --- what is a class, and what a part ----------------------------------------------------------------------
+# --- classes and parts -------------------------------------------------------------------------------------
 
 
 def in_parts(photos, train, test):
-    """The same photos, a fifth of every class below `test`."""
+    """Move a fifth of each class to the folder `test` and the others to `train`."""
     for name in ("dog", "cat ä"):
         for part, chosen in ((test, "p[01].*"), (train, "*")):
             (photos / part / name).mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def in_parts(photos, train, test):
 @pytest.mark.parametrize(
     ("train", "test"), [("train", "val"), ("train", "test"), ("Train", "Valid"), ("TRAIN", "validation")]
 )
-def test_parts_by_the_names_that_others_give_them(photos, tmp_path, recipe, train, test):
+def test_usual_names_of_parts_are_recognised(photos, tmp_path, recipe, train, test):
     in_parts(photos, train, test)
     (photos / "docs").mkdir()
     found = user_folder.prepare(UserFolder(folder=str(photos), image_size=32), recipe, tmp_path / "a.h5")
@@ -166,32 +166,32 @@ def _parts_that_are_one(photos):
     (photos / "val").symlink_to("train")
 
 
-def _name_that_is_no_utf8(photos):
+def _name_that_is_not_utf8(photos):
     os.rename(os.fsencode(photos / "dog"), os.fsencode(photos) + b"/d\xf6g")  # noqa: PTH104
 
 
-OTHER = {
-    _two_tests: "train/ one of val/, valid/, validation/, test/ is needed, there is test/, train/, val/; a class",
-    _no_test: "beside one train/ one of val/, valid/, validation/, test/ is needed, there is train/; a class",
-    _train_as_class: "is needed, there is Train/; a class needs another name",
-    _parts_of_other_names: "testing: no class, its images are in cat ä/, dog/...; expected <class>/*, or train/",
-    _one_folder_too_many: "val: no class, its images are in cat ä/, dog/...; expected",
-    _class_twice: "wolf: a link to a folder that is among these already",
-    _parts_that_are_one: "val: a link to a folder that is among these already",
-    _name_that_is_no_utf8: "d\\xf6g/: the name of a class must be UTF-8",
+REFUSED = {
+    _two_tests: "train/ and one of val/, valid/, validation/, test/, found test/, train/, val/; rename a class",
+    _no_test: "expected train/ and one of val/, valid/, validation/, test/, found train/; rename a class",
+    _train_as_class: "validation/, test/, found Train/; rename a class of such a name",
+    _parts_of_other_names: "testing: is not a class, its images are in cat ä/, dog/...; expected <class>/*, or train/",
+    _one_folder_too_many: "val: is not a class, its images are in cat ä/, dog/...; expected",
+    _class_twice: "wolf: is a link to another folder of this dataset",
+    _parts_that_are_one: "val: is a link to another folder of this dataset",
+    _name_that_is_not_utf8: "d\\xf6g/: the name of a class must be UTF-8",
 }
 
 
-@pytest.mark.parametrize("change", OTHER, ids=lambda change: change.__name__.strip("_"))
-def test_parts_are_never_taken_for_classes_nor_the_other_way_round(photos, tmp_path, recipe, change):
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__.strip("_"))
+def test_parts_and_classes_are_never_confused(photos, tmp_path, recipe, change):
     change(photos)
     with pytest.raises(UserError) as caught:
         user_folder.prepare(UserFolder(folder=str(photos), image_size=32), recipe, tmp_path / "a.h5")
-    assert OTHER[change] in str(caught.value)
+    assert REFUSED[change] in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_hidden_folders_and_those_that_links_lead_back_to_are_left_out(photos, tmp_path, recipe):
+def test_hidden_folders_and_links_to_other_classes_are_left_out(photos, tmp_path, recipe):
     source = UserFolder(folder=str(photos), image_size=32)
     before = user_folder.prepare(source, recipe, tmp_path / "a.h5")
     shutil.copytree(photos / "dog", photos / ".git")
@@ -205,10 +205,10 @@ def test_hidden_folders_and_those_that_links_lead_back_to_are_left_out(photos, t
     assert user_folder.prepare(source, recipe, tmp_path / "c.h5").data.train_images == 17
 
 
-def test_a_link_to_nowhere_and_a_name_that_is_no_utf8_are_broken_files(photos, tmp_path, recipe):
+def test_a_broken_link_and_a_damaged_file_whose_name_is_not_utf8_are_broken_files(photos, tmp_path, recipe):
     (photos / "dog/gone.jpg").symlink_to("nowhere.jpg")
     with open(os.fsencode(photos / "dog") + b"/p\xf60.jpg", "wb") as file:  # noqa: PTH123
-        file.write(b"no image")
+        file.write(b"not an image")
     source = UserFolder(folder=str(photos), image_size=32)
     with pytest.raises(UserError, match=r"2 of 22 images cannot be read: dog/gone.jpg, dog/p\\xf60.jpg "):
         user_folder.prepare(source, recipe, tmp_path / "a.h5")

@@ -236,7 +236,7 @@ def test_data_folder_missing(project, cifar):
 
 def test_data_folder_without_a_file(project, cifar):
     (cifar / "meta").unlink()
-    refused(project, "prepare", says="not there: meta")
+    refused(project, "prepare", says="missing: meta")
 
 
 def test_data_folder_unreadable(project, cifar):

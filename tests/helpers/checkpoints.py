@@ -1,4 +1,4 @@
-"""A small model and checkpoints of it, as other projects save theirs."""
+"""A small model and checkpoints of it in the formats of other projects."""
 
 import re
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""A small tree of image files, of all the kinds that such trees hold: two classes, dark and bright noise."""
+"""A small folder of image files with two classes, dark and bright noise."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ MODES = ("RGB", "L", "CMYK", "P")
 
 
 def make_tree(folder: Path) -> Path:
-    """JPEGs of three modes and a palette PNG in every class, sizes of 20 to 70 px, names with blanks and umlauts."""
+    """Write JPEGs of three modes and a palette PNG per class, of 20 to 70 px, with blanks and umlauts in names."""
     random = np.random.RandomState(0)
     for part, per_class in (("train", 6), ("val", 3)):
-        for place, name in enumerate(("n01 dark", "n02 hell ä")):
-            within = folder / part / name
-            within.mkdir(parents=True)
+        for label, name in enumerate(("n01 dark", "n02 hell ä")):
+            class_folder = folder / part / name
+            class_folder.mkdir(parents=True)
             for i in range(per_class):
                 shape = (*random.randint(20, 70, 2), 3)
-                noise = random.randint(0, 128, shape) + 128 * place
+                noise = random.randint(0, 128, shape) + 128 * label
                 mode = MODES[i % len(MODES)]
                 image = Image.fromarray(noise.astype(np.uint8)).convert(mode)
-                image.save(within / (f"bild {i}.png" if mode == "P" else f"bild_{i}.JPEG"))
-    (folder / "train/n01 dark/notes.txt").write_text("no image")
+                image.save(class_folder / (f"bild {i}.png" if mode == "P" else f"bild_{i}.JPEG"))
+    (folder / "train/n01 dark/notes.txt").write_text("not an image")
     return folder

@@ -1,1 +1,1 @@
-"""Dataset readers, one file each."""
+"""Dataset readers, one module each."""

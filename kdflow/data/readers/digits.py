@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real 8x8 scans of the UCI repository, shipped inside scikit-learn."""
+"""Handwritten digits: 1,797 scans of 8x8 pixels from the UCI repository, included in scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kdflow.data import Split, Splits, balanced_order
 
 
 def read(spec: DatasetSource, folder: Path | None, downloads: Path) -> Splits:  # noqa: ARG001 (a reader's signature)
-    """Enlarge the scans to `spec.image_size`, grey to RGB; `spec.train_images` for training, the rest as test."""
+    """Resize the scans to `spec.image_size` as RGB; `spec.train_images` are for training, the others for testing."""
     from sklearn.datasets import load_digits
 
     if folder is not None:
-        raise UserError("data_folder: digits come with scikit-learn and are read from no folder; set it to null")
+        raise UserError("data_folder: digits come with scikit-learn; set it to null")
     scans, labels = load_digits(return_X_y=True)
     size = (spec.image_size, spec.image_size)
-    grey = (scans.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # stored as 0 to 16
-    # Pillow resizes 8-bit images in integer arithmetic: the same bytes everywhere.
-    large = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in grey])
-    images = np.repeat(large[..., None], 3, axis=-1)
+    gray = (scans.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # values from 0 to 16
+    # Pillow resizes 8-bit images in integer arithmetic, with the same result on every machine.
+    resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in gray])
+    images = np.repeat(resized[..., None], 3, axis=-1)
     labels = labels.astype(np.int64)
     order = balanced_order(labels)
     parts = [np.sort(order[: spec.train_images]), np.sort(order[spec.train_images :])]

@@ -51,9 +51,9 @@ def test_train_and_test_are_disjoint_and_together_all_scans(tmp_path):
         expected[image.tobytes(), int(label)] += 1
     assert sum(expected.values()) == 1797
     assert _bag(splits.train) + _bag(splits.test) == expected
-    shipped = digits.read(DIGITS.data, None, tmp_path)  # the enlarged ones are the same scans in the same places
-    assert np.array_equal(shipped.train.labels, splits.train.labels)
-    assert np.array_equal(shipped.test.labels, splits.test.labels)
+    resized = digits.read(DIGITS.data, None, tmp_path)  # the same scans in the same order
+    assert np.array_equal(resized.train.labels, splits.train.labels)
+    assert np.array_equal(resized.test.labels, splits.test.labels)
 
 
 def test_channels_are_equal_and_recipe_statistics_are_those_of_train(tmp_path):

@@ -1,4 +1,4 @@
-"""A tree of image files: what is listed is what is there, or one line says what is not."""
+"""The reader of image folders: the list of their files, and one line for each wrong folder."""
 
 import hashlib
 import shutil
@@ -22,7 +22,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def tree(source, tmp_path):
-    """A tree to be damaged, and its list."""
+    """A folder that may be damaged, with its dataset file tree.h5."""
     folder = tmp_path / "tree"
     shutil.copytree(source, folder)
     prepare("tree", SPEC, folder, tmp_path, tmp_path / "tree.h5")
@@ -40,7 +40,7 @@ def names(images):
     return [path.decode() for path in images.files.paths.tolist()]
 
 
-def test_the_list_is_the_tree(source, tmp_path):
+def test_the_list_has_all_files_of_the_folder(source, tmp_path):
     digest = prepare("tree", SPEC, source, tmp_path, tmp_path / "tree.h5")
     loaded = load(tmp_path / "tree.h5", 12, CPU, 3)
     expected = hashlib.sha256()
@@ -55,16 +55,16 @@ def test_the_list_is_the_tree(source, tmp_path):
     expected.update("n01 dark\nn02 hell ä".encode())
     assert loaded.class_names == ["n01 dark", "n02 hell ä"]
     assert loaded.sha256 == digest == expected.hexdigest()
-    assert (tmp_path / "tree.h5").stat().st_size < 30_000, "the pixels stay where they are"
+    assert (tmp_path / "tree.h5").stat().st_size < 30_000, "pixels are not copied"
 
 
-def test_the_list_is_the_same_from_within(source, tmp_path, monkeypatch):
+def test_the_list_is_the_same_for_the_current_folder(source, tmp_path, monkeypatch):
     digest = prepare("tree", SPEC, source, tmp_path, tmp_path / "a.h5")
     monkeypatch.chdir(source)
     assert prepare("tree", SPEC, Path(), tmp_path, tmp_path / "b.h5") == digest
 
 
-def test_a_copy_elsewhere_has_the_same_hash_and_another_image_has_not(source, tree, tmp_path):
+def test_a_copy_has_the_same_hash_and_a_changed_image_another_one(source, tree, tmp_path):
     digest = prepare("tree", SPEC, source, tmp_path, tmp_path / "a.h5")
     assert prepare("tree", SPEC, tree, tmp_path, tmp_path / "b.h5") == digest
     file = tree / "val/n01 dark/bild_0.JPEG"
@@ -72,7 +72,7 @@ def test_a_copy_elsewhere_has_the_same_hash_and_another_image_has_not(source, tr
     assert prepare("tree", SPEC, tree, tmp_path, tmp_path / "b.h5") != digest
 
 
-def test_subsets_are_nested_balanced_and_the_files_left_out_need_not_be_there(tree, tmp_path):
+def test_subsets_are_nested_and_balanced_and_unused_files_may_be_missing(tree, tmp_path):
     whole = load(tmp_path / "tree.h5", 12, CPU)
     smaller = load(tmp_path / "tree.h5", 5, CPU)
     assert set(names(smaller.train)) < set(names(whole.train))
@@ -97,7 +97,7 @@ def _another_class(tree):
     (tree / "val/n03").mkdir()
 
 
-def _a_class_less(tree):
+def _missing_class(tree):
     shutil.rmtree(tree / "val/n02 hell ä")
 
 
@@ -106,7 +106,7 @@ def _empty_class(tree):
         file.rename(file.with_suffix(".txt"))
 
 
-def _a_file_less(tree):
+def _missing_file(tree):
     (tree / "val/n01 dark/bild_0.JPEG").unlink()
 
 
@@ -122,17 +122,17 @@ def _gone(tree):
 SOURCES = {
     _gone: "tree: no such folder",
     _without_val: "val: no such folder (expected train/<class>/ and val/<class>/)",
-    _flat: "val: no class folders in it (expected val/<class>/)",
+    _flat: "val: has no class folders (expected val/<class>/)",
     _another_class: "class n03 is in val/ but not in train/",
-    _a_class_less: "class n02 hell ä is in train/ but not in val/",
-    _empty_class: "train/n02 hell ä: no images in it (.jpg, ",
-    _a_file_less: "image_folder: test labels: expected 6, found [5]",
+    _missing_class: "class n02 hell ä is in train/ but not in val/",
+    _empty_class: "train/n02 hell ä: has no images (.jpg, ",
+    _missing_file: "image_folder: test labels: expected 6, found [5]",
     _third_class: "image_folder: 3 class names found, expected 2",
 }
 
 
 @pytest.mark.parametrize("damage", SOURCES, ids=lambda damage: damage.__name__.strip("_"))
-def test_another_tree_is_refused_and_the_earlier_list_stays(tree, tmp_path, damage):
+def test_a_wrong_folder_is_refused_and_the_earlier_list_stays(tree, tmp_path, damage):
     out = tmp_path / "tree.h5"
     before = out.read_bytes()
     damage(tree)
@@ -142,12 +142,12 @@ def test_another_tree_is_refused_and_the_earlier_list_stays(tree, tmp_path, dama
 
 def test_nothing_is_downloaded(tmp_path):
     assert refused(lambda: prepare("tree", SPEC, None, tmp_path, tmp_path / "t.h5")).startswith(
-        "data_folder: not given"
+        "data_folder: is needed"
     )
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_file_that_is_gone_or_has_another_size_is_refused(tree, tmp_path, part):
+def test_a_missing_file_or_one_of_another_size_is_refused(tree, tmp_path, part):
     file = tree / part / "n02 hell ä/bild_1.JPEG"
     content = file.read_bytes()
     file.write_bytes(content[:-1])

@@ -1,7 +1,5 @@
-"""The reader of ImageNet: archives and tree give one list, the same pixels, the same run; or one line says why not."""
+"""The reader of ImageNet: archives and folder give the same list, pixels and run; wrong sources are one line."""
 
-import dataclasses
-import gzip
 import hashlib
 import io
 import os
@@ -11,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from imagenet_archives import both_forms
 from paths import ROOT
 from PIL import Image
-from scipy.io import savemat
-from small import METHODS, asked, run_of
+from small import METHODS, online_source, run_of
 
 from kdflow import config
 from kdflow.config import Architecture, BaseView, DatasetSource, Resize
@@ -27,7 +25,7 @@ from kdflow.training.loop import fit
 from kdflow.training.step import new_student
 
 CPU = torch.device("cpu")
-IDS = ("n02", "n01", "n03")  # the devkit numbers them in an order of its own
+IDS = ("n02", "n01", "n03")  # the devkit's numbers are in another order
 SPEC = DatasetSource(reader="imagenet", classes=3, image_size=32, train_images=9, test_images=6)
 
 
@@ -41,93 +39,28 @@ def _jpeg(seed):
     return content.getvalue()
 
 
-def tar_of(members):
-    """A tar of (name or TarInfo, content)."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name) if isinstance(name, str) else name
-            info.size = len(content) if info.isreg() else 0
-            tar.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def devkit(ids, truth):
-    """Its two files, with a class of classes beside those of the challenge."""
-    kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
-    rows = [(number, name, f"word of {name}", 0) for number, name in enumerate(ids, 1)] + [(9, "n99", "a kind", 3)]
-    meta = io.BytesIO()
-    savemat(meta, {"synsets": np.array(rows, dtype=kinds)})
-    return {"data/meta.mat": meta.getvalue(), imagenet.TRUTH: "".join(f"{number}\n" for number in truth).encode()}
-
-
-@dataclasses.dataclass
-class Archives:
-    """The parts of the three archives, to be changed, and written."""
-
-    train: dict[str, list]
-    val: list
-    devkit: dict
-
-    def write(self, folder: Path, spec: DatasetSource) -> DatasetSource:
-        """Write them to `folder`; returns `spec` with the devkit's checksum."""
-        folder.mkdir()
-        (folder / TRAIN).write_bytes(tar_of([(name, tar_of(members)) for name, members in self.train.items()]))
-        (folder / VAL).write_bytes(tar_of(self.val))
-        inside = [(f"ILSVRC2012_devkit_t12/{name}", content) for name, content in self.devkit.items()]
-        (folder / DEVKIT).write_bytes(gzip.compress(tar_of([("ILSVRC2012_devkit_t12/readme.txt", b"x"), *inside])))
-        return spec.model_copy(update={"md5": hashlib.md5((folder / DEVKIT).read_bytes()).hexdigest()})
-
-
-def both_forms(photos, folder, truth, ids):
-    """`photos` of each class as a tree and as archives: for validation those of `truth`, for training the others."""
-    val = {}
-    for number, (label, place) in enumerate(truth, 1):
-        val[f"ILSVRC2012_val_{number:08}.JPEG"] = (ids[label - 1], photos[ids[label - 1]][place])
-    per_class = {name: [(f"{name}_{i}.JPEG", photo) for i, photo in enumerate(of)] for name, of in photos.items()}
-    for_training = {
-        name: [member for i, member in enumerate(members) if (name, i) not in {(ids[k - 1], p) for k, p in truth}]
-        for name, members in per_class.items()
-    }
-    for name, members in for_training.items():
-        for image, content in members:
-            _put(folder / "train" / name / image, content)
-    for image, (name, content) in val.items():
-        _put(folder / "val" / name / image, content)
-    return Archives(
-        {f"{name}.tar": members for name, members in for_training.items()},
-        [(image, content) for image, (_, content) in reversed(val.items())],
-        devkit(ids, [label for label, _ in truth]),
-    )
-
-
-def _put(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-
-
 @pytest.fixture
 def forms(tmp_path):
-    """A tree, and the same as archives."""
+    """A folder, and the same images as archives."""
     photos = {name: [_jpeg(10 * place + i) for i in range(5)] for place, name in enumerate(IDS)}
     truth = [(2, 4), (1, 3), (3, 4), (1, 4), (3, 3), (2, 3)]
     return tmp_path / "tree", both_forms(photos, tmp_path / "tree", truth, IDS)
 
 
-def same(first, second):
-    """Whether two prepared datasets are one, to the last pixel."""
+def assert_same(first, second):
+    """Check that two prepared datasets are equal, to the last pixel."""
     views = BaseView(crop=0, flip=True, resize=Resize(side=36, area=(0.1, 1)), mean=(0.5,) * 3, std=(0.25,) * 3)
-    for ours, theirs in ((first.train, second.train), (first.test, second.test)):
-        assert ours.files.paths.tolist() == theirs.files.paths.tolist()
-        assert torch.equal(ours.labels, theirs.labels)
-        wanted = [[[place, 7 * place] for place in range(len(ours))]]
-        for mine, other in zip(ours.for_training(wanted, views), theirs.for_training(wanted, views), strict=True):
-            assert torch.equal(mine, other)
+    for a, b in ((first.train, second.train), (first.test, second.test)):
+        assert a.files.paths.tolist() == b.files.paths.tolist()
+        assert torch.equal(a.labels, b.labels)
+        requests = [[[index, 7 * index] for index in range(len(a))]]
+        for x, y in zip(a.for_training(requests, views), b.for_training(requests, views), strict=True):
+            assert torch.equal(x, y)
     assert first.sha256 == second.sha256
     assert first.class_names == second.class_names
 
 
-def test_archives_and_tree_give_one_list_and_the_same_pixels(forms, tmp_path):
+def test_archives_and_folder_give_the_same_list_and_pixels(forms, tmp_path):
     tree, archives = forms
     spec = archives.write(tmp_path / "tars", SPEC)
     before = sorted(tmp_path.rglob("*"))
@@ -137,8 +70,8 @@ def test_archives_and_tree_give_one_list_and_the_same_pixels(forms, tmp_path):
     assert digests[0] == digests[1]
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "tree.h5", tmp_path / "tars.h5"]), "unpacked"
     for workers in (0, 2):
-        same(*(load(tmp_path / f"{form}.h5", 9, CPU, workers) for form in ("tree", "tars")))
-    same(*(load(tmp_path / f"{form}.h5", 4, CPU) for form in ("tree", "tars")))
+        assert_same(*(load(tmp_path / f"{form}.h5", 9, CPU, workers) for form in ("tree", "tars")))
+    assert_same(*(load(tmp_path / f"{form}.h5", 4, CPU) for form in ("tree", "tars")))
     assert load(tmp_path / "tars.h5", 9, CPU).class_names == ["n01", "n02", "n03"]
 
 
@@ -164,9 +97,9 @@ HOSTILE = {
     "a\\..\\n01_9.JPEG": "is outside of",
     entry("n01_9.JPEG", tarfile.SYMTYPE, "/etc/passwd"): "is a link",
     entry("n01_9.JPEG", tarfile.LNKTYPE, "n01_0.JPEG"): "is a link",
-    entry("n01_9.JPEG", tarfile.CHRTYPE): "is a link, or no file",
-    entry("n01_9.JPEG", tarfile.FIFOTYPE): "is a link, or no file",
-    "n01_0.JPEG": "is there twice",
+    entry("n01_9.JPEG", tarfile.CHRTYPE): "is a link, or not a file",
+    entry("n01_9.JPEG", tarfile.FIFOTYPE): "is a link, or not a file",
+    "n01_0.JPEG": "is a duplicate",
     "n02_0.JPEG": "expected n01_<number>.JPEG",
     "n01_9.exe": "expected n01_<number>.JPEG",
     "sub/n01_9.JPEG": "expected n01_<number>.JPEG",
@@ -181,7 +114,7 @@ def test_hostile_members_are_refused_and_nothing_is_written(forms, tmp_path, par
         archives.train["n01.tar"].append((name, b"x"))
         expected = HOSTILE[name]
     else:
-        twice = HOSTILE[name] == "is there twice"
+        twice = HOSTILE[name] == "is a duplicate"
         archives.val.append((archives.val[0][0] if twice else name, b"x"))
         expected = HOSTILE[name] if "expected" not in HOSTILE[name] else "the members must be the 6 images"
     spec = archives.write(tmp_path / "tars", SPEC)
@@ -201,7 +134,7 @@ def _header(archive, member, old, new):
     archive.write_bytes(content)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(2**40, "would have 1,099,511,627,776 bytes"), (2**25, "cut short")])
+@pytest.mark.parametrize(("size", "expected"), [(2**40, "has 1,099,511,627,776 bytes"), (2**25, "cut short")])
 @pytest.mark.parametrize("archive", [TRAIN, VAL])
 def test_a_huge_size_is_refused(forms, tmp_path, archive, size, expected):
     _, archives = forms
@@ -213,7 +146,7 @@ def test_a_huge_size_is_refused(forms, tmp_path, archive, size, expected):
     assert expected in refused(spec, tmp_path / "tars")
 
 
-def test_a_header_that_asks_for_much_memory_is_refused(forms, tmp_path):
+def test_a_header_of_a_huge_size_is_refused(forms, tmp_path):
     _, archives = forms
     spec = archives.write(tmp_path / "tars", SPEC)
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
@@ -229,7 +162,7 @@ def test_an_archive_cut_short_is_refused(forms, tmp_path, archive, share):
     _, archives = forms
     spec = archives.write(tmp_path / "tars", SPEC)
     file = tmp_path / "tars" / archive
-    content = file.read_bytes().rstrip(b"\0")  # a tar ends with nothing
+    content = file.read_bytes().rstrip(b"\0")  # a tar ends with zeros
     file.write_bytes(content[: int(share * len(content))])
     assert archive in refused(spec, tmp_path / "tars")
     if archive == DEVKIT:
@@ -269,20 +202,20 @@ def _words_as_numbers(archives):
     archives.devkit[imagenet.TRUTH] = b"tench\n"
 
 
-def _devkit_elsewhere(archives):
+def _hostile_devkit(archives):
     archives.devkit["../../evil"] = b"x"
 
 
 WRONG = {
-    _without_a_class: "n02.tar: the members must be a tar for each class",
-    _another_class: "n77.tar: the members must be a tar for each class",
-    _empty_class: "n02.tar: no images in it",
+    _without_a_class: "n02.tar: the members must be one tar for each class",
+    _another_class: "n77.tar: the members must be one tar for each class",
+    _empty_class: "n02.tar: has no images",
     _a_validation_image_less: "the members must be the 6 images",
     _without_meta: "meta.mat",
     _damaged_meta: "meta.mat",
-    _unknown_number: "8 is no class of",
+    _unknown_number: "8 is not a class of",
     _words_as_numbers: "damaged",
-    _devkit_elsewhere: "is outside of ILSVRC2012_devkit_t12/",
+    _hostile_devkit: "is outside of ILSVRC2012_devkit_t12/",
 }
 
 
@@ -293,18 +226,18 @@ def test_archives_that_are_not_imagenet_are_refused(forms, tmp_path, damage):
     assert WRONG[damage] in refused(archives.write(tmp_path / "tars", SPEC), tmp_path / "tars")
 
 
-def test_what_is_missing_is_named(forms, tmp_path):
+def test_a_missing_archive_is_named(forms, tmp_path):
     _, archives = forms
     spec = archives.write(tmp_path / "tars", SPEC)
     assert "md5 is" in refused(SPEC.model_copy(update={"md5": "0" * 32}), tmp_path / "tars")
     for name in (DEVKIT, VAL, TRAIN):
         (tmp_path / "tars" / name).unlink()
         assert name in refused(spec, tmp_path / "tars")
-    with pytest.raises(UserError, match="not downloaded"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         imagenet.read(spec, None, tmp_path)
 
 
-def test_an_archive_that_went_or_shrank_is_refused(forms, tmp_path):
+def test_a_missing_or_shorter_archive_is_refused(forms, tmp_path):
     _, archives = forms
     spec = archives.write(tmp_path / "tars", SPEC)
     prepare("i", spec, tmp_path / "tars", tmp_path, tmp_path / "i.h5")
@@ -331,7 +264,7 @@ def _first_photos(classes, images):
 @pytest.mark.slow
 @pytest.mark.parametrize(("classes", "images"), [(2, 6), pytest.param(20, 2, marks=pytest.mark.long)])
 def test_real_photos_at_224_pixels_from_both_forms(tmp_path, classes, images):
-    """torchvision's resnet34, as it begins, teaches resnet18: from the archives to the same digits as from the tree."""
+    """A run with untrained ResNets has the same curve from archives and folder."""
     photos = _first_photos(classes, images)
     ids = tuple(reversed(photos))
     archives = both_forms(photos, tmp_path / "tree", [(number, 0) for number in range(1, classes + 1)], ids)
@@ -356,8 +289,8 @@ def test_real_photos_at_224_pixels_from_both_forms(tmp_path, classes, images):
         torch.manual_seed(1)
         source = create_model("resnet34", teacher.model, classes, 224).eval().requires_grad_(False)
         learner = new_student(run, data.train.labels)
-        made = fit("run", run, data, learner, asked(run, source), tmp_path / form / "c", "k" * 64, print)
-        curves.append(made.curve)
+        progress = fit("run", run, data, learner, online_source(run, source), tmp_path / form / "c", "k" * 64, print)
+        curves.append(progress.curve)
     assert curves[0] == curves[1]
     assert [point.epoch for point in curves[0]] == [1]
     assert curves[0][0].top1 is not None

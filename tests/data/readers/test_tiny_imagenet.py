@@ -1,4 +1,4 @@
-"""The reader of Tiny ImageNet: right pixels from zip and folder, one line for every wrong one."""
+"""The reader of Tiny ImageNet: the right pixels from zip and folder, and one line for each wrong source."""
 
 import hashlib
 import io
@@ -34,14 +34,14 @@ def _jpeg(seed, mode="RGB", size=(64, 64)):
 @pytest.fixture
 def members():
     """The official layout, three classes, some images grey."""
-    found = {"wnids.txt": "\n".join(IDS).encode(), "words.txt": b"n01\tgoldfish\nn02\ttoad, frog\nn09\tnobody\n"}
-    for place, name in enumerate(IDS):
+    files = {"wnids.txt": "\n".join(IDS).encode(), "words.txt": b"n01\tgoldfish\nn02\ttoad, frog\nn09\tunused\n"}
+    for label, name in enumerate(IDS):
         for i in range(3):
-            found[f"train/{name}/images/{name}_{i}.JPEG"] = _jpeg(10 * place + i, "L" if i == 1 else "RGB")
-        found[f"val/images/val_{place}.JPEG"] = _jpeg(100 + place)
-    said = [f"val_{place}.JPEG\t{name}\t0\t0\t1\t1" for place, name in enumerate(IDS)]
-    found["val/val_annotations.txt"] = "\n".join(said).encode()
-    return found
+            files[f"train/{name}/images/{name}_{i}.JPEG"] = _jpeg(10 * label + i, "L" if i == 1 else "RGB")
+        files[f"val/images/val_{label}.JPEG"] = _jpeg(100 + label)
+    annotations = [f"val_{label}.JPEG\t{name}\t0\t0\t1\t1" for label, name in enumerate(IDS)]
+    files["val/val_annotations.txt"] = "\n".join(annotations).encode()
+    return files
 
 
 def _folder(members, where):
@@ -52,7 +52,7 @@ def _folder(members, where):
 
 
 def _zipped(where, entries):
-    """The archive of (name or ZipInfo, content), and the spec with its checksum."""
+    """Write an archive of (name or ZipInfo, content) and return the spec with its md5."""
     where.mkdir(exist_ok=True)
     with zipfile.ZipFile(where / f"{FOLDER}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries:
@@ -96,8 +96,8 @@ HOSTILE = {
     "/tmp/evil": "is outside of",
     f"{FOLDER}\\..\\evil": "is outside of",
     LINK: "is a link",
-    f"{FOLDER}/wnids.txt": "is there twice",
-    f"{FOLDER}/huge": "would have 20,971,520 bytes",
+    f"{FOLDER}/wnids.txt": "is a duplicate",
+    f"{FOLDER}/huge": "has 20,971,520 bytes",
 }
 
 
@@ -120,8 +120,8 @@ def test_another_checksum_is_refused(members, tmp_path):
 
 WRONG = {
     "val/val_annotations.txt": (b"val_0.JPEG\tn77\n", "class 'n77' is not in wnids.txt"),
-    "val/images/val_1.JPEG": (None, "not there, but it has a label"),
-    "wnids.txt": (None, "wnids.txt: not there"),
+    "val/images/val_1.JPEG": (None, "missing, but it has a label"),
+    "wnids.txt": (None, "wnids.txt: missing"),
     "train/n01/images/n01_0.JPEG": (_jpeg(0)[:900], "cannot be read as an image"),
     "train/n01/images/n01_1.JPEG": (_jpeg(0, size=(32, 64)), "32 x 64 pixels, 64 x 64 expected"),
     "train/n01/images/n01_2.JPEG": (_jpeg(0, size=(640, 640)), "at most 4,096 are allowed"),
@@ -130,14 +130,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_one_line(members, tmp_path, name):
+def test_wrong_content_is_refused_in_one_line(members, tmp_path, name):
     content, expected = WRONG[name]
     members[name] = content
     folder = _folder({key: value for key, value in members.items() if value is not None}, tmp_path)
     assert expected in _refused(SPEC, folder)
 
 
-def test_fewer_training_images_will_do_where_no_more_are_asked_for(members, tmp_path):
+def test_fewer_training_images_are_accepted_if_the_settings_use_no_more(members, tmp_path):
     del members["train/n01/images/n01_0.JPEG"]
     folder = _folder(members, tmp_path)
     assert "train_images: 8 would use these" in _refused(SPEC, folder)
@@ -160,7 +160,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_the_real_images(tmp_path):
-    """40,000 of its training images and all of its validation images: counts and hash; all would fit into 2 GiB."""
+    """40,000 training images and all validation images: counts, hash, and memory below 2 GiB for all images."""
     given = os.environ.get("KDFLOW_TINY_IMAGENET")
     if not given:
         pytest.skip("KDFLOW_TINY_IMAGENET names no tiny-imagenet-200/ with 200 training images a class")
