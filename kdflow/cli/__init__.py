@@ -1,4 +1,4 @@
-"""The command line: each command parses and then calls one function. A file is a group of commands."""
+"""The command line. Each module is a group of commands; a command parses its options and calls one function."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ for group in (experiment, tables, paper, sweep, teachers, students):
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line and exit. Wrong input is one line on stderr and exit code 1."""
     with exit_on_user_error():
         try:
             code = app(standalone_mode=False)
-        except TyperException as error:  # a flag or command that is not known
+        except TyperException as error:  # an unknown option or command
             context, names = getattr(error, "ctx", None), list[str]()
             while context is not None and context.parent is not None:
                 names, context = [context.info_name, *names], context.parent
             command = " ".join(["kdflow", *names])
             raise UserError(f"{command}: {error.format_message()}") from None
-        if code == 130:  # what typer makes of Ctrl-C
+        if code == 130:  # typer's code for Ctrl-C
             raise KeyboardInterrupt
         raise SystemExit(code or 0)

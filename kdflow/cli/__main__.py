@@ -1,4 +1,4 @@
-"""`python -m kdflow.cli`."""
+"""Entry point of `python -m kdflow.cli`."""
 
 from kdflow.cli import main
 

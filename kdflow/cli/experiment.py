@@ -1,4 +1,4 @@
-"""Commands about the experiment in params.yaml, and the recipes."""
+"""Commands for the experiment in params.yaml and for the recipes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,18 @@ def check(root: Root = Path()) -> None:
 def cost(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Keys of recipes/models.yaml, the teacher first; none: all pairs."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Keys of recipes/models.yaml, the teacher first. Without them: all pairs of recipes/pairs.yaml.",
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A key of recipes/datasets.yaml; without it, that of params.yaml.")
+        str | None, typer.Option(help="A key of recipes/datasets.yaml.", show_default="the dataset of params.yaml")
     ] = None,
     root: Root = Path(),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every digit.")] = False,
 ) -> None:
-    """Count parameters and FLOPs of models, or of a dataset's pairs in recipes/pairs.yaml."""
+    """Count parameters and FLOPs of models, and compare them with the teacher's."""
     from rich import box
     from rich.table import Table
 
@@ -58,21 +61,21 @@ def cost(
         typer.echo(cost.as_json(rows))
         return
     size = experiment.datasets[dataset].data.image_size
-    shown = Table(title=f"{dataset}: 3 x {size} x {size}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{dataset}: 3 x {size} x {size}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(cost.COLUMNS):
-        shown.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         if row.ratios is None:
-            shown.add_section()
-        shown.add_row(*cost.format_row(row))
-    console = print_whole(shown)
+            table.add_section()
+        table.add_row(*cost.format_row(row))
+    console = print_whole(table)
     for line in cost.NOTES:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def methods(root: Root = Path()) -> None:
-    """Print what every method and its parts are, as Markdown (docs/methods.md)."""
+    """Describe all methods and their parts as Markdown. The output is docs/methods.md."""
     from kdflow import config
     from kdflow.report.methods_page import page
 
@@ -81,30 +84,31 @@ def methods(root: Root = Path()) -> None:
 
 @app.command()
 def disagreement(
-    view: Annotated[str, typer.Option(help="A strong view.")] = "cutmix",
+    view: Annotated[str, typer.Option(help="A strong view, such as cutmix or mixup.")] = "cutmix",
     out: Annotated[Path, typer.Option(help="Folder for disagreement.json, samples.png and samples.svg.")] = Path(
         "data/disagreement"
     ),
     root: Root = Path(),
 ) -> None:
-    """Count the strong views whose label the teacher sees otherwise, and show some (needs `dvc repro teacher`)."""
+    """Count the strong views for which teacher and mixed label disagree, and draw some (after `dvc repro teacher`)."""
     from kdflow import config
-    from kdflow.pipeline.disagreement import write_disagreement
+    from kdflow.report.disagreement import write_disagreement
 
     experiment = config.load(root)
     data = root / "data"
     write_disagreement(experiment, view, data / "dataset.h5", data / "teacher", out)
 
 
-logits_app = typer.Typer(help="The teacher's logits, kept for other runs.", no_args_is_help=True)
+logits_app = typer.Typer(help="Stores of teacher logits, which save teacher passes.", no_args_is_help=True)
 app.add_typer(logits_app, name="logits")
 
 
 @logits_app.command("estimate")
 def estimate_logits(
-    float32: Annotated[bool, typer.Option("--float32", help="Keep every digit.")] = False, root: Root = Path()
+    float32: Annotated[bool, typer.Option("--float32", help="Store float32 instead of float16.")] = False,
+    root: Root = Path(),
 ) -> None:
-    """Print what each store of logits would cost and save in the experiment of params.yaml; nothing is filled."""
+    """Estimate disk space and teacher time for each `teacher_logits` setting of the experiment."""
     from rich.console import Console
     from rich.table import Table
 
@@ -114,24 +118,27 @@ def estimate_logits(
 
     experiment = config.load(root)
     params = experiment.params
-    found = estimate.estimate(experiment, "float32" if float32 else "float16", pick_device(params.compute.device))
+    result = estimate.estimate(experiment, "float32" if float32 else "float16", pick_device(params.compute.device))
     epochs = experiment.student_run(params.methods[0], 0).training.epochs
     title = (
-        f"{params.teacher} teaches {len(params.methods)} methods x {len(params.seeds)} seeds x {epochs} epochs of "
-        f"{experiment.train_images:,} images ({params.dataset_name}), "
-        f"about {found.speed:,.0f} views/s on {found.device}"
+        f"teacher {params.teacher}, about {result.speed:,.0f} views/s on {result.device}; {params.dataset_name}: "
+        f"{len(params.methods)} methods x {len(params.seeds)} seeds x {epochs} epochs x "
+        f"{experiment.train_images:,} images"
     )
-    shown = Table(title=title, title_justify="left")
-    for i, column in enumerate(("logits", "GB on disk", "Teacher hours ahead", "during training", "in all")):
-        shown.add_column(column, justify="right" if i else "left")
-    for cost in found.costs:
+    table = Table(title=title, title_justify="left")
+    columns = ("teacher_logits", "GB on disk", "Teacher hours before training", "in training", "total")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for cost in result.costs:
         ahead, during = cost.views_ahead, cost.views_in_training
-        hours = [f"{found.hours(views):.2f}" for views in (ahead, during, ahead + during)]
-        shown.add_row(cost.source, f"{cost.size / 1e9:.3f}", *hours)
-    Console().print(shown)
-    typer.echo("replay pays from the second method or student of a teacher and seed on, and costs disk alone.")
-    if found.break_even_epochs is not None:
+        hours = [f"{result.hours(views):.2f}" for views in (ahead, during, ahead + during)]
+        table.add_row(cost.source, f"{cost.size / 1e9:.3f}", *hours)
+    Console().print(table)
+    typer.echo(
+        "replay saves time from the second method or student with the same teacher and seed. It needs disk space."
+    )
+    if result.break_even_epochs is not None:
         typer.echo(
-            f"views needs fewer teacher hours from {found.break_even_epochs} epochs on, over all methods and seeds; "
-            f"this experiment has {found.epochs}."
+            f"views saves time from {result.break_even_epochs} epochs on, summed over all methods and seeds; "
+            f"this experiment has {result.epochs}."
         )

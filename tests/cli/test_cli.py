@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: real processes."""
+"""The command line in real processes."""
 
 import os
 import shutil
@@ -28,17 +28,17 @@ def change(root, old, new):
     (root / "params.yaml").write_text(text.replace(old, new))
 
 
-def test_check_says_what_is_valid(root):
+def test_check_prints_a_summary_of_valid_settings(root):
     done = run("check", cwd=root)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "settings are valid: digits, resnet20 -> resnet8, 4 methods x 3 seeds\n"
 
 
-def test_check_of_another_folder(root):
+def test_check_takes_another_folder(root):
     assert run("check", "--root", root, cwd="/").returncode == 0
 
 
-def test_check_says_what_is_wrong_in_a_line_per_mistake(root):
+def test_check_prints_a_line_for_each_mistake(root):
     change(root, "\nepochs:\nbatch_size:", "\nepochs: '3'\nbatch_size: 0")
     done = run("check", cwd=root)
     assert (done.returncode, done.stdout) == (1, "")
@@ -47,7 +47,7 @@ def test_check_says_what_is_wrong_in_a_line_per_mistake(root):
     assert "params.yaml: batch_size: " in second
 
 
-def test_check_outside_of_a_project(tmp_path):
+def test_check_outside_of_a_project_is_one_line(tmp_path):
     fails_in_one_line(run("check", cwd=tmp_path), "no such file; run from the project's folder")
 
 
@@ -57,11 +57,11 @@ def test_the_installed_command_shows_its_help():
     assert all(word in done.stdout for word in ("check", "table", "dvc repro"))
 
 
-def test_a_wrong_flag_names_the_whole_command():
+def test_an_unknown_option_is_reported_with_the_whole_command():
     fails_in_one_line(run("logits", "estimate", "--foo"), "error: kdflow logits estimate: No such option: --foo")
 
 
-def test_without_a_command_help_is_shown_and_no_traceback():
+def test_the_help_is_shown_without_a_command():
     done = run()
     assert "Traceback" not in done.stderr
     assert "Usage:" in done.stdout + done.stderr
@@ -96,7 +96,7 @@ def test_table_without_records_is_one_line(root):
     fails_in_one_line(run("table", cwd=root), "data/teacher/record.json: no such record; `dvc repro` writes it")
 
 
-def test_table_shows_every_method_and_where_the_figure_lies(root):
+def test_table_shows_every_method_and_the_path_of_the_figure(root):
     for i, method in enumerate(EXPERIMENT.params.methods):
         for seed in EXPERIMENT.params.seeds:
             made = make_record(seed, 80.0 + i, method=method, budget=DEMO)
@@ -115,7 +115,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(root):
     (root / "recipes/models.yaml").unlink()
     os.mkfifo(root / "recipes/models.yaml")
     process = subprocess.Popen([*KDFLOW, "check"], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with (root / "recipes/models.yaml").open("wb"):  # opens when the command reads: it waits for content now
+    with (root / "recipes/models.yaml").open("wb"):  # opens when the command reads, which then waits for content
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert "Traceback" not in err
