@@ -166,7 +166,7 @@ def distill(
     side: Annotated[
         int | None,
         typer.Option(
-            help="In evaluation, resize the shorter side to so many pixels before the centre crop.",
+            help="In evaluation, resize the shorter side to this number of pixels before the centre crop.",
             show_default="as in recipes/user_folder.yaml",
         ),
     ] = None,
@@ -232,7 +232,7 @@ def _print_summary(summary: Summary, out: Path) -> None:
     best = summary.models[1].weights[0]
     if summary.warning:
         typer.echo(summary.warning)
-    typer.echo(f"teacher: {summary.teacher_source}\n{summary.smaller}\n{summary.verdict}")
+    typer.echo(f"teacher: {summary.teacher_source}\n{summary.compression}\n{summary.verdict}")
     if summary.budget_note:
         typer.echo(f"Not a full run: {summary.budget_note}.")
     typer.echo(f"summary: {out / 'summary.json'}\nnext: kdflow export {best} --format onnx --out student.onnx")

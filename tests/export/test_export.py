@@ -52,7 +52,7 @@ def exported(weights, tmp_path_factory):
 
 
 def original(weights):
-    """The student's logits of the test images, computed as in evaluation, and the images as uint8."""
+    """Return the student's logits of the test images, computed as in evaluation, and the images as uint8."""
     student = locate.locate_inputs(weights, None, None)
     run = student.log.settings
     test = load(student.dataset, run.train_images, CPU).test
