@@ -10,7 +10,8 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdflow.config import BaseView
 from kdflow.core.errors import UserError, one_line
+from kdflow.core.progress import track
 
 ImageRequests = list[list[int]]
 """The images of one batch: pairs of index in the file list and seed of the view."""
@@ -233,6 +235,20 @@ def decode(file: Path | io.BytesIO, name: str | None = None, max_pixels: int | N
             return image.convert("RGB")
     except Exception as error:  # Damaged files raise exceptions of many types.
         raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
+
+
+def map_in_threads(title: str, task: Callable[[int], int], items: Sequence[int], count: int) -> None:
+    """Run `task`, which returns its number of images, on all items in threads, and show the progress towards `count`.
+
+    Threads decode in parallel: Pillow releases the GIL.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in track(title, pool.map(task, items), count):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def transforms(base_view: BaseView, size: int, *, training: bool) -> nn.Module:

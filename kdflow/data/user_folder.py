@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,8 @@ from kdflow import data
 from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, Triple, UserFolder, UserFolderRecipe
 from kdflow.core import files
 from kdflow.core.errors import UserError, decode_filename, one_line
-from kdflow.core.progress import track
 from kdflow.data import Splits
-from kdflow.data.image_files import FileList, decode, formats, transforms
+from kdflow.data.image_files import FileList, decode, formats, map_in_threads, transforms
 from kdflow.data.readers.image_folder import class_folders
 
 TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # of any case
@@ -205,13 +203,7 @@ def _read_all(
             sums[index] = view.sum((1, 2)), (view**2).sum((1, 2))
         return 1
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
-        try:
-            for _ in track("images", pool.map(read, range(len(paths))), len(paths)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    map_in_threads("images", read, range(len(paths)), len(paths))
     return sums, {paths[index]: broken[index] for index in sorted(broken)}
 
 

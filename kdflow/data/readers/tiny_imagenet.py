@@ -10,7 +10,6 @@ import io
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
 
@@ -19,9 +18,8 @@ import numpy.typing as npt
 
 from kdflow.config import DatasetSource
 from kdflow.core.errors import UserError, one_line
-from kdflow.core.progress import track
 from kdflow.data import Split, Splits, archives, download_archive
-from kdflow.data.image_files import decode
+from kdflow.data.image_files import decode, map_in_threads
 
 FOLDER = "tiny-imagenet-200"
 ARCHIVE = FOLDER + ".zip"
@@ -141,11 +139,5 @@ def _decode_images(
             images[index] = np.asarray(image)
         return len(chunk)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
-        try:
-            for _ in track(title, pool.map(decode_chunk, range(0, len(names), CHUNK)), len(names)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    map_in_threads(title, decode_chunk, range(0, len(names), CHUNK), len(names))
     return images

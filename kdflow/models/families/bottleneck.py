@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """A 3x3 stem of stride 1 and no max-pool, four stages at strides 1, 2, 2, 2, average pooling of any size."""
+    """A 3x3 stem of stride 1 and no max-pool, four stages at strides 1, 2, 2, 2, and global average pooling."""
 
     def __init__(self, num_classes: int, blocks: Sequence[int]) -> None:
         super().__init__()
