@@ -1,10 +1,11 @@
-# Every target sets up what it needs: a bare clone with Python 3.11 or newer is enough.
+# Every target installs what it needs. A bare clone and Python 3.11 or newer are enough.
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
-# pip compiles nothing ahead (below): where Python may not keep what it compiled, every start compiles torch anew.
+# pip does not compile modules (below). Without this line Python might not store compiled modules and compile torch at
+# every start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-long check micro miniature serve clean
@@ -12,21 +13,21 @@ unexport PYTHONDONTWRITEBYTECODE
 MINIATURE := paper/miniature/dvc.yaml
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
-demo: $(VENV)/demo.ok  ## teacher, students by four methods, table and figure
+demo: $(VENV)/demo.ok  ## the demo: teacher, students by four methods, table and figure
 	dvc repro
 	kdflow table
 
-test: $(VENV)/dev.ok  ## the default suite
+test: $(VENV)/dev.ok  ## the default tests
 	pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 SLOW := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
-test-slow: $(VENV)/dev.ok  ## end to end with real DVC and Prefect, all models at all sizes
+test-slow: $(VENV)/dev.ok  ## end-to-end tests with real DVC and Prefect, all models at all sizes
 	pytest -m "slow and not long" $(SLOW)
 
-test-long: $(VENV)/dev.ok  ## what of that takes longest, and is left out of CI
+test-long: $(VENV)/dev.ok  ## the slow tests that CI does not run
 	pytest -m long $(SLOW)
 
-check: $(VENV)/dev.ok  ## lint, format, types, words, settings
+check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated files
 	ruff check .
 	ruff format --check .
 	mypy
@@ -35,11 +36,11 @@ check: $(VENV)/dev.ok  ## lint, format, types, words, settings
 	kdflow plan --check
 	kdflow plan --check --paper paper/miniature
 
-micro: $(VENV)/demo.ok  ## some cells of the miniature, held against their baseline
+micro: $(VENV)/demo.ok  ## four cells of the miniature, compared with their baseline
 	dvc repro --force $(MICRO:%=$(MINIATURE):cell@digits-%)
 	kdflow drift --paper paper/miniature
 
-miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and their page
+miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and the HTML page
 	dvc repro $(MINIATURE):report
 
 PORT := 4200
@@ -57,7 +58,7 @@ serve: $(VENV)/demo.ok  ## Prefect on this machine: server, deployments and a wo
 	prefect --no-prompt deploy --all && \
 	KDFLOW_ROOT=$(CURDIR) prefect worker start --pool kdflow
 
-clean:  ## the environment, the outputs and the checkpoints of unfinished runs; DVC's cache stays
+clean:  ## remove environment, outputs and checkpoints; DVC's cache stays
 	rm -rf $(VENV) .kdflow data/*/ data/*.h5
 
 $(VENV)/bin/python:

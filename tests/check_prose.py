@@ -1,7 +1,8 @@
-"""Check the words of the repository: python tests/check_prose.py [PATH...].
+"""Check the wording of the repository: python tests/check_prose.py [PATH...].
 
-It reports words that readers had to look up in older versions of this project, in identifiers and in prose, and
-docstrings whose first line is a fragment. `make check` runs it, and expects no finding.
+It reports three things: words and phrases that readers of earlier versions did not understand, in prose, identifiers
+and file names; docstrings whose first line is not a sentence; and docstrings of functions that do not start with a
+verb. Each finding names a replacement. `make check` runs it and expects no finding.
 """
 
 import ast
@@ -13,6 +14,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+# Not allowed in identifiers, nor in prose outside of code, paths and compounds such as `own`, own.yaml or own-model.
 WORDS = {
     "said": "printed, given, returned",
     "told": "printed, given",
@@ -24,113 +26,127 @@ WORDS = {
     "here": "local, in this process",
     "elsewhere": "remote, on another machine",
 }
-# A phrase is matched in prose only.
+# Regular expressions, not allowed in prose.
 PHRASES = {
-    r"the teacher (is|was) (asked|told)": "the teacher runs, teacher logits are computed",
-    r"what the (teacher|student) says": "teacher logits, student logits",
-    r"(teacher|student) says": "the teacher's logits",
+    r"(ask|asks|asking) (the|a|its|no) teachers?": "the teacher runs, teacher logits are computed",
+    r"the (teacher|student) says": "the teacher's logits, the student's logits",
     r"of one's": "custom",
     r"whoever": "a user who",
-    r"goes? on from where": "resumes",
-    r"as ever\b": "as before",
+    r"(go|goes|going|gone|went) on (from|after|with|there|where)": "resume, continue",
+    r"anew": "again",
+    r"in hand": "current, of params.yaml",
+    r"so many(?! that)": "that many, a number of",
+    r"(hold|holds|held) (its |their )?(records |numbers )?against": "compare with",
+    r"(stand|stands) (here|there|twice|once)": "is listed",
+    r"as ever": "as before",
+    r"(as|what) (it|they) (is|are) to be": "as required",
+    r"for good or ill": "with or without an error",
     r"in any way it likes": "with any exception",
 }
-OPENERS = (
-    "Of",
-    "About",
-    "From",
-    "By",
-    "With",
-    "In",
-    "At",
-    "On",
-    "To",
-    "For",
-    "What",
-    "Where",
-    "Who",
-    "How",
-    "Than",
-    "As",
-)
-TEXT = {".md", ".yaml", ".yml", ".j2", ".toml"}
-SKIPPED = ("tests/golden/", "paper/dvc.yaml", "paper/miniature/dvc.yaml", "tests/check_prose.py", "docs/methods.md")
+# First words of docstrings.
+FRAGMENT = r"(About|As|At|By|For|From|How|In|Of|On|Than|To|What|Where|Whether|Which|Who|With)\b"
+NOUN = r"(A|All|An|Any|Each|Every|It|Its|Some|That|The|Their|These|This|Those)\b"
+SUFFIXES = {".md", ".yaml", ".yml", ".j2", ".toml"}
+SKIPPED = ("LICENSE", "tests/golden/", "tests/check_prose.py", "tests/test_prose.py")
 
 
-def in_text(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each finding in a piece of prose and its replacement."""
+def in_text(text: str) -> Iterator[str]:
+    """Yield the findings in a piece of prose."""
     for word, better in WORDS.items():
-        for found in re.finditer(rf"(?<![\w/.`-]){word}(?![\w/`-])", text, re.IGNORECASE):
-            yield found[0], better
+        for found in re.finditer(rf"(?<![\w/.`-]){word}(?![\w/`-]|\.\w)", text, re.IGNORECASE):
+            yield f"{found[0]!r}: {better}"
     for phrase, better in PHRASES.items():
-        for found in re.finditer(rf"\b{phrase}", text, re.IGNORECASE):
-            yield found[0], better
+        for found in re.finditer(rf"\b{phrase}\b", text, re.IGNORECASE):
+            yield f"{found[0]!r}: {better}"
 
 
-def in_names(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-    """Yield the line of each identifier that is made of a listed word, the identifier and the replacement."""
+def in_name(name: str) -> Iterator[str]:
+    """Yield the findings in an identifier, such as what_it_said or WhatItSaid."""
+    for part in re.findall("[A-Z]?[a-z]+|[A-Z]+", name):
+        if part.lower() in WORDS:
+            yield f"name {name}: {WORDS[part.lower()]}"
+
+
+def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each identifier that the code defines."""
     for node in ast.walk(tree):
-        names = {
-            ast.Name: lambda n: n.id if isinstance(n.ctx, ast.Store) else "",
-            ast.arg: lambda n: n.arg,
-            ast.FunctionDef: lambda n: n.name,
-            ast.AsyncFunctionDef: lambda n: n.name,
-            ast.ClassDef: lambda n: n.name,
-        }
-        name = names.get(type(node), lambda _: "")(node)
-        for part in name.lower().split("_"):
-            if part in WORDS:
-                yield node.lineno, name, WORDS[part]
+        match node:
+            case (
+                ast.Name(id=name, ctx=ast.Store())
+                | ast.Attribute(attr=name, ctx=ast.Store())
+                | ast.arg(arg=name)
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.alias(asname=str(name))
+                | ast.ExceptHandler(name=str(name))
+            ):
+                yield node.lineno, name
 
 
-def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield the line and the first line of each docstring."""
+def prose(source: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each line of comments and strings; a string without a blank is no prose."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield node.body[0].lineno, text.splitlines()[0]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield from enumerate(node.value.splitlines(), node.lineno)
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the finding of each docstring that does not start as it should."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        text = ast.get_docstring(node)
+        if not text:
+            continue
+        line, first = node.body[0].lineno, text.splitlines()[0].strip()
+        if not first.endswith((".", ":", "?", "!")):
+            yield line, f"first line of a docstring is no sentence: {first}"
+        if re.match(FRAGMENT, first):
+            yield line, f"docstring starts with a fragment: {first}"
+        if re.match(NOUN, first) and is_plain_function(node):
+            yield line, f"docstring of a function starts without a verb: {first}"
+
+
+def is_plain_function(node: ast.AST) -> bool:
+    """Return whether it is a function, and neither a property, a fixture, a test nor one that has another decorator."""
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+        node.decorator_list or node.name.startswith("test_")
+    )
 
 
 def in_python(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the findings in a Python file."""
+    """Yield the line and the text of each finding in Python code."""
     tree = ast.parse(source)
-    for line, name, better in in_names(tree):
-        yield line, f"name {name}: {better}"
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in (tokenize.COMMENT, tokenize.STRING) or token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
-            # A string without a blank is a key or a file name.
-            lines = token.string.splitlines() if token.type == tokenize.COMMENT or " " in token.string else []
-            for i, part in enumerate(lines):
-                yield from ((token.start[0] + i, f"{word!r}: {better}") for word, better in in_text(part))
-    for line, first in docstrings(tree):
-        if first.split()[0] in OPENERS:
-            yield line, f"docstring opens with a fragment: {first}"
-        elif not first.rstrip().endswith((".", ":", "?", "!")):
-            yield line, f"docstring's first line is no sentence: {first}"
+    for line, name in names(tree):
+        yield from ((line, finding) for finding in in_name(name))
+    for line, text in prose(source, tree):
+        yield from ((line, finding) for finding in in_text(text))
+    yield from docstrings(tree)
 
 
-def findings(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of each finding in a file."""
+def in_file(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each finding in a file and its name."""
+    yield from ((0, finding) for finding in in_name(file.stem))
     if file.suffix == ".py":
         yield from in_python(file.read_text())
-    elif file.suffix in TEXT or file.name in ("Makefile", "run"):
-        for i, line in enumerate(file.read_text().splitlines(), 1):
-            yield from ((i, f"{word!r}: {better}") for word, better in in_text(line))
+    elif file.suffix in SUFFIXES or file.name in ("Makefile", "run"):
+        for line, text in enumerate(file.read_text().splitlines(), 1):
+            yield from ((line, finding) for finding in in_text(text))
 
 
 def main(paths: list[str]) -> int:
-    """Print all findings below `paths` (default: all files that git knows) and return how many there are."""
-    listed = subprocess.run(["git", "ls-files", *paths], capture_output=True, text=True, check=True).stdout.split()
-    count = 0
-    for name in listed:
-        file = Path(name)
-        if name.startswith(SKIPPED) or not file.is_file() or name == "LICENSE":
-            continue
-        for line, text in sorted(findings(file)):
-            print(f"{name}:{line}: {text}")
-            count += 1
-    return count
+    """Print all findings below `paths` (default: all files that git does not ignore) and return their number."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *paths]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    files = [Path(name) for name in listed if not name.startswith(SKIPPED)]
+    findings = [(file, *finding) for file in files if file.is_file() for finding in sorted(set(in_file(file)))]
+    for file, line, text in findings:
+        print(f"{file}:{line}: {text}")
+    return len(findings)
 
 
 if __name__ == "__main__":
