@@ -1,1 +1,1 @@
-"""Several runs at once, or one run by several processes."""
+"""Starts the processes of runs: several runs in parallel, or one run on several processes."""

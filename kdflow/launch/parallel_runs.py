@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process of its own with its own threads. Never imports torch itself.
+"""Runs in parallel, each in a process with its threads. Never imports torch in this process.
 
 The processes end with this one. A run that fails does not end the others.
 """
@@ -27,22 +27,22 @@ from kdflow.training.job import Job
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# glibc gives the memory of each batch back to the kernel and then faults it in again, page by page: a fifth of
-# the time of a small model. With these it keeps it (32 MiB is the most that it takes for the first).
+# By default glibc returns the memory of each batch to the kernel and gets it again page by page, which takes a fifth of
+# the time of a small model. With these settings it keeps the memory; 32 MiB is the largest value of the first.
 MALLOC_ENV = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
-def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
-    """Run all jobs, `at_most` at a time (None: two per CPU core), and show their progress.
+def run_parallel(title: str, jobs: Sequence[Job], max_parallel: int | None) -> None:
+    """Run all jobs, at most `max_parallel` in parallel (None: two per CPU core), and show their progress.
 
     Raises:
-        UserError: one line per reason for which jobs failed; the others have finished.
+        UserError: jobs failed; the message has a line per reason. The other jobs have finished.
     """
-    limit = at_most or 2 * (os.cpu_count() or 1)
+    limit = max_parallel or 2 * (os.cpu_count() or 1)
     waiting, running = list(jobs), dict[Any, BaseProcess]()
-    ends: dict[str, Failed | Finished] = {}
+    results: dict[str, Failed | Finished] = {}
     os.environ.update(MALLOC_ENV | os.environ)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, say so, stop
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM as Ctrl-C: the runs are ended first
     try:
         with Display(title) as display:
             while waiting or running:
@@ -53,77 +53,78 @@ def run_parallel(title: str, jobs: Sequence[Job], at_most: int | None) -> None:
                 for receiver in ready:
                     try:
                         event = receiver.recv()
-                    except EOFError:  # the process has ended, for good or ill
+                    except EOFError:  # the process has ended
                         process = running.pop(receiver)
-                        # If it has sent no reason of its end, nothing is wrong with its settings: it was killed.
-                        ends.setdefault(process.name, Failed(process.name, _end_of(process), retryable=True))
+                        # Without a result it was killed or could not start, which is not the fault of its settings.
+                        failure = Failed(process.name, _exit_reason(process), retryable=True)
+                        results.setdefault(process.name, failure)
                         continue
                     if isinstance(event, Failed | Finished):
-                        ends[event.name] = event
+                        results[event.name] = event
                     else:
                         display.show(event)
     finally:
         for process in running.values():
-            process.kill()  # checkpoints are whole at any moment
+            process.kill()  # checkpoints are written atomically
             process.join()
-    _raise_failures(title, ends)
-    for end in ends.values():
-        assert isinstance(end, Finished)
-        shutil.rmtree(end.scratch, ignore_errors=True)
+    _raise_failures(title, [result for result in results.values() if isinstance(result, Failed)])
+    for result in results.values():
+        assert isinstance(result, Finished)
+        shutil.rmtree(result.scratch, ignore_errors=True)
 
 
-def _raise_failures(title: str, ends: dict[str, Failed | Finished]) -> None:
-    failed: dict[str, list[str]] = {}  # what refuses one seed may refuse all: said once
-    for end in ends.values():
-        if isinstance(end, Failed):
-            failed.setdefault(end.text, []).append(end.name)
-    if failed:
-        lines = [f"{title} {', '.join(sorted(names))}: {text}" for text, names in failed.items()]
-        retryable = any(isinstance(end, Failed) and end.retryable for end in ends.values())
-        raise UserError("\n".join(lines), retryable=retryable)
+def _raise_failures(title: str, failures: list[Failed]) -> None:
+    names_by_text: dict[str, list[str]] = {}  # all seeds may fail for the same reason
+    for failure in failures:
+        names_by_text.setdefault(failure.text, []).append(failure.name)
+    if failures:
+        lines = [f"{title} {', '.join(sorted(names))}: {text}" for text, names in names_by_text.items()]
+        raise UserError("\n".join(lines), retryable=any(failure.retryable for failure in failures))
 
 
 def in_fresh_process(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """Call a function in a process of its own, forked like the runs: after them, it need not wait for torch.
+    """Call a function in a new process and return its result.
+
+    The process is forked from the same server as the runs, so after a run it need not import torch.
 
     Raises:
-        UserError: the process was ended, or what the function raises.
+        UserError: the process was killed, or the function raises one.
     """
-    with ProcessPoolExecutor(1, _server(), initializer=_follow) as pool:
+    with ProcessPoolExecutor(1, _fork_server(), initializer=_follow_parent) as pool:
         try:
             return pool.submit(function, *arguments, **options).result()
         except BrokenProcessPool:
-            message = "the process that measures was ended; the same command measures again"
-            raise UserError(message, retryable=True) from None
+            raise UserError("a process was killed; run the same command again", retryable=True) from None
 
 
-def _server() -> ForkServerContext:
-    # A server imports torch once and forks into every run, before any of them starts a thread or touches a GPU.
+def _fork_server() -> ForkServerContext:
+    """Return a context whose server imports torch once; it starts no thread and uses no GPU before it forks."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["kdflow.training.run", "torch._dynamo"])  # the latter by the first optimizer, in 2 s
+    server.set_forkserver_preload(["kdflow.training.run", "torch._dynamo"])  # the first optimizer imports the latter
     with same_source():
         forkserver.ensure_running()
     return server
 
 
 def _start(job: Job) -> tuple[Connection, BaseProcess]:
-    server = _server()
+    """Start the process of a job; returns the connection on which it sends its events, and the process."""
+    server = _fork_server()
     receiver, sender = server.Pipe(duplex=False)
-    # No daemon: those may have no children, and a run may have workers that read its images.
+    # Not a daemon: a daemon may have no children, and a run may have workers that load its images.
     process = server.Process(target=_child, args=(job.model_dump_json(), sender), name=job.name)
     process.start()
-    sender.close()  # so that the receiver sees the end when the child ends
+    sender.close()  # else the receiver would not notice the end of the process
     return receiver, process
 
 
-def _follow() -> None:
-    """End with the parent, and only with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+def _follow_parent() -> None:
+    """End with the parent and not before it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent ends its processes
     end_with_parent()
 
 
 def _child(job_json: str, sender: Connection) -> None:
-    _follow()
+    _follow_parent()
     from kdflow.training.run import run_job
 
     job = Job.model_validate_json(job_json)
@@ -135,11 +136,11 @@ def _child(job_json: str, sender: Connection) -> None:
         text = line or f"{type(error).__name__}: {error}"
         sender.send(Failed(job.name, text, retryable=is_retryable(error)))
         if line is None:
-            raise  # a defect of ours: its traceback helps
+            raise  # a defect: print its traceback
         raise SystemExit(1) from None
 
 
-def _end_of(process: BaseProcess) -> str:
+def _exit_reason(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
     return "ended by " + (f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")

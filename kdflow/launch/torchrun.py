@@ -1,7 +1,7 @@
-"""One run after the other, each by several processes together, as torchrun starts them. Never imports torch itself.
+"""Runs one after the other, each on several processes that torchrun starts. Imports torch only to start or train.
 
-`run_all` meets itself: in the stage that DVC started it becomes torchrun's agent and starts the same stage anew, once
-a process; there it trains. The processes end with the agent.
+`run_with_torchrun` is called in two kinds of processes. In the stage that DVC started it becomes torchrun's agent and
+starts the same stage again in each process. In those processes it trains. They end with the agent.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from kdflow.core.source import same_source
 from kdflow.launch.parallel_runs import MALLOC_ENV
 from kdflow.training.job import Job
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say of its end
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the environment variable that names the file for the error of a process
 
 
 def started_by_torchrun() -> bool:
-    """Whether this is one of torchrun's processes."""
+    """Return whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
-    """Run all jobs, each by `processes` at once (or as many as torchrun has started); only the first of them returns.
+    """Run all jobs, each on `processes` processes, or on as many as torchrun has started.
+
+    It returns only in the process of rank 0; the others end.
 
     Raises:
-        UserError: what several processes cannot train.
+        UserError: the jobs cannot be trained by several processes, or training failed.
     """
     if started_by_torchrun():
         processes = int(os.environ["WORLD_SIZE"])
@@ -49,28 +51,31 @@ def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
         _check(title, job, processes)
     if started_by_torchrun():
         end_with_parent()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # by Ctrl-C it ends at once: the agent says so
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the agent prints the message
         _train(title, jobs)
     else:
         _launch(title, jobs, processes)
 
 
 def _check(title: str, job: Job, processes: int) -> None:
+    """Refuse settings that `processes` processes cannot train."""
     run, field = job.run, f"params.yaml: compute.processes_per_run: {title}"
     if run.method.loss is not None and run.method.needs_features:
-        what = f"{run.method.loss.name} compares the features of a whole batch"
-        raise UserError(f"{field}: {what}, of which each process has its share only; take 1")
+        loss = run.method.loss.name
+        raise UserError(f"{field}: {loss} compares all features of a batch, and each process has only some; use 1")
     if run.teacher_logits != "online":
-        raise UserError(f"{field}: logits: {run.teacher_logits} is for runs of one process; take online, or 1")
+        source = f"teacher_logits: {run.teacher_logits}"
+        raise UserError(f"{field}: {source} works with one process only; use teacher_logits: online, or 1")
     if job.compute.device not in ("auto", "cpu"):
-        raise UserError(f"{field}: compute.device {job.compute.device} is one device; take auto (a card each) or cpu")
+        device = job.compute.device
+        raise UserError(f"{field}: compute.device {device} is a single device; use auto (a GPU per process) or cpu")
     last = run.train_images % run.training.batch_size or run.training.batch_size
     pick = run.method.strong and run.method.strong.pick
     least = min(last, max(1, int(last * pick.pool * pick.keep + 1e-9))) if pick else last
     if least < processes:
         raise UserError(
-            f"{field}: an epoch's last batch ({run.train_images} images by {run.training.batch_size}) learns from only "
-            f"{least}, too few for {processes} processes; take at most {least}, or another batch_size"
+            f"{field}: the last batch of an epoch ({run.train_images} images, batches of {run.training.batch_size}) "
+            f"trains on {least} only, too few for {processes} processes; use at most {least}, or another batch_size"
         )
 
 
@@ -78,16 +83,17 @@ def _check(title: str, job: Job, processes: int) -> None:
 
 
 def _launch(title: str, jobs: Sequence[Job], processes: int) -> NoReturn:
+    """Run the command of this process in `processes` processes, and end as they do."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.update({"OMP_NUM_THREADS": str(jobs[0].compute.threads)} | MALLOC_ENV | os.environ)
-    logging.disable(logging.CRITICAL)  # it tells of each process's end, in many lines; one is told below
+    logging.disable(logging.CRITICAL)  # it logs many lines for each process that ends; one line is enough
     try:
-        # torchrun itself would leave the files in which processes write the reason of their end.
-        with tempfile.TemporaryDirectory() as ends, same_source():
-            options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={ends}"]
+        # The folder is for the errors of the processes; torchrun does not remove one that it creates.
+        with tempfile.TemporaryDirectory() as folder, same_source():
+            options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={folder}"]
             torchrun.run(torchrun.parse_args([*options, *sys.argv]))  # type: ignore[no-untyped-call]
     except SignalException:
         raise KeyboardInterrupt from None
@@ -98,31 +104,35 @@ def _launch(title: str, jobs: Sequence[Job], processes: int) -> NoReturn:
 
 
 def _raise_first_failure(title: str, failures: dict[int, Any]) -> None:
-    """Of the process that failed first: a process that was killed, or else one that knows why, takes others along."""
+    """Raise the failure that caused the others, since one process that ends makes the others fail.
+
+    A killed process comes first, then an error with a message for users, then a traceback; each by its time.
+    """
 
     def order(item: tuple[int, Any]) -> tuple[bool, bool, float]:
-        said = item[1].error_file_data
-        return item[1].exitcode >= 0, "trace" in said, said.get("timestamp", math.inf)
+        data = item[1].error_file_data
+        return item[1].exitcode >= 0, "trace" in data, data.get("timestamp", math.inf)
 
-    number, first = min(failures.items(), key=order)
-    said = first.error_file_data
+    rank, first = min(failures.items(), key=order)
+    data = first.error_file_data
     if first.exitcode < 0:
-        said = {"message": f"{title}: process {number}: ended by signal {first.signal_name()}", "retryable": True}
-    if "trace" in said:
-        print(said["trace"], end="", file=sys.stderr)  # a defect of ours: it helps
-    if said["message"] != "<NONE>":  # then it had its say
-        raise UserError(said["message"], retryable=said.get("retryable", False))
+        data = {"message": f"{title}: process {rank}: ended by signal {first.signal_name()}", "retryable": True}
+    if "trace" in data:
+        print(data["trace"], end="", file=sys.stderr)  # a defect
+    if data["message"] != "<NONE>":  # torchrun's text for a process without an error file: it has printed its error
+        raise UserError(data["message"], retryable=data.get("retryable", False))
 
 
-# --- one of its processes ----------------------------------------------------------------------------------------
+# --- a process of torchrun ---------------------------------------------------------------------------------------
 
 
 def _train(title: str, jobs: Sequence[Job]) -> None:
+    """Run all jobs in this process; rank 0 shows their progress."""
     from kdflow.training import distributed
     from kdflow.training.device import pick_device
     from kdflow.training.run import run_job
 
-    name, done = jobs[0].name, list[Path]()
+    name, scratch_folders = jobs[0].name, list[Path]()
     try:
         with (
             distributed.process_group(pick_device(jobs[0].compute.device, int(os.environ["LOCAL_RANK"]))),
@@ -131,26 +141,26 @@ def _train(title: str, jobs: Sequence[Job]) -> None:
 
             def emit(event: Event) -> None:
                 if isinstance(event, Finished):
-                    done.append(event.scratch)
+                    scratch_folders.append(event.scratch)
                 elif not isinstance(event, Failed):
                     display.show(event)
 
             for job in jobs:
                 name = job.name
                 run_job(job, emit)
-            first = distributed.rank() == 0
+            is_first = distributed.rank() == 0
     except Exception as error:
         line = user_message(error)
-        said = {
+        data = {
             "message": f"{title} {name}: {line or f'{type(error).__name__}: {error}'}",
             "retryable": is_retryable(error),
             "timestamp": time.time(),
         }
         if line is None:
-            said["trace"] = traceback.format_exc()
-        Path(os.environ[ERROR_FILE]).write_text(json.dumps(said))
-        os._exit(1)  # at once: a library's own end might wait for the other processes
-    if not first:
+            data["trace"] = traceback.format_exc()
+        Path(os.environ[ERROR_FILE]).write_text(json.dumps(data))
+        os._exit(1)  # at once: libraries may wait for the other processes at exit
+    if not is_first:
         raise SystemExit(0)
-    for scratch in done:
+    for scratch in scratch_folders:
         shutil.rmtree(scratch, ignore_errors=True)

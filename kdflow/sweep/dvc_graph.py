@@ -1,4 +1,4 @@
-"""DVC's graph in the current folder, as far as it is stale: what is to be run, and what each stage waits for."""
+"""The stale stages of the DVC pipelines in the current folder, and the order in which they must run."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from typing import Any
 
 from kdflow import config
 from kdflow.core.errors import UserError, one_line
-from kdflow.paper.paper import Paper
+from kdflow.paper import Paper
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as DVC names it, and those to be run before it."""
+    """A stage, by DVC's name for it, and the stages that must run before it."""
 
     name: str
     needs: tuple[str, ...]
 
     @property
     def kind(self) -> str:
-        """teacher of teacher@..., and of paper/dvc.yaml:teacher@..."""
+        """The stage's name without file and item: "teacher" for "paper/dvc.yaml:teacher@resnet20"."""
         return self.name.rpartition(":")[2].partition("@")[0]
 
 
 def targets(paper: Paper, patterns: Collection[str]) -> list[str]:
-    """A paper's stages that patterns name, such as table3, cell@*-kd or report, each once.
+    """Return the stages of a paper that match patterns such as table3, cell@*-kd or report, without duplicates.
 
     Raises:
-        UserError: nothing has such a name.
+        UserError: a pattern matches no stage.
     """
     known = [f"prepare@{name}" for name in paper.datasets] + [f"teacher@{name}" for name in paper.teachers]
-    known += [*(f"cell@{name}" for name in paper.cells), *paper.parts, "report"]
-    found: dict[str, None] = {}
+    known += [*(f"cell@{name}" for name in paper.cells), *paper.items, "report"]
+    matches: dict[str, None] = {}
     for pattern in patterns:
-        named = [name for name in known if fnmatchcase(name, pattern)]
-        if not named and set(pattern) & set("*?["):
+        matching = [name for name in known if fnmatchcase(name, pattern)]
+        if not matching and set(pattern) & set("*?["):
             raise UserError(f"targets: {pattern} matches none of the {len(known)} targets of {paper.folder}/dvc.yaml")
-        if not named:
+        if not matching:
             raise config.unknown_name("targets", pattern, known)
-        found |= dict.fromkeys(named)
-    return [f"{paper.folder.as_posix()}/dvc.yaml:{name}" for name in found]
+        matches |= dict.fromkeys(matching)
+    return [f"{paper.folder.as_posix()}/dvc.yaml:{name}" for name in matches]
 
 
 def stale(wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
-    """What is to be run for the stages `wanted`: what is not up to date, and what hangs on it, in DVC's order.
+    """Return the stages to run for `wanted`: those that are not up to date and those that depend on them, in order.
 
     Args:
-        wanted: stages as DVC names them; none: all of the root's dvc.yaml.
-        forced: among them those that are to be run in any case.
+        wanted: Names of stages. Empty: all stages of the dvc.yaml in the current folder.
+        forced: Names of stages among them that run even if they are up to date.
 
     Raises:
-        UserError: DVC cannot read its files, or does not know a stage.
+        UserError: DVC cannot read its files, or a stage does not exist.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
@@ -62,34 +62,33 @@ def stale(wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
     try:
         with Repo(_wait_for_lock=True) as repo:
             graph = repo.index.graph
-            asked = list(wanted) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
-            stages = {one.addressing: one for target in asked for one in repo.stage.collect(target, with_deps=True)}
-            changed = {*repo.status(targets=asked, with_deps=True), *forced}
-            order = [
-                s.addressing for s in nx.dfs_postorder_nodes(graph) if s.addressing in stages
-            ]  # what it needs first
-            needs = {name: [s.addressing for s in graph.successors(stages[name])] for name in order}
+            names = list(wanted) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
+            stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, with_deps=True)}
+            changed = {*repo.status(targets=names, with_deps=True), *forced}
+            postorder = [stage.addressing for stage in nx.dfs_postorder_nodes(graph)]  # dependencies come first
+            order = [name for name in postorder if name in stages]
+            needs = {name: [stage.addressing for stage in graph.successors(stages[name])] for name in order}
     except DvcException as error:
         raise UserError(f"dvc: {one_line(error)}") from None
-    found: dict[str, Stage] = {}
+    to_run: dict[str, Stage] = {}
     for name in order:
-        before = tuple(need for need in needs[name] if need in found)
-        if before or name in changed:
-            found[name] = Stage(name, before)
-    return list(found.values())
+        stale_needs = tuple(need for need in needs[name] if need in to_run)
+        if stale_needs or name in changed:
+            to_run[name] = Stage(name, stale_needs)
+    return list(to_run.values())
 
 
 def restrict(stages: Collection[Stage]) -> list[Stage]:
-    """These stages alone, none waiting for another that is not of them."""
+    """Return the stages without needs that are not among them."""
     names = {stage.name for stage in stages}
     return [Stage(stage.name, tuple(need for need in stage.needs if need in names)) for stage in stages]
 
 
-def check_remote(what: str) -> None:
-    """Refuse `what` where DVC has no remote by default.
+def check_remote(parameter: str) -> None:
+    """Check that DVC has a default remote, which `parameter` of a flow requires.
 
     Raises:
-        UserError: it has none.
+        UserError: there is none.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -100,31 +99,33 @@ def check_remote(what: str) -> None:
     except DvcException as error:
         raise UserError(f"dvc: {one_line(error)}") from None
     if not remote:
-        raise UserError(f"{what}: DVC has no default remote to share by; `dvc remote add -d NAME URL` adds one")
+        raise UserError(f"{parameter}: DVC has no default remote; `dvc remote add -d NAME URL` adds one")
 
 
 def remove_experiments(experiments: Collection[str]) -> None:
-    """Remove those of DVC's experiments that are there, so that they can be run again: it keeps what they computed."""
+    """Remove DVC experiments by name, as far as they exist, so that they can run again. DVC keeps their cached runs."""
     from dvc.repo import Repo
 
     with Repo(_wait_for_lock=True) as repo:
-        known = {name for of_commit in repo.experiments.ls().values() for name, *_ in of_commit}
-        if known & set(experiments):
-            repo.experiments.remove(sorted(known & set(experiments)))
+        existing = {
+            name for experiments_of_commit in repo.experiments.ls().values() for name, *_ in experiments_of_commit
+        }
+        if existing & set(experiments):
+            repo.experiments.remove(sorted(existing & set(experiments)))
 
 
 def metrics(experiments: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The content of the files data/metrics/<method>.json of DVC's experiments, by experiment and method."""
+    """Return the content of data/metrics/<method>.json of DVC experiments, by experiment and method."""
     from dvc.repo import Repo
 
     with Repo(_wait_for_lock=True) as repo:
         shown = repo.metrics.show(revs=list(experiments), hide_workspace=True)
-    place = Path("data/metrics")
+    folder = Path("data/metrics")
     return {
         name: {
             Path(file).stem: content["data"]
             for file, content in shown[name]["data"].items()
-            if Path(file).parent == place and "data" in content
+            if Path(file).parent == folder and "data" in content
         }
         for name in experiments
     }

@@ -1,7 +1,7 @@
-"""Prefect's flows: when and where DVC's stages run, again if need be. What is up to date, DVC alone knows.
+"""Prefect's flows: they run the stale stages of DVC pipelines, in parallel and with retries.
 
-A flow reads DVC's graph once and runs what is stale, each stage as a task as soon as those before it are done. It works
-in the current folder, a clone of the project.
+A flow reads DVC's graph once and runs each stale stage as a task as soon as the stages before it are done. It works in
+the current folder, a clone of the project. DVC alone decides what is up to date.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from pydantic import Field
 from kdflow import config
 from kdflow.config import BaseViewName, Positive, Settings
 from kdflow.core.errors import UserError
-from kdflow.paper.cells import CellStatuses
-from kdflow.paper.paper import Paper, load_paper
+from kdflow.paper import CellStatuses, Paper, load_paper
 from kdflow.sweep import dvc_graph
 from kdflow.sweep.dvc_graph import Stage
+from kdflow.sweep.recovery import registered_flow_run
 from kdflow.sweep.tasks import (
     DVC,
     StageError,
     StageTimeouts,
-    registered_flow_run,
     require_deployment,
     run_local,
     run_on_workers,
@@ -38,50 +37,50 @@ from kdflow.training.record import MeanStd
 
 Target = Annotated[str, Field(pattern=r"^[a-z0-9_@*?!\[\]-]+$", description="table3, figure1, report, cell@NAME; or *")]
 Targets = Annotated[list[Target], Field(min_length=1)]
-Number = Annotated[list[Positive], Field(min_length=1)]
+Epochs = Annotated[list[Positive], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$", description="such as sweep/any")]
-HOURS = StageTimeouts()
+DEFAULT_TIMEOUTS = StageTimeouts()
 FETCH, PUSH = [*DVC, "fetch", "--run-cache"], [*DVC, "push", "--run-cache"]
 
 
 class Variants(Settings):
-    """Variants of the experiment in params.yaml: every combination is one, as `dvc exp run -S` runs it."""
+    """Variants of the experiment in params.yaml: every combination of the lists is one, run by `dvc exp run -S`."""
 
-    epochs: Number | None = None
+    epochs: Epochs | None = None
     methods: Names | None = None
     student: Names | None = None
     base_view: Annotated[list[BaseViewName], Field(min_length=1)] | None = None
 
     def settings(self, experiment: config.Experiment) -> dict[str, list[str]]:
-        """Each variant's name, and what it sets.
+        """Return the name of each variant and its arguments for -S.
 
         Raises:
-            UserError: nothing is varied, or a name is not known.
+            UserError: there is no list, or a name is unknown.
         """
-        given = [(key, values) for key, values in dict(self).items() if values is not None]
-        if not given:
+        lists = [(key, values) for key, values in dict(self).items() if values is not None]
+        if not lists:
             raise UserError(f"variants: nothing is varied; allowed: {', '.join(Variants.model_fields)}")
         file = Path("variants")
         config.check_names(
             [(file, "methods", name, experiment.methods) for name in self.methods or []]
             + [(file, "student", name, experiment.models) for name in self.student or []]
         )
-        found = {}
-        for chosen in itertools.product(*(dict.fromkeys(values) for _, values in given)):
-            pairs = list(zip((key for key, _ in given), chosen, strict=True))
+        variants = {}
+        for combination in itertools.product(*(dict.fromkeys(values) for _, values in lists)):
+            pairs = list(zip((key for key, _ in lists), combination, strict=True))
             name = "-".join(f"e{value}" if key == "epochs" else str(value).replace("+", "-") for key, value in pairs)
-            found[f"variant@{name}"] = [
+            variants[f"variant@{name}"] = [
                 f"{key}=[{value}]" if key == "methods" else f"{key}={value}" for key, value in pairs
             ]
-        return found
+        return variants
 
 
-# --- what is shown -----------------------------------------------------------------------------------------
+# --- artifacts ---------------------------------------------------------------------------------------------
 
 
-async def _show(folder: Path) -> None:
-    """Tables and figures of a folder as artifacts."""
+async def _publish(folder: Path) -> None:
+    """Publish the tables and figures of a folder as artifacts."""
     for file in sorted(folder.glob("*.md")):
         await acreate_markdown_artifact(file.read_text(), key=_key(file), description=str(file))
     for file in sorted(folder.glob("*.png")):
@@ -93,41 +92,57 @@ def _key(file: Path) -> str:
     return f"{file.parent.name}-{file.stem}".lower().replace("_", "-")
 
 
-async def _show_cells(paper: Paper, wanted: list[str]) -> None:
-    """What became of the cells among some targets, as an artifact."""
-    names, states = [target.partition("cell@")[2] for target in wanted if "cell@" in target], CellStatuses(paper)
-    rows = [
-        f"| {n} | {(s := states(n)).status} | {s.record.top1 if s.record else ''} | {s.n} of {s.of} |" for n in names
-    ]
+async def _publish_cells(paper: Paper, stages: list[str]) -> None:
+    """Publish the status of the cells among some stages as an artifact."""
+    status_of = CellStatuses(paper)
+    rows = []
+    for name in (stage.partition("cell@")[2] for stage in stages if "cell@" in stage):
+        cell = status_of(name)
+        top1 = cell.record.top1 if cell.record else ""
+        rows.append(f"| {name} | {cell.status} | {top1} | {cell.seeds_done} of {cell.seeds_total} |")
     if rows:
         head = "| Cell | Status | Test top-1 % | Seeds |\n| --- | --- | ---: | ---: |\n"
         await acreate_markdown_artifact(head + "\n".join(rows), key="cells", description=str(paper.folder))
 
 
-# --- the flows ---------------------------------------------------------------------------------------------
+async def _publish_variants(names: list[str]) -> None:
+    """Publish the mean and standard deviation of each variant as an artifact."""
+    metrics = await asyncio.to_thread(dvc_graph.metrics, names)
+    rows = [
+        f"| {name} | {method} | {MeanStd.model_validate({'std': None, **content['top1']})} |"  # DVC leaves out null
+        for name, methods in metrics.items()
+        for method, content in methods.items()
+    ]
+    head = "| Variant | Method | Test top-1 % |\n| --- | --- | ---: |\n"
+    text = "`dvc exp show` has all metrics"
+    await acreate_markdown_artifact(head + "\n".join(rows), key="variants", description=text)
+
+
+# --- flows -------------------------------------------------------------------------------------------------
 
 
 def repro(forced: Collection[str] = (), *, pull: bool = False) -> Callable[[Stage], list[str]]:
-    """How DVC runs a stage alone: it waits for locks, and knows itself what is up to date."""
+    """Return a function from a stage to the DVC command that runs it alone, unless it is up to date."""
 
-    def command(one: Stage) -> list[str]:
-        return [*DVC, "repro", "-s", *["-f"] * (one.name in forced), *["--pull"] * pull, one.name]
+    def command(stage: Stage) -> list[str]:
+        return [*DVC, "repro", "-s", *["-f"] * (stage.name in forced), *["--pull"] * pull, stage.name]
 
     return command
 
 
 @flow
-async def experiment(at_once: Positive = 2, hours: StageTimeouts = HOURS) -> None:
-    """The experiment in params.yaml: prepare, teacher, logits, distil, evaluate, report.
+async def experiment(max_parallel: Positive = 2, timeout_hours: StageTimeouts = DEFAULT_TIMEOUTS) -> None:
+    """Run the experiment in params.yaml: prepare, teacher, logits, distill, evaluate, report.
 
     Args:
-        at_once: How many stages at the same time; with cards, each on one of its own.
-        hours: How long a stage may take.
+        max_parallel: The number of stages that may run in parallel, each on its GPUs if the machine has any.
+        timeout_hours: The timeout of each kind of stage.
     """
-    cards = config.load().params.compute.processes_per_run
+    gpus_per_run = config.load().params.compute.processes_per_run
     async with registered_flow_run():
-        await run_local(await asyncio.to_thread(dvc_graph.stale, []), repro(), at_once, hours, cards)
-        await _show(Path("data/report"))
+        stages = await asyncio.to_thread(dvc_graph.stale, [])
+        await run_local(stages, repro(), max_parallel, timeout_hours, gpus_per_run)
+        await _publish(Path("data/report"))
 
 
 @flow
@@ -135,127 +150,124 @@ async def sweep(
     targets: Targets | None = None,
     variants: Variants | None = None,
     paper: str = "paper",
-    at_once: Positive = 2,
-    share: bool = False,
-    spread: Deployment | None = None,
-    hours: StageTimeouts = HOURS,
+    max_parallel: Positive = 2,
+    sync_remote: bool = False,
+    deployment: Deployment | None = None,
+    timeout_hours: StageTimeouts = DEFAULT_TIMEOUTS,
 ) -> None:
-    """Tables, figures or cells of a paper, or variants of the experiment in params.yaml.
+    """Run tables, figures or cells of a paper, or variants of the experiment in params.yaml.
 
     Args:
-        targets: Such as table3, figure1, report, cell@NAME, cell@*-kd: what is up to date is not run.
-        variants: Lists whose combinations are run, such as epochs and methods; instead of targets.
+        targets: Such as table3, figure1, report, cell@NAME, cell@*-kd. Stages that are up to date do not run.
+        variants: Lists such as epochs and methods, whose combinations run. An alternative to targets.
         paper: The folder of the paper's tables.yaml.
-        at_once: How many stages at the same time; with cards, each on one of its own.
-        share: Take results from DVC's remote before, put them there after.
-        spread: A deployment of this flow whose workers, in clones of their own, run teachers and cells.
-        hours: How long a stage may take.
+        max_parallel: The number of stages that may run in parallel, each on its GPUs if the machine has any.
+        sync_remote: Fetch results from DVC's default remote before the run and push new ones after it.
+        deployment: A deployment of this flow. Its workers run the teachers and cells, each in the clone of its machine.
+        timeout_hours: The timeout of each kind of stage.
     """
     if (targets is None) == (variants is None):
-        raise UserError("targets, variants: one of the two is needed")
-    if together := "share" if share else "spread" if spread else None:
+        raise UserError("targets, variants: exactly one of the two is required")
+    if parameter := "sync_remote" if sync_remote else "deployment" if deployment else None:
         if variants is not None:
-            raise UserError(f"{together}: variants are run here, by one machine; leave it out, or name targets")
-        await asyncio.to_thread(dvc_graph.check_remote, together)
+            raise UserError(f"{parameter}: variants run on one machine only; remove {parameter}, or name targets")
+        await asyncio.to_thread(dvc_graph.check_remote, parameter)
     if variants is not None:
-        await _vary(variants, at_once, hours)
+        await _run_variants(variants, max_parallel, timeout_hours)
         return
-    found = load_paper(Path(paper))
-    wanted = dvc_graph.targets(found, targets or [])
-    if spread is not None:
-        await require_deployment(spread)
+    loaded = load_paper(Path(paper))
+    wanted = dvc_graph.targets(loaded, targets or [])
+    if deployment is not None:
+        await require_deployment(deployment)
     async with registered_flow_run():
         try:
-            if spread is not None:
-                await _spread(found, wanted, spread, at_once, hours)
+            if deployment is not None:
+                await _run_targets_on_workers(loaded, wanted, deployment, max_parallel, timeout_hours)
             else:
-                await _sweep(found, wanted, at_once, share, hours)
+                await _run_targets(loaded, wanted, max_parallel, sync_remote, timeout_hours)
             for target in wanted:
-                await _show(found.data / target.rpartition(":")[2])
+                await _publish(loaded.data / target.rpartition(":")[2])
         except StageError:
-            await _show_cells(found, wanted)
+            await _publish_cells(loaded, wanted)
             raise
-        await _show_cells(found, wanted)
+        await _publish_cells(loaded, wanted)
 
 
 @flow
 async def drift(
-    paper: str = "paper", remake: Targets | None = None, at_once: Positive = 2, hours: StageTimeouts = HOURS
+    paper: str = "paper",
+    force: Targets | None = None,
+    max_parallel: Positive = 2,
+    timeout_hours: StageTimeouts = DEFAULT_TIMEOUTS,
 ) -> None:
-    """Hold a paper's records against its baseline; fails where something moved.
+    """Compare a paper's records with its baseline; the run fails if a metric has moved or is missing.
 
     Args:
         paper: The folder of the paper's tables.yaml.
-        remake: Such as cell@*-kd: made anew before, whether up to date or not.
-        at_once: How many stages at the same time.
-        hours: How long a stage may take.
+        force: Stages such as cell@*-kd that run first, even if they are up to date.
+        max_parallel: The number of stages that may run in parallel.
+        timeout_hours: The timeout of each kind of stage.
     """
     from kdflow.paper import drift as check
 
-    found = load_paper(Path(paper))
+    loaded = load_paper(Path(paper))
     baseline = check.read_baseline(Path(paper) / "baseline.json")
-    forced = dvc_graph.targets(found, remake) if remake else []
+    forced = dvc_graph.targets(loaded, force) if force else []
     async with registered_flow_run():
         if forced:
             stages = await asyncio.to_thread(dvc_graph.stale, forced, forced)
-            await run_local(stages, repro(forced), at_once, hours, found.spending.compute.processes_per_run)
-        findings = await asyncio.to_thread(check.compare, found, baseline, [])
+            gpus_per_run = loaded.budget.compute.processes_per_run
+            await run_local(stages, repro(forced), max_parallel, timeout_hours, gpus_per_run)
+        findings = await asyncio.to_thread(check.compare, loaded, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
         moved = [finding for finding in findings if finding.status != "ok"]
         if moved:
-            raise UserError(f"{paper}: {len(moved)} of {len(findings)} figures moved or are missing; see the artifact")
+            raise UserError(f"{paper}: {len(moved)} of {len(findings)} metrics moved or are missing; see the artifact")
 
 
-async def _sweep(found: Paper, wanted: list[str], at_once: int, share: bool, hours: StageTimeouts) -> None:
-    """Run what is stale here; with `share`, what another machine has computed is taken, and what is new is given."""
-    if share:
+async def _run_targets(
+    paper: Paper, wanted: list[str], max_parallel: int, sync_remote: bool, timeouts: StageTimeouts
+) -> None:
+    """Run stale stages in this clone; `sync_remote`: fetch the results of other machines first and push new ones."""
+    if sync_remote:
         await run_stage("fetch", FETCH, {})
     stages = await asyncio.to_thread(dvc_graph.stale, wanted)
-    await run_local(stages, repro(pull=share), at_once, hours, found.spending.compute.processes_per_run)
-    if share:
-        # With what they need: of the run cache DVC pushes all entries, but of their outputs only those of targets.
+    await run_local(stages, repro(pull=sync_remote), max_parallel, timeouts, paper.budget.compute.processes_per_run)
+    if sync_remote:
+        # With dependencies: DVC pushes all entries of the run cache, but the outputs of the named stages only.
         await run_stage("push", [*PUSH, "--with-deps", *wanted], {})
 
 
-async def _spread(found: Paper, wanted: list[str], deployment: str, at_once: int, hours: StageTimeouts) -> None:
-    """Have workers elsewhere run what is stale of teachers and cells; the rest is made here."""
+async def _run_targets_on_workers(
+    paper: Paper, wanted: list[str], deployment: str, max_parallel: int, timeouts: StageTimeouts
+) -> None:
+    """Run stale teachers and cells on workers, all other stages in this clone."""
     await run_stage("fetch", FETCH, {})
     stages = await asyncio.to_thread(dvc_graph.stale, wanted)
-    if first := [one for one in stages if one.kind == "prepare"]:
-        await run_local(first, repro(pull=True), at_once, hours)
-        await run_stage("push", [*PUSH, *(one.name for one in first)], {})
-    apart = [one for one in stages if one.kind in ("teacher", "cell")]
-    parameters = {"paper": found.folder.as_posix(), "share": True, "at_once": 1}
-    await run_on_workers(dvc_graph.restrict(apart), deployment, parameters, at_once)
+    if datasets := [stage for stage in stages if stage.kind == "prepare"]:
+        await run_local(datasets, repro(pull=True), max_parallel, timeouts)
+        await run_stage("push", [*PUSH, *(stage.name for stage in datasets)], {})
+    on_workers = [stage for stage in stages if stage.kind in ("teacher", "cell")]
+    parameters = {"paper": paper.folder.as_posix(), "sync_remote": True, "max_parallel": 1}
+    await run_on_workers(dvc_graph.restrict(on_workers), deployment, parameters, max_parallel)
     await run_stage("fetch", FETCH, {})
     await run_stage("collect", [*DVC, "repro", "--pull", *wanted], {})
 
 
-async def _vary(variants: Variants, at_once: int, hours: StageTimeouts) -> None:
-    """Run variants side by side, each as an experiment of DVC in a workspace of its own."""
+async def _run_variants(variants: Variants, max_parallel: int, timeouts: StageTimeouts) -> None:
+    """Run variants in parallel, each as a DVC experiment in a temporary workspace."""
     experiment = config.load()
-    wanted, cards = variants.settings(experiment), experiment.params.compute.processes_per_run
-    # Names of experiments that nobody gives by hand, and that are no beginning of a commit's hash, as e960 is.
-    names = {name: name.replace("@", "-") for name in wanted}
+    settings, gpus_per_run = variants.settings(experiment), experiment.params.compute.processes_per_run
+    # With the prefix, names differ from those of other experiments, and from abbreviated commits such as e960.
+    names = {name: name.replace("@", "-") for name in settings}
+
+    def command(stage: Stage) -> list[str]:
+        options = [part for setting in settings[stage.name] for part in ("-S", setting)]
+        return [*DVC, "exp", "run", "--temp", "-n", names[stage.name], *options]
+
     async with registered_flow_run():
-        await run_local(await asyncio.to_thread(dvc_graph.stale, ["logits"]), repro(), at_once, hours, cards)
+        stages = await asyncio.to_thread(dvc_graph.stale, ["logits"])
+        await run_local(stages, repro(), max_parallel, timeouts, gpus_per_run)
         await asyncio.to_thread(dvc_graph.remove_experiments, names.values())
-
-        def command(one: Stage) -> list[str]:
-            options = [part for setting in wanted[one.name] for part in ("-S", setting)]
-            return [*DVC, "exp", "run", "--temp", "-n", names[one.name], *options]
-
-        await run_local([Stage(name, ()) for name in wanted], command, at_once, hours, cards)
-        await _show_variants(list(names.values()))
-
-
-async def _show_variants(names: list[str]) -> None:
-    """Mean and spread of each variant, as an artifact."""
-    found = await asyncio.to_thread(dvc_graph.metrics, names)
-    rows = [
-        f"| {name} | {method} | {MeanStd.model_validate({'std': None, **content['top1']})} |"  # DVC leaves out null
-        for name, methods in found.items()
-        for method, content in methods.items()
-    ]
-    head = "| Variant | Method | Test top-1 % |\n| --- | --- | ---: |\n"
-    await acreate_markdown_artifact(head + "\n".join(rows), key="variants", description="dvc exp show has all of it")
+        await run_local([Stage(name, ()) for name in settings], command, max_parallel, timeouts, gpus_per_run)
+        await _publish_variants(list(names.values()))

@@ -1,16 +1,14 @@
-"""Prefect's tasks: stages of DVC, each in a process group of its own, in the order that DVC's graph asks for."""
+"""Prefect's tasks: DVC stages as processes of this machine, or as runs of a deployment on workers."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -19,29 +17,27 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run, task_run
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelling
 from prefect.tasks import Task, exponential_backoff
 from pydantic import Field
 
 from kdflow.config import Settings
 from kdflow.core.errors import FAILURE_FILE, UserError, read_failure
-from kdflow.sweep import processes
 from kdflow.sweep.dvc_graph import Stage
-from kdflow.sweep.processes import NO_TELEMETRY, PID_DIR
+from kdflow.sweep.gpu_slots import GpuSlots
+from kdflow.sweep.processes import NO_TELEMETRY, PID_DIR, run_in_group
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-IGNORED_LINES = "WARNING: No file hash info found"  # for every output of the paper that nobody has made
-POLL_SECONDS = 2.0  # seconds between two looks at a run elsewhere, or for a free card
+IGNORED_LINES = "WARNING: No file hash info found"  # DVC prints it for every missing output of the paper
+POLL_SECONDS = 2.0  # between two looks at a flow run on a worker
 
 
 class StageTimeouts(Settings):
-    """How long a stage of a kind may take at most, in hours, before it is ended; it is not tried again."""
+    """The timeout of each kind of stage in hours. A stage that exceeds it is ended and not retried."""
 
     prepare: Annotated[float, Field(gt=0)] = 24
     teacher: Annotated[float, Field(gt=0)] = 240
@@ -52,7 +48,7 @@ class StageTimeouts(Settings):
     others: Annotated[float, Field(gt=0)] = 12
 
     def seconds(self, kind: str) -> float:
-        """Of a kind of stage."""
+        """Return the timeout of a kind of stage in seconds."""
         return float(getattr(self, kind, self.others)) * 3600
 
 
@@ -64,8 +60,8 @@ class StageError(Exception):
         self.retryable = retryable
 
 
-class _Plain(logging.Filter):
-    """What was said in a line needs no traceback."""
+class _NoTraceback(logging.Filter):
+    """Logs the errors of stages and users without a traceback: their message is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], UserError | StageError):
@@ -74,7 +70,7 @@ class _Plain(logging.Filter):
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_Plain())
+    logging.getLogger(_name).addFilter(_NoTraceback())
 
 
 # --- one stage ---------------------------------------------------------------------------------------------
@@ -94,7 +90,7 @@ async def _is_retryable(_task: Task[..., Any], _run: TaskRun, state: State[Any])
     retry_condition_fn=_is_retryable,
 )
 async def run_stage(name: str, command: Sequence[str], environment: dict[str, str]) -> None:
-    """Run a command of DVC; training that was interrupted resumes from its checkpoint.
+    """Run a DVC command; interrupted training resumes from its checkpoint.
 
     DVC ends with the same exit code whatever a stage's exit code was, so a stage writes the error that ends it to a
     file that the environment names, and DVC hands the environment on. What a stage or DVC prints decides nothing: its
@@ -108,7 +104,7 @@ async def run_stage(name: str, command: Sequence[str], environment: dict[str, st
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "failure.json"
         everything = {**os.environ, **NO_TELEMETRY, **environment, "PATH": path, FAILURE_FILE: str(file)}
-        async with processes.run_in_group(command, PID_DIR, name, str(flow_run.get_id()), Path(), everything) as child:
+        async with run_in_group(command, PID_DIR, name, str(flow_run.get_id()), Path(), everything) as child:
             assert child.stdout is not None
             async for raw in child.stdout:
                 line = raw.decode(errors="replace").rstrip()
@@ -123,157 +119,104 @@ async def run_stage(name: str, command: Sequence[str], environment: dict[str, st
         raise StageError(name, reason, retryable=code < 0 or failure is None or failure.retryable)
 
 
-# --- all of them -------------------------------------------------------------------------------------------
+# --- all stages --------------------------------------------------------------------------------------------
+
+# Runs a stage, given the states of the stages that it needs, and returns its state.
+StageRunner = Callable[[Stage, list[State[Any]]], Awaitable[State[Any]]]
 
 
-class GpuSlots:
-    """Where stages run, so many at once: each on cards of its own, where there are any."""
-
-    def __init__(self, at_once: int, cards_each: int) -> None:
-        import torch
-
-        self.places = asyncio.Semaphore(at_once)
-        ours = os.environ.get("CUDA_VISIBLE_DEVICES")  # of a machine's cards those that we were given, by its numbers
-        count = torch.cuda.device_count()
-        cards = ours.split(",")[:count] if ours else [str(card) for card in range(count)]
-        each = min(cards_each, len(cards)) or 1
-        self.groups = [cards[i : i + each] for i in range(0, len(cards) - each + 1, each)]
-
-    @staticmethod
-    def limit(card: str) -> str:
-        """The name of a card's concurrency limit, by which several flows of this machine share it."""
-        return f"gpu-{socket.gethostname()}-{card}"
-
-    async def create(self) -> None:
-        """Make a limit of one for each card, where Prefect has none."""
-        async with get_client() as client:
-            for card in itertools.chain(*self.groups):
-                await client.upsert_global_concurrency_limit_by_name(self.limit(card), 1)
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[dict[str, str]]:
-        """Wait for a place, and for cards that are free; yields their environment."""
-        async with self.places, AsyncExitStack() as held:
-            cards: list[str] = []
-            while self.groups and not cards:
-                for group in self.groups:
-                    try:
-                        await held.enter_async_context(self._taken(group))
-                    except ConcurrencySlotAcquisitionError as error:
-                        if not _is_busy(error):
-                            raise
-                    else:
-                        cards = group
-                        break
-                else:
-                    await asyncio.sleep(POLL_SECONDS)
-            yield {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
-
-    def _taken(self, cards: list[str]) -> AbstractAsyncContextManager[None]:
-        """All of some cards or none; a stage goes on where the server is not there for a while."""
-        return concurrency(
-            [self.limit(card) for card in cards], strict=True, max_retries=0, raise_on_lease_renewal_failure=False
-        )
-
-
-def _is_busy(error: ConcurrencySlotAcquisitionError) -> bool:
-    why = error.__cause__
-    return isinstance(why, httpx.HTTPStatusError) and why.response.status_code == httpx.codes.LOCKED
-
-
-Run = Callable[[Stage, list[State[Any]]], Awaitable[State[Any]]]
-
-
-async def _in_order(stages: Sequence[Stage], run: Run) -> None:
-    """Run every stage as soon as those that it needs are done; a failure stops only what hangs on it.
+async def _run_in_order(stages: Sequence[Stage], runner: StageRunner) -> None:
+    """Run every stage as soon as the stages that it needs are done; after a failure the others continue.
 
     Raises:
-        StageError: some failed, or were not run for that.
+        StageError: stages failed, or did not run because of that.
     """
-    told = f"{len(stages)} stages" if stages else "all is up to date"
-    progress = await acreate_progress_artifact(progress=0.0 if stages else 100.0, key="progress", description=told)
-    begun: dict[str, asyncio.Task[State[Any] | None]] = {}
+    text = f"{len(stages)} stages" if stages else "everything is up to date"
+    progress = await acreate_progress_artifact(progress=0.0 if stages else 100.0, key="progress", description=text)
+    started: dict[str, asyncio.Task[State[Any] | None]] = {}
     done = 0
 
-    async def one(stage: Stage) -> State[Any] | None:
+    async def run(stage: Stage) -> State[Any] | None:
         nonlocal done
-        before = [await begun[need] for need in stage.needs]
-        states = [state for state in before if state is not None and state.is_completed()]
-        state = await run(stage, states) if len(states) == len(before) else None
+        needed = [await started[need] for need in stage.needs]
+        completed = [state for state in needed if state is not None and state.is_completed()]
+        state = await runner(stage, completed) if len(completed) == len(needed) else None
         done += 1
         if isinstance(progress, UUID):
-            with suppress(httpx.HTTPError):  # it is only shown
+            with suppress(httpx.HTTPError):  # the progress is for display only
                 await aupdate_progress_artifact(artifact_id=progress, progress=round(100 * done / len(stages), 1))
         return state
 
     async with asyncio.TaskGroup() as group:
         for stage in stages:
-            begun[stage.name] = group.create_task(one(stage))
-    ends = {name: task.result() for name, task in begun.items()}
-    failed = [f"{state.message}" for state in ends.values() if state is not None and not state.is_completed()]
-    left = sum(state is None for state in ends.values())
+            started[stage.name] = group.create_task(run(stage))
+    states = [started[stage.name].result() for stage in stages]
+    failed = [f"{state.message}" for state in states if state is not None and not state.is_completed()]
+    skipped = states.count(None)
     if failed:
-        more = f"; {left} that need them were not run" if left else ""
+        more = f"; {skipped} that need them did not run" if skipped else ""
         raise StageError(f"{len(failed)} of {len(stages)} stages failed{more}", "; ".join(failed), retryable=False)
 
 
 async def run_local(
     stages: Sequence[Stage],
-    commands: Callable[[Stage], Sequence[str]],
-    at_once: int,
-    hours: StageTimeouts,
-    cards_each: int = 1,
+    command: Callable[[Stage], Sequence[str]],
+    max_parallel: int,
+    timeouts: StageTimeouts,
+    gpus_per_run: int = 1,
 ) -> None:
-    """Run stages in this clone, each by its command, with so many cards each, where there are any.
+    """Run stages in this clone, each by its command, and each on `gpus_per_run` GPUs if the machine has any.
 
     Raises:
-        StageError: some failed, or were not run for that.
+        StageError: stages failed, or did not run because of that.
     """
-    slots = GpuSlots(at_once, cards_each)
+    slots = GpuSlots(max_parallel, gpus_per_run)
     await slots.create()
 
-    async def run(one: Stage, before: list[State[Any]]) -> State[Any]:
-        limited = run_stage.with_options(timeout_seconds=hours.seconds(one.kind))
+    async def run(stage: Stage, needed: list[State[Any]]) -> State[Any]:
+        limited = run_stage.with_options(timeout_seconds=timeouts.seconds(stage.kind))
         async with slots.slot() as environment:
-            return await limited(one.name, commands(one), environment, wait_for=before, return_state=True)  # type: ignore[misc, no-any-return]
+            return await limited(stage.name, command(stage), environment, wait_for=needed, return_state=True)  # type: ignore[misc, no-any-return]
 
-    await _in_order(stages, run)
+    await _run_in_order(stages, run)
 
 
-async def run_on_workers(stages: Sequence[Stage], deployment: str, parameters: dict[str, Any], at_once: int) -> None:
-    """Have workers run stages in clones of their own, each by a run of `deployment` with it as target.
+async def run_on_workers(
+    stages: Sequence[Stage], deployment: str, parameters: dict[str, Any], max_parallel: int
+) -> None:
+    """Run stages on workers, in clones of their machines: each is a run of `deployment` with the stage as target.
 
     Raises:
-        StageError: some failed, or were not run for that.
+        StageError: stages failed, or did not run because of that.
     """
-    free = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(max_parallel)
 
-    async def run(one: Stage, before: list[State[Any]]) -> State[Any]:
-        target = one.name.rpartition(":")[2]
-        async with free:
-            own = {**parameters, "targets": [target]}
-            return await run_deployment(target, deployment, own, wait_for=before, return_state=True)  # type: ignore[misc, no-any-return]
+    async def run(stage: Stage, needed: list[State[Any]]) -> State[Any]:
+        target = stage.name.rpartition(":")[2]
+        async with slots:
+            with_target = {**parameters, "targets": [target]}
+            return await run_deployment(target, deployment, with_target, wait_for=needed, return_state=True)  # type: ignore[misc, no-any-return]
 
-    await _in_order(stages, run)
+    await _run_in_order(stages, run)
 
 
 async def _server_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether it was Prefect's server that failed, busy or gone for a while."""
+    """Return whether the error is one of Prefect's server: it was busy or did not answer."""
     return isinstance(await state.aresult(raise_on_failure=False), httpx.HTTPError)
 
 
 @task(task_run_name="{name}", retries=5, retry_delay_seconds=exponential_backoff(5), retry_condition_fn=_server_failed)
 async def run_deployment(name: str, deployment: str, parameters: dict[str, Any]) -> None:
-    """Run a deployment and wait for its end, a second time if need be; where this is cancelled, so is that.
+    """Run a deployment and wait for its end, at most twice. When this task is cancelled, so is the run.
 
     Raises:
-        StageError: it did not complete.
+        StageError: the run did not complete.
     """
     for attempt in (1, 2):
-        # By its key a run is found again where the server's answer was lost: two workers would do the same otherwise,
-        # and a teacher made twice is two teachers to DVC.
+        # If the server's response is lost, the key finds the run that was created. A second run would compute the same
+        # on another worker, and DVC takes a teacher that was trained twice for two teachers.
         try:
-            state = await _end_of(deployment, parameters, f"{task_run.get_id()}-{attempt}")
+            state = await _run_to_final_state(deployment, parameters, f"{task_run.get_id()}-{attempt}")
         except ObjectNotFound:
             raise StageError(name, "its run was deleted", retryable=False) from None
         if state.is_completed():
@@ -284,84 +227,29 @@ async def run_deployment(name: str, deployment: str, parameters: dict[str, Any])
 
 
 async def require_deployment(deployment: str) -> None:
-    """Look whether Prefect has a deployment.
+    """Check that Prefect has a deployment.
 
     Raises:
-        UserError: it has not.
+        UserError: it has none of this name.
     """
     async with get_client() as client:
         try:
             await client.read_deployment_by_name(deployment)
         except ObjectNotFound:
-            raise UserError(f"spread: no deployment {deployment!r}; `prefect deployment ls` has all") from None
+            raise UserError(
+                f"deployment: unknown deployment {deployment!r}; `prefect deployment ls` lists all"
+            ) from None
 
 
-async def _end_of(deployment: str, parameters: dict[str, Any], key: str) -> State[Any]:
-    """Have a deployment run unless there is a run of this key; wait for its final state."""
-    made = await arun_deployment(deployment, parameters=parameters, timeout=0, idempotency_key=key)
+async def _run_to_final_state(deployment: str, parameters: dict[str, Any], key: str) -> State[Any]:
+    """Create a run of a deployment, unless one with this idempotency key exists, and wait for its final state."""
+    run = await arun_deployment(deployment, parameters=parameters, timeout=0, idempotency_key=key)
     async with get_client() as client:
         try:
-            while made.state is None or not made.state.is_final():
+            while run.state is None or not run.state.is_final():
                 await asyncio.sleep(POLL_SECONDS)
-                made = await client.read_flow_run(made.id)
+                run = await client.read_flow_run(run.id)
         except asyncio.CancelledError:
-            await asyncio.shield(client.set_flow_run_state(made.id, Cancelling(), force=True))
+            await asyncio.shield(client.set_flow_run_state(run.id, Cancelling(), force=True))
             raise
-    return made.state
-
-
-# --- recovery ----------------------------------------------------------------------------------------------
-
-
-@task(task_run_name="reap")
-async def end_orphans() -> None:
-    """End what flow runs left behind whose process or worker is gone, and have Prefect say that they crashed."""
-    logger = get_run_logger()
-    for file, run in processes.read_pid_files(PID_DIR, processes.FlowRunProcess).items():
-        if run.lost:
-            logger.warning(
-                "%s %s: lost, with %s", run.flow, run.run, "its worker" if run.process.alive else "its process"
-            )
-            await asyncio.to_thread(run.process.end)
-            await _crashed(run.run)
-            file.unlink(missing_ok=True)
-    living = {run.run for run in processes.read_pid_files(PID_DIR, processes.FlowRunProcess).values()}
-    for file, group in processes.read_pid_files(PID_DIR, processes.Group).items():
-        if group.run not in living:
-            if await asyncio.to_thread(group.end):
-                logger.warning("%s: was still running for a flow run that is gone; ended", group.what)
-            file.unlink(missing_ok=True)
-
-
-async def _crashed(run: str) -> None:
-    lost: State[Any] = Crashed(message="the process of this flow run, or its worker, is gone")
-    async with get_client() as client:
-        try:
-            known = await client.read_flow_run(UUID(run))
-        except ObjectNotFound:  # of another server
-            return
-        if known.state is None or not known.state.is_final():
-            await client.set_flow_run_state(known.id, lost, force=True)
-        tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[known.id])))
-        for one in tasks:
-            if one.state is None or not one.state.is_final():
-                await client.set_task_run_state(one.id, lost, force=True)
-        asked = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[known.id]))
-        for other in await client.read_flow_runs(flow_run_filter=asked):  # elsewhere; the next sweep asks for it again
-            if other.state is None or not other.state.is_final():
-                await client.set_flow_run_state(other.id, Cancelling())  # or Cancelled at once, where it has not begun
-
-
-@asynccontextmanager
-async def registered_flow_run() -> AsyncIterator[None]:
-    """Note this flow run, so that it is found should it be lost; first look for such."""
-    os.environ.update(NO_TELEMETRY)
-    worker = processes.process(os.getppid()) if os.environ.get("PREFECT__WORKER_NAME") else None
-    own = processes.process(os.getpid())
-    assert own is not None
-    run = processes.FlowRunProcess(
-        run=str(flow_run.get_id()), flow=str(flow_run.get_flow_name()), process=own, worker=worker
-    )
-    with processes.pid_file(PID_DIR, run, run.run):
-        await end_orphans()
-        yield
+    return run.state

@@ -1,4 +1,4 @@
-"""Runs side by side, as real processes: how their ends, good and ill, are told."""
+"""Runs in parallel, as real processes: what is printed when they finish, fail or are killed."""
 
 import contextlib
 import os
@@ -14,9 +14,9 @@ from processes import children, descendants
 
 from kdflow.core.errors import FAILURE_FILE, read_failure
 
-# Run as a program of its own, as the stages are: script.py FOLDER AT_MOST NAME,NAME,... NAME,...
-# Each argument is a group that runs after the one before, from the same warm server.
-# A run called "gone" has no dataset, one called "long" has no end.
+# A program like the stages: script.py FOLDER MAX_PARALLEL NAME,NAME,... NAME,...
+# Each list of names is a group of runs. The groups run one after the other, from the same fork server.
+# A run whose name starts with "gone" has no dataset, one whose name starts with "long" never ends.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ from kdflow.launch.parallel_runs import run_parallel
 from kdflow.training import record
 from kdflow.training.job import Job
 
-def main(folder, at_most, names):
+def main(folder, max_parallel, names):
     experiment = config.load(Path({root!r}))
     compute = experiment.params.compute.model_copy(update={{"device": "cpu"}})
     jobs = []
@@ -41,7 +41,7 @@ def main(folder, at_most, names):
                         views_store=None, compute=compute,
                         weights=folder / f"{{name}}.safetensors", log=folder / f"{{name}}.json",
                         work_dir=folder / name))
-    run_parallel("ce", jobs, at_most)
+    run_parallel("ce", jobs, max_parallel)
     print("all done")
 
 if __name__ == "__main__":
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """20 of the handwritten digits for training, at their own size."""
+    """20 of the handwritten digits for training, at their original size."""
     from kdflow import config, data
 
     spec = config.load(ROOT).datasets["digits"].data
@@ -65,13 +65,13 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path, dataset):
-    """Starts the program; whatever is left of it at the test's end is killed."""
+    """A function that starts the program; all its processes are killed at the end of the test."""
     (tmp_path / "digits.h5").symlink_to(dataset)
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
     started = []
 
-    def begin(*groups, at_most=2, env=None, by=()):
-        command = [sys.executable, *by, tmp_path / "script.py", tmp_path, str(at_most), *groups]
+    def begin(*groups, max_parallel=2, env=None, by=()):
+        command = [sys.executable, *by, tmp_path / "script.py", tmp_path, str(max_parallel), *groups]
         pipe = subprocess.PIPE
         env = {**os.environ, **(env or {})}
         process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
@@ -100,26 +100,28 @@ def alive(pid):
 def wait_for(condition, seconds=40):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+        if value := condition():
+            return value
         time.sleep(0.05)
-    raise AssertionError("waited in vain")
+    raise AssertionError(f"not true within {seconds} s")
 
 
 def training(process, scratch):
-    """The pids of the runs once only one is left and has a checkpoint: children of the server, a child itself."""
+    """Wait until only one run is left and has a checkpoint; return its pid in a list.
 
-    def found():
+    The runs are children of the fork server, which is a child of the program.
+    """
+
+    def last_run():
         assert process.poll() is None, process.communicate()
         runs = [pid for child in children(process.pid) for pid in children(child)]
         return runs if len(runs) == 1 and any(scratch.glob("runs/*/checkpoint.safetensors")) else None
 
-    return wait_for(found)
+    return wait_for(last_run)
 
 
-def test_the_ends_of_runs(start, tmp_path):
-    """Two runs that finish; then two that fail at once, one that finishes and one that is killed."""
+def test_runs_that_finish_fail_or_are_killed(start, tmp_path):
+    """Two runs finish; in the next group two fail at once, one finishes and one is killed."""
     failure_file = tmp_path / "failure.json"
     process = start("seed 0,seed 1", "gone 0,seed 2,long 3,gone 4", env={FAILURE_FILE: str(failure_file)})
     (run,) = training(process, tmp_path / "long 3")
@@ -138,24 +140,24 @@ def test_the_ends_of_runs(start, tmp_path):
     assert out.count("all done") == 1, "the first group"
     for name in ("seed 0", "seed 1", "seed 2"):
         assert any(line.startswith(f"ce {name}  100 %") for line in out.splitlines())
-    assert (tmp_path / "seed 2.json").is_file(), "it finished although its fellows failed"
+    assert (tmp_path / "seed 2.json").is_file(), "it finished although others failed"
     assert any((tmp_path / "long 3/runs").glob("*/checkpoint.safetensors")), "what was trained is kept"
 
 
 @pytest.mark.slow
 def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):
-    """By Ctrl-C, by a polite request and by force; all three at once, since each loads torch first."""
+    """Ctrl-C, SIGTERM and SIGKILL; in parallel, because each program imports torch first."""
     codes = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}
     processes = {sent: start(f"long {sent.name}") for sent in codes}
     for sent, process in processes.items():
         training(process, tmp_path / f"long {sent.name}")
-        everyone = descendants(process.pid)
+        pids = descendants(process.pid)
         if sent == signal.SIGINT:
             os.killpg(process.pid, sent)  # a terminal's Ctrl-C reaches the whole group
         else:
             process.send_signal(sent)
         assert process.wait(30) == codes[sent]
-        wait_for(lambda left=everyone: not any(alive(pid) for pid in left), 20)
+        wait_for(lambda pids=pids: not any(alive(pid) for pid in pids), 20)
         err = process.communicate()[1]
         assert len(err.splitlines()) == (0 if sent == signal.SIGKILL else 1), err
         assert sent == signal.SIGKILL or err.startswith("interrupted: ")
@@ -163,7 +165,7 @@ def test_the_runs_end_with_the_process_that_started_them(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_command_continues_when_its_shell_has_ended(start, tmp_path):
-    """As under nohup; only stages end with their parent."""
+    """This is how nohup works. Only stages end with their parent."""
     shell = start(
         "seed 0,seed 1", by=("-c", "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]])")
     )
@@ -173,8 +175,8 @@ def test_a_command_continues_when_its_shell_has_ended(start, tmp_path):
     assert (tmp_path / "seed 1.json").is_file()
 
 
-def test_a_run_that_cannot_even_begin_is_no_success(start, tmp_path):
-    """A library that cannot be imported in the child; the parent itself never imports it."""
+def test_a_run_that_cannot_import_torch_fails(start, tmp_path):
+    """The program itself never imports torch."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libcudart.so: cannot open shared object')\n")
     process = start("seed 0", env={"PYTHONPATH": str(tmp_path / "broken")})

@@ -1,4 +1,4 @@
-"""Process groups that were started here: known again, ended whole, and nobody else's."""
+"""Process groups of commands: they are found again and ended as a whole, and no other process is."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ import pytest
 from processes import descendants
 
 from kdflow.sweep import processes
-from kdflow.sweep.processes import FlowRunProcess, Group, Process, process, read_pid_files, run_in_group
+from kdflow.sweep.processes import FlowRunProcess, Group, Process, find_process, read_pid_files, run_in_group
 
-# A parent that ignores what asks it to end, and a child of its own group that does not.
+# A process that ignores SIGTERM, and a child in its group that does not.
 STUBBORN = (
     "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     "subprocess.Popen(['sleep', '100']); print('ready', flush=True); time.sleep(100)"
@@ -24,70 +24,66 @@ COMMAND = [sys.executable, "-c", STUBBORN]
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def short_grace(monkeypatch):
     monkeypatch.setattr(processes, "KILL_GRACE", 0.5)
 
 
 def gone(pid: int) -> bool:
-    until = time.monotonic() + 5
-    while process(pid) is not None and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while find_process(pid) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    return process(pid) is None
+    return find_process(pid) is None
 
 
-def test_a_process_is_itself_only():
-    own = process(os.getpid())
-    assert own.alive and not own.model_copy(update={"began": own.began - 3}).alive
-    assert own.model_copy(update={"began": own.began + 1}).alive, "the time of boot is read with an error"
+def test_a_process_is_identified_by_its_number_and_start_time():
+    this = find_process(os.getpid())
+    assert this.alive and not this.model_copy(update={"start_time": this.start_time - 3}).alive
+    assert this.model_copy(update={"start_time": this.start_time + 1}).alive, "start times are rounded"
     child = subprocess.Popen(["sleep", "100"])
-    found = process(child.pid)
+    process = find_process(child.pid)
     child.kill()
-    assert gone(child.pid) and not found.alive, "a zombie does not live"
+    assert gone(child.pid) and not process.alive, "a zombie is not alive"
     child.wait()
-    assert not found.alive
+    assert not process.alive
 
 
-def test_the_group_ends_with_the_block_and_its_note_with_it(tmp_path):
+def test_a_group_and_its_file_end_with_the_block(tmp_path):
     async def run():
-        async with run_in_group(
-            [sys.executable, "-c", STUBBORN], tmp_path, "a stage", "r1", tmp_path, dict(os.environ)
-        ) as child:
+        async with run_in_group(COMMAND, tmp_path, "a stage", "r1", tmp_path, dict(os.environ)) as child:
             assert await child.stdout.readline() == b"ready\n"
             (group,) = read_pid_files(tmp_path, Group).values()
-            assert (group.what, group.run, group.leader.pid) == ("a stage", "r1", child.pid)
-            family = [child.pid, *descendants(child.pid)]
-            assert sorted(one.pid for one in group.members) == sorted(family) and len(family) == 2
-            return family
+            assert (group.description, group.flow_run, group.leader.pid) == ("a stage", "r1", child.pid)
+            pids = [child.pid, *descendants(child.pid)]
+            assert sorted(process.pid for process in group.members) == sorted(pids) and len(pids) == 2
+            return pids
 
-    family = asyncio.run(run())
-    assert all(gone(pid) for pid in family) and read_pid_files(tmp_path, Group) == {}
+    pids = asyncio.run(run())
+    assert all(gone(pid) for pid in pids) and read_pid_files(tmp_path, Group) == {}
 
 
-def test_a_cancelled_task_takes_its_group_along(tmp_path):
+def test_a_cancelled_task_ends_its_group(tmp_path):
     async def run():
-        seen = []
+        pids = []
 
         async def stage():
-            async with run_in_group(
-                [sys.executable, "-c", STUBBORN], tmp_path, "s", "r", tmp_path, dict(os.environ)
-            ) as child:
+            async with run_in_group(COMMAND, tmp_path, "s", "r", tmp_path, dict(os.environ)) as child:
                 await child.stdout.readline()
-                seen.extend([child.pid, *descendants(child.pid)])
+                pids.extend([child.pid, *descendants(child.pid)])
                 await child.wait()
 
         task = asyncio.create_task(stage())
-        while not seen:
+        while not pids:
             await asyncio.sleep(0.02)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        return seen
+        return pids
 
-    family = asyncio.run(run())
-    assert len(family) == 2 and all(gone(pid) for pid in family)
+    pids = asyncio.run(run())
+    assert len(pids) == 2 and all(gone(pid) for pid in pids)
 
 
-def test_after_a_timeout_the_note_stays_until_the_group_is_gone(tmp_path):
+def test_after_a_timeout_the_file_stays_until_the_group_has_ended(tmp_path):
     """Prefect's timeouts are anyio's, which cancel again at every turn of the loop."""
 
     async def run():
@@ -102,41 +98,42 @@ def test_after_a_timeout_the_note_stays_until_the_group_is_gone(tmp_path):
     assert asyncio.run(run()) == ([], {})
 
 
-def test_what_a_killed_leader_leaves_is_found_and_ended():
+def test_the_group_of_a_killed_leader_is_found_and_ended():
     leader = subprocess.Popen(COMMAND, start_new_session=True, stdout=subprocess.PIPE)
     leader.stdout.readline()
-    group = Group(leader=process(leader.pid), what="s", run="r")
+    group = Group(leader=find_process(leader.pid), description="s", flow_run="r")
     (child,) = descendants(leader.pid)
     os.kill(leader.pid, signal.SIGKILL)
     leader.wait()
-    assert [one.pid for one in group.members] == [child]
+    assert [process.pid for process in group.members] == [child]
     assert group.end() and gone(child) and not group.end()
 
 
-def test_a_number_that_was_given_again_is_left_alone():
+def test_another_group_with_the_same_number_is_left_alone():
     other = subprocess.Popen(["sleep", "100"], start_new_session=True)
-    found = process(other.pid)
-    for began in (found.began - 5, found.began + 5):  # ours had this number before; or its note is from the future
-        assert Group(leader=Process(pid=other.pid, began=began), what="s", run="r").members == []
-        assert not Group(leader=Process(pid=other.pid, began=began), what="s", run="r").end()
-    assert found.alive
-    assert found.end() and gone(other.pid)
+    process = find_process(other.pid)
+    for start_time in (process.start_time - 5, process.start_time + 5):
+        leader = Process(pid=other.pid, start_time=start_time)
+        assert Group(leader=leader, description="s", flow_run="r").members == []
+        assert not Group(leader=leader, description="s", flow_run="r").end()
+    assert process.alive
+    assert process.end() and gone(other.pid)
     other.wait()
 
 
-def test_a_run_is_lost_without_its_process_or_its_worker(tmp_path):
-    own, dead = process(os.getpid()), Process(pid=os.getpid(), began=1.0)
-    for runner, worker, lost in (
-        (own, None, False),
-        (own, own, False),
-        (own, dead, True),
-        (dead, own, True),
+def test_a_flow_run_is_orphaned_without_its_process_or_its_worker(tmp_path):
+    this, dead = find_process(os.getpid()), Process(pid=os.getpid(), start_time=1.0)
+    for process, worker, orphaned in (
+        (this, None, False),
+        (this, this, False),
+        (this, dead, True),
+        (dead, this, True),
         (dead, None, True),
     ):
-        run = FlowRunProcess(run="r", flow="sweep", process=runner, worker=worker)
-        assert run.lost is lost
-        with processes.pid_file(tmp_path, run, run.run):
+        run = FlowRunProcess(flow_run="r", flow="sweep", process=process, worker=worker)
+        assert run.orphaned is orphaned
+        with processes.pid_file(tmp_path, run, run.flow_run):
             assert list(read_pid_files(tmp_path, FlowRunProcess).values()) == [run]
     assert read_pid_files(tmp_path, FlowRunProcess) == {}
-    (tmp_path / "run/odd.json").write_text("{}")
-    assert read_pid_files(tmp_path, FlowRunProcess) == {}, "what is none of ours is left alone"
+    (tmp_path / FlowRunProcess.FOLDER / "odd.json").write_text("{}")
+    assert read_pid_files(tmp_path, FlowRunProcess) == {}, "a file of another version is skipped"
