@@ -24,9 +24,8 @@ from machine import keep, told
 from ruamel.yaml import YAML
 
 from kdflow.core import files
-from kdflow.paper import cells
+from kdflow.paper import Paper, cells, load_paper
 from kdflow.paper.dvc_yaml import write_generated
-from kdflow.paper.paper import Paper, load_paper
 from kdflow.training import record
 from kdflow.training.record import RunRecord
 

@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""The command that prints tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from kdflow.report.paper_grid import Grid
+    from kdflow.report.paper_item import ItemView
 
 app = typer.Typer()
 
@@ -23,15 +23,18 @@ app = typer.Typer()
 def table(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[TABLE]", help="A table of the paper; none: that of the experiment in hand."),
+        typer.Argument(
+            metavar="[TABLE]", help="A table of the paper. Default: the table of the experiment in params.yaml."
+        ),
     ] = None,
-    form: Annotated[
-        Literal["terminal", "md", "tex", "csv", "json"], typer.Option("--format", help="Of a table of the paper.")
+    format_: Annotated[
+        Literal["terminal", "md", "tex", "csv", "json"],
+        typer.Option("--format", help="Format of a table of the paper."),
     ] = "terminal",
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """Print the table of the experiment in params.yaml, or a table of the paper with what is there of it."""
+    """Print the table of the experiment in params.yaml, or a table of the paper as far as its cells exist."""
     from rich.console import Console
     from rich.table import Table
 
@@ -39,73 +42,62 @@ def table(
     from kdflow.report.experiment_table import COLUMNS, notes, rows
 
     if name is not None:
-        _paper_table(name, form, paper, root)
+        _paper_table(name, format_, paper, root)
         return
     results = report.collect(config.load(root), root / "data/teacher/record.json", root / "data/records")
-    shown = Table(title=results.title, title_justify="left")
+    summary = Table(title=results.title, title_justify="left")
     for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if i else "left")
+        summary.add_column(column, justify="right" if i else "left")
     for row in rows(results):
-        shown.add_row(*row)
+        summary.add_row(*row)
     console = Console()
-    console.print(shown)
+    console.print(summary)
     for line in notes(results):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     typer.echo(f"table:  {root / 'data/report/table.md'}\nfigure: {root / 'data/report/accuracy.svg'} (and .png)")
 
 
-def _paper_table(name: str, form: str, folder: Path, root: Path) -> None:
-    from kdflow.paper.cells import CellStatuses
-    from kdflow.paper.paper import load_paper
-    from kdflow.paper.tables import AccuracyTable, CostTable
-    from kdflow.report import cost_table, paper_table
-    from kdflow.report.paper_grid import grid
+def _paper_table(name: str, format_: str, folder: Path, root: Path) -> None:
+    from kdflow.paper import CellStatuses, load_paper
+    from kdflow.report import paper_item
 
     paper = load_paper(folder, root)
-    part = paper.part_named(name)
-    if isinstance(part, AccuracyTable):
-        found = grid(paper, CellStatuses(paper), name, part)
-        if form == "terminal":
-            _print_grid(found)
-        else:
-            typer.echo(paper_table.all_formats(found)[form], nl=False)
-    elif isinstance(part, CostTable):
-        forms = cost_table.all_formats(name, part, cost_table.rows(paper, part))
-        typer.echo(forms["md" if form == "terminal" else form], nl=False)
+    caption, view = paper.get_item(name).caption, paper_item.view(paper, CellStatuses(paper), name)
+    if not view.formats:
+        command = paper.repro_command(name)
+        raise UserError(f"kdflow table: {name}: a figure; `{command}` or `kdflow report` draws it")
+    if format_ == "terminal":
+        _print_view(f"{name}: {caption}", view)
     else:
-        made = f"dvc repro {folder}/dvc.yaml:{name}"
-        raise UserError(f"kdflow table: {name}: a figure; `{made}` or `kdflow report` draws it")
+        typer.echo(view.formats[format_], nl=False)
 
 
-def _print_grid(found: Grid) -> None:
+def _print_view(title: str, view: ItemView) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    from kdflow.report.paper_table import column_names, figure, notes, paper_text
-
-    shown = Table(title=f"{found.name}: {found.caption}", title_justify="left")
-    shown.add_column("")
-    for head in column_names(found):
-        shown.add_column(head, justify="right")
-    styles = {1: "bold", 2: "underline", None: ""}
-    for label, entries in found.rows.items():
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("")
+    for column in view.columns:
+        table.add_column(column, justify="right")
+    styles = {1: "[bold]{}[/]", 2: "[underline]{}[/]", None: "{}"}
+    for label, cells in view.rows.items():
         texts = []
-        for entry in entries:
-            style = styles[found.rank(entry)] if entry.ours else "dim"
-            ours = f"[{style}]{figure(entry)}[/]" if style else figure(entry)
-            texts.append(f"{ours}\n[dim]{paper_text(entry)}[/]" if paper_text(entry) else ours)
-        shown.add_row(label, *texts)
-    console = print_whole(shown)
-    console.print("Below each figure: the paper's, and ours less the paper's.", highlight=False, soft_wrap=True)
-    for line in notes(found):
+        for cell in cells:
+            style = "[dim]{}[/]" if cell.text == cell.status else styles[cell.rank]
+            texts.append("\n".join([style.format(cell.text), *(f"[dim]{detail}[/]" for detail in cell.details)]))
+        table.add_row(escape(label), *texts)
+    console = print_whole(table)
+    for line in view.notes:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_whole(shown: Table) -> Console:
-    """Print a table that is never cut off; returns the console."""
+def print_whole(table: Table) -> Console:
+    """Print a table without cutting off a digit, and return the console."""
     from rich.console import Console
 
     console = Console()
-    # Where there is less room the terminal breaks lines, but rich cuts no digit off.
-    console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
-    console.print(shown)
+    # On a narrower terminal the lines wrap; by default rich would shorten the columns.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
     return console

@@ -8,8 +8,7 @@ from pathlib import Path
 from kdflow import config
 from kdflow.core import files
 from kdflow.core.errors import UserError
-from kdflow.paper import cells
-from kdflow.paper.paper import load_paper
+from kdflow.paper import cells, load_paper
 from kdflow.training import record
 from kdflow.training.record import RunLog
 

@@ -1,1 +1,17 @@
-"""The paper as build targets: tables.yaml -> cells -> DVC stages."""
+"""A paper's tables and figures as DVC stages: tables.yaml -> cells -> dvc.yaml."""
+
+from kdflow.paper.cells import CellStatuses
+from kdflow.paper.paper import Cell, Paper, Teacher, load_paper, total_epochs
+from kdflow.paper.tables import CellSpec, Item, PaperBudget
+
+__all__ = [
+    "Cell",
+    "CellSpec",
+    "CellStatuses",
+    "Item",
+    "Paper",
+    "PaperBudget",
+    "Teacher",
+    "load_paper",
+    "total_epochs",
+]

@@ -1,10 +1,10 @@
-"""Have the numbers moved? Records against a baseline that is committed. Never imports torch, unless to count models.
+"""Comparison of records with a committed baseline. Never imports torch, except to count models.
 
-A figure has drifted when it is further from the baseline's than the larger of a floor, its metric's, and k pooled
-standard errors: sqrt(std1^2 / n1 + std2^2 / n2). Where k is 0 the floor alone counts: the loss of a run's very first
-step depends on no rounding that training has grown; with a teacher of other weights it is held to what `loss` is. What
-is missing has drifted; so have other settings, another dataset, fewer seeds, and a record that is not the one that was
-made. Parameters and FLOPs must be equal.
+A metric has drifted when its mean differs from the baseline's by more than its tolerance: the larger of a floor and k
+pooled standard errors, sqrt(std1^2 / n1 + std2^2 / n2). With k = 0 the floor alone counts. That holds for the loss of
+the first step of training, which no rounding error of earlier steps affects; with another teacher it has the tolerance
+of `loss`. A missing value counts as drift, and so do other settings, another dataset, fewer seeds, and a record that
+was edited. Parameters and FLOPs must be equal.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pydantic import Field
 from kdflow.config import Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
-from kdflow.paper.cells import CellStatuses, make_cell_record
+from kdflow.paper.cells import CellRecord, CellStatus, CellStatuses, make_cell_record
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import CostTable
 from kdflow.training import record
-from kdflow.training.record import MeanStd
+from kdflow.training.record import MeanStd, RunRecord
 
 METRICS = ("top1", "top5", "agreement", "loss", "first_step_loss")
 
+Verdict = Literal["ok", "drift", "missing"]
+
 
 class Tolerance(Settings):
-    """Of a metric: a floor, absolute (percentage points) or relative to the baseline, and how many pooled errors."""
+    """A metric's floor, absolute (percentage points) or relative to the baseline, and its number of pooled errors."""
 
     floor: Annotated[float, Field(ge=0)]
     relative: bool
@@ -47,200 +48,208 @@ TOLERANCES = {
 }
 
 
-class Expected(Settings):
-    """A cell as it was when the baseline was made."""
+class BaselineCell(Settings):
+    """A cell when the baseline was made."""
 
     settings_sha256: str
     dataset_sha256: str
     teacher_sha256: str | None
     seeds: tuple[int, ...]
     budget_note: str
-    figures: dict[str, MeanStd]
+    metrics: dict[str, MeanStd]
 
 
 class Baseline(Settings):
-    """What records are held against; `costs` are parameters and FLOPs by dataset and model."""
+    """The values that records are compared with; `costs` maps dataset and model to parameters and FLOPs."""
 
     tolerances: dict[str, Tolerance]
-    cells: dict[str, Expected]
+    cells: dict[str, BaselineCell]
     costs: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: a metric of a cell, or what is wrong with the cell as a whole."""
+    """One comparison: `field` is a metric of a cell, or a property of the cell as a whole."""
 
     cell: str
-    what: str
+    field: str
     expected: str
     found: str
     tolerance: float | None
-    status: Literal["ok", "drift", "missing"]
+    status: Verdict
 
 
 def compare(paper: Paper, baseline: Baseline, only: Sequence[str] = ()) -> list[Finding]:
-    """All comparisons of a baseline, or of some of its cells."""
-    states, findings = CellStatuses(paper), list[Finding]()
+    """Return all comparisons with a baseline, or only those of some cells."""
+    statuses, findings = CellStatuses(paper), list[Finding]()
     for name, expected in baseline.cells.items():
         if not only or name in only:
-            findings += _cell(paper, states, name, expected, baseline.tolerances)
+            findings += _compare_cell(paper, statuses, name, expected, baseline.tolerances)
     if not only:
-        found = _costs(paper)
+        costs = _count_costs(paper)
         for name, numbers in baseline.costs.items():
-            ours = found.get(name)
-            status: Literal["ok", "drift", "missing"] = (
-                "missing" if ours is None else "ok" if ours == numbers else "drift"
-            )
-            findings.append(Finding(name, "parameters, FLOPs", str(numbers), str(ours or "none"), 0.0, status))
+            cost = costs.get(name)
+            verdict: Verdict = "missing" if cost is None else "ok" if cost == numbers else "drift"
+            findings.append(Finding(name, "parameters, FLOPs", str(numbers), str(cost or "none"), 0.0, verdict))
     return findings
 
 
-def _cell(
-    paper: Paper, states: CellStatuses, name: str, expected: Expected, tolerances: dict[str, Tolerance]
+def _compare_cell(
+    paper: Paper, statuses: CellStatuses, name: str, expected: BaselineCell, tolerances: dict[str, Tolerance]
 ) -> list[Finding]:
-    def wrong(what: str, before: object, now: object, status: Literal["drift", "missing"] = "drift") -> Finding:
-        return Finding(name, what, str(before), str(now), None, status)
-
     if name not in paper.cells:
-        return [wrong("cell", "there", "not in the tables", "missing")]
-    state = states(name)
-    if state.record is None:
-        return [wrong("record", "there", "none", "missing")]
+        return [_difference(name, "cell", "present", "not in the tables", "missing")]
+    status = statuses(name)
+    if status.record is None:
+        return [_difference(name, "record", "present", "none", "missing")]
     try:
-        runs = states.runs(name)
+        runs = statuses.runs(name)
     except UserError as error:
-        return [wrong("record", "as it was made", error)]
-    findings = [wrong("state", "done", state.why)] if state.status == "stale" else []
-    seeds, first = tuple(sorted(run.settings.seed for run in runs)), {run.settings.seed: run for run in runs}
-    if set(expected.seeds) - set(seeds) and state.status != "stale":
-        findings.append(wrong("seeds", list(expected.seeds), list(seeds), "missing"))
-    settings = {run.settings_sha256 for seed, run in first.items() if seed == expected.seeds[0]}
-    if settings and settings != {expected.settings_sha256}:
-        findings.append(wrong("settings", expected.settings_sha256[:12], settings.pop()[:12]))
-    if state.record.dataset_sha256 != expected.dataset_sha256:
-        findings.append(wrong("dataset", expected.dataset_sha256[:12], state.record.dataset_sha256[:12]))
-    if state.status == "stale":
+        return [_difference(name, "record", "unchanged", error)]
+    findings = _compare_inputs(name, expected, status, status.record, runs)
+    if status.status == "stale":
         return findings
-    now = metrics(paper, name, states)
-    for metric, before in expected.figures.items():
-        if metric not in now:
-            findings.append(wrong(metric, before, "none", "missing"))
+    same_teacher = status.record.teacher_sha256 == expected.teacher_sha256
+    metrics = cell_metrics(paper, name, runs)
+    for metric, before in expected.metrics.items():
+        if metric not in metrics:
+            findings.append(_difference(name, metric, before, "none", "missing"))
             continue
-        # A teacher that was trained on another processor is another one, and so is all that a student hears from it.
-        same_teacher = state.record.teacher_sha256 == expected.teacher_sha256
+        # A teacher trained on another processor has other weights and logits, and so another loss of the first step.
         kind = metric if same_teacher or metric != "first_step_loss" else "loss"
-        allowed = tolerance(tolerances[kind], before, now[metric])
-        status: Literal["ok", "drift"] = "ok" if abs(now[metric].mean - before.mean) <= allowed else "drift"
-        findings.append(Finding(name, metric, _told(before), _told(now[metric]), allowed, status))
+        allowed, current = tolerance(tolerances[kind], before, metrics[metric]), metrics[metric]
+        verdict: Verdict = "ok" if abs(current.mean - before.mean) <= allowed else "drift"
+        findings.append(Finding(name, metric, _format(before), _format(current), allowed, verdict))
     return findings
 
 
-def _told(value: MeanStd) -> str:
+def _compare_inputs(
+    name: str, expected: BaselineCell, status: CellStatus, cell_record: CellRecord, runs: list[RunRecord]
+) -> list[Finding]:
+    """Return the differences in status, seeds, settings and dataset."""
+    findings, stale = list[Finding](), status.status == "stale"
+    if stale:
+        findings.append(_difference(name, "status", "done", f"stale: {status.reason}"))
+    seeds = sorted(run.settings.seed for run in runs)
+    if set(expected.seeds) - set(seeds) and not stale:
+        findings.append(_difference(name, "seeds", list(expected.seeds), seeds, "missing"))
+    settings = {run.settings_sha256 for run in runs if run.settings.seed == expected.seeds[0]}
+    if settings and settings != {expected.settings_sha256}:
+        findings.append(_difference(name, "settings", expected.settings_sha256[:12], settings.pop()[:12]))
+    if cell_record.dataset_sha256 != expected.dataset_sha256:
+        current = cell_record.dataset_sha256[:12]
+        findings.append(_difference(name, "dataset", expected.dataset_sha256[:12], current))
+    return findings
+
+
+def _difference(cell: str, field: str, expected: object, found: object, status: Verdict = "drift") -> Finding:
+    return Finding(cell, field, str(expected), str(found), None, status)
+
+
+def _format(value: MeanStd) -> str:
     return f"{value.mean:.6g}" + (f" ({value.std:.2g})" if value.std is not None else "") + f", n={value.n}"
 
 
-def tolerance(allowed: Tolerance, before: MeanStd, now: MeanStd) -> float:
-    """How far a mean may be from the baseline's."""
+def tolerance(allowed: Tolerance, before: MeanStd, current: MeanStd) -> float:
+    """Return how far the current mean may be from the baseline's."""
     floor = allowed.floor * (abs(before.mean) if allowed.relative else 1.0)
-    pooled = math.sqrt(sum((s.std or 0.0) ** 2 / s.n for s in (before, now)))
+    pooled = math.sqrt(sum((s.std or 0.0) ** 2 / s.n for s in (before, current)))
     return max(floor, allowed.k * pooled)
 
 
-def metrics(paper: Paper, name: str, states: CellStatuses) -> dict[str, MeanStd]:
-    """A cell's figures, from its records alone."""
-    made = make_cell_record(paper, name, states.runs(name))
-    found = {metric: getattr(made, metric) for metric in METRICS}
-    return {metric: value for metric, value in found.items() if value is not None}
+def cell_metrics(paper: Paper, name: str, runs: list[RunRecord]) -> dict[str, MeanStd]:
+    """Return a cell's metrics over the records of its seeds; agreement only for methods with a teacher."""
+    cell_record = make_cell_record(paper, name, runs)
+    values = {metric: getattr(cell_record, metric) for metric in METRICS}
+    return {metric: value for metric, value in values.items() if value is not None}
 
 
-def _costs(paper: Paper) -> dict[str, tuple[int, int]]:
+def _count_costs(paper: Paper) -> dict[str, tuple[int, int]]:
     from kdflow.models import cost
 
-    found = {}
-    for part in paper.parts.values():
-        if isinstance(part, CostTable):
-            models = dict.fromkeys(
-                model
-                for pair in part.pairs
-                for model in (paper.recipes.pairs[pair].teacher, paper.recipes.pairs[pair].student)
-            )
-            experiment = paper.teacher_experiment(next(iter(paper.teachers)))
-            for row in cost.compare(experiment, part.dataset, list(models)):
-                found[f"{part.dataset}-{row.model}"] = (row.cost.params, row.cost.flops)
-    return found
+    counted = [model for item in paper.items.values() for model in item.counted_models(paper.recipes)]
+    costs = {}
+    for dataset in dict.fromkeys(dataset for dataset, _ in counted):
+        models = dict.fromkeys(model for other, model in counted if other == dataset)
+        experiment = paper.teacher_experiment(next(iter(paper.teachers)))  # any: only its recipes are used
+        for row in cost.compare(experiment, dataset, list(models)):
+            costs[f"{dataset}-{row.model}"] = (row.cost.params, row.cost.flops)
+    return costs
 
 
 def make_baseline(paper: Paper, names: Sequence[str], tolerances: dict[str, Tolerance]) -> Baseline:
-    """A baseline of what is there now.
+    """Make a baseline from the records of cells that are done.
 
     Raises:
         UserError: a cell is not done.
     """
-    states, cells = CellStatuses(paper), {}
+    statuses, cells = CellStatuses(paper), {}
     for name in names:
-        state = states(name)
-        if state.status != "done" or state.record is None:
-            raise UserError(
-                f"{name}: {state.status}{state.why and ', ' + state.why}; a baseline is made of what is done"
-            )
-        runs = states.runs(name)
-        cells[name] = Expected(
+        status = statuses(name)
+        if status.status != "done" or status.record is None:
+            reason = f" ({status.reason})" if status.reason else ""
+            raise UserError(f"{name}: {status.status}{reason}; only cells that are done can be a baseline")
+        runs = statuses.runs(name)
+        cells[name] = BaselineCell(
             settings_sha256=runs[0].settings_sha256,
             dataset_sha256=runs[0].dataset_sha256,
             teacher_sha256=runs[0].teacher_sha256,
             seeds=tuple(run.settings.seed for run in runs),
-            budget_note=state.record.budget_note,
-            figures=metrics(paper, name, states),
+            budget_note=status.record.budget_note,
+            metrics=cell_metrics(paper, name, runs),
         )
-    return Baseline(tolerances=tolerances, cells=cells, costs=_costs(paper))
+    return Baseline(tolerances=tolerances, cells=cells, costs=_count_costs(paper))
 
 
 def read_baseline(file: Path) -> Baseline:
     """Read a baseline.
 
     Raises:
-        UserError: it is not there, or is none.
+        UserError: the file is missing, or is not a baseline.
     """
     if not file.exists():
-        raise UserError(f"{file}: no such baseline; `kdflow drift --update CELL...` makes it of what is there")
+        raise UserError(f"{file}: no such baseline; `kdflow drift --update CELL...` makes it from the current records")
     return record.read_record(file, Baseline)
 
 
 def write_baseline(file: Path, baseline: Baseline) -> None:
-    """Write a baseline, to be committed."""
+    """Write a baseline, which is to be committed."""
     files.write_text(file, baseline.model_dump_json(indent=1) + "\n")
 
 
 def markdown(findings: Sequence[Finding]) -> str:
-    """A table for a pull request: what is wrong, and how much is not."""
+    """Format the findings that are not ok as a table for a pull request."""
     bad = [finding for finding in findings if finding.status != "ok"]
     cells = len({finding.cell for finding in findings})
     lines = ["### Metric drift", ""]
     if not bad:
-        return "\n".join([*lines, f"None: {len(findings)} figures of {cells} cells are where they were.", ""])
-    lines += [f"{len(bad)} of {len(findings)} figures have moved or are missing.", ""]
-    lines += ["| Cell | What | Baseline | Now | Tolerance | |", "| --- | --- | --- | --- | ---: | --- |"]
-    lines += [f"| {f.cell} | {f.what} | {f.expected} | {f.found} | {_shown(f.tolerance)} | {f.status} |" for f in bad]
+        return "\n".join([*lines, f"None: {len(findings)} values of {cells} cells are within tolerance.", ""])
+    lines += [f"{len(bad)} of {len(findings)} values have drifted or are missing.", ""]
+    lines += ["| Cell | Field | Baseline | Now | Tolerance | |", "| --- | --- | --- | --- | ---: | --- |"]
+    lines += [
+        f"| {f.cell} | {f.field} | {f.expected} | {f.found} | {_format_tolerance(f.tolerance)} | {f.status} |"
+        for f in bad
+    ]
     return "\n".join([*lines, ""])
 
 
 def terminal(findings: Sequence[Finding]) -> str:
-    """A line for each comparison, those that are wrong last."""
+    """Format each finding as a line; those that are not ok come last."""
     ordered = sorted(findings, key=lambda finding: finding.status != "ok")
     lines = [
-        f"{f.status:7} {f.cell}: {f.what}: {f.expected} -> {f.found}"
-        + (f", tolerance {_shown(f.tolerance)}" if f.tolerance is not None else "")
+        f"{f.status:7} {f.cell}: {f.field}: {f.expected} -> {f.found}"
+        + (f", tolerance {_format_tolerance(f.tolerance)}" if f.tolerance is not None else "")
         for f in ordered
     ]
     bad = sum(finding.status != "ok" for finding in findings)
-    return "\n".join([*lines, f"{bad} of {len(findings)} figures have moved or are missing", ""])
+    return "\n".join([*lines, f"{bad} of {len(findings)} values have drifted or are missing", ""])
 
 
-def _shown(value: float | None) -> str:
+def _format_tolerance(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """All findings."""
+    """Format all findings as JSON."""
     drifted = any(finding.status != "ok" for finding in findings)
     return json.dumps({"drift": drifted, "findings": [vars(finding) for finding in findings]}, indent=1)

@@ -12,28 +12,21 @@ from ruamel.yaml import YAML
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.paper.paper import Cell, Paper
-from kdflow.paper.tables import (
-    GOLDEN,
-    AccuracyTable,
-    CostTable,
-    DisagreementFigure,
-    EpochsFigure,
-    Item,
-    PickRatioFigure,
-)
+from kdflow.paper.tables import GOLDEN, Item
 
-GENERATED_NOTE = "Made of tables.yaml by `kdflow plan`; not edited by hand."
+GENERATED_NOTE = "Generated from tables.yaml by `kdflow plan`. Do not edit."
 
 
 def cells_json(paper: Paper) -> str:
-    """cells.json: what the templates of dvc.yaml are filled with, and who prints which cell."""
+    """Return cells.json: the values of dvc.yaml's templates, and the tables and figures that print each cell."""
     cells = {
         name: {
             **cell.model_dump(),
-            # A template has one list of dependencies: who asks no teacher depends on its dataset's summary instead.
+            # All cells share one template with one list of dependencies: without a teacher the dataset's record fills
+            # the teacher's place.
             "teacher_dep": (paper.data / _teacher_dep(cell)).as_posix(),
             "teacher_model": cell.teacher or cell.student,
-            "parts": paper.users[name],
+            "printed_in": paper.printed_in[name],
         }
         for name, cell in paper.cells.items()
     }
@@ -51,7 +44,7 @@ def _teacher_dep(cell: Cell) -> str:
 
 
 def dvc_yaml(paper: Paper) -> str:
-    """dvc.yaml: a stage per dataset, teacher, cell and part, and one for the page of all."""
+    """Return dvc.yaml: one stage for each dataset, teacher, cell, table and figure, and one for the page."""
     text = StringIO()
     yaml = YAML()
     yaml.width = 1000
@@ -61,25 +54,25 @@ def dvc_yaml(paper: Paper) -> str:
 
 def _stage(paper: Paper, kind: str, name: str, **rest: Any) -> dict[str, Any]:
     up = "/".join([".."] * len(paper.folder.parts))
-    return {"wdir": up, "cmd": f"exec python stages/paper_{kind}.py {paper.folder.as_posix()} {name}".rstrip(), **rest}
+    return {"wdir": up, "cmd": f"exec python -m stages.paper_{kind} {paper.folder.as_posix()} {name}".rstrip(), **rest}
 
 
 def _stages(paper: Paper) -> dict[str, Any]:
-    """All stages, from datasets to the page."""
+    """Return all stages, from datasets to the page."""
     data = paper.data.as_posix()
     stages: dict[str, Any] = {
         "prepare": {"foreach": "${datasets}", "do": _prepare(paper)},
         "teacher": {"foreach": "${teachers}", "do": _teacher(paper)},
         "cell": {"foreach": "${cells}", "do": _student(paper)},
     }
-    for name, part in paper.parts.items():
-        stages[name] = _stage(paper, "part", name, **_inputs(paper, name, part), outs=[f"{data}/{name}"])
-        if isinstance(part, AccuracyTable):
+    for name, item in paper.items.items():
+        stages[name] = _stage(paper, "item", name, **_inputs(paper, name, item), outs=[f"{data}/{name}"])
+        if item.has_metrics:
             stages[name]["metrics"] = [f"{data}/metrics/{name}.json"]
-        if isinstance(part, EpochsFigure | PickRatioFigure):
-            stages[name]["plots"] = [{f"{data}/plots/{name}.json": PLOTS[part.kind]}]
-    made = ["kdflow/report", *(f"{data}/{name}" for name in paper.parts)]
-    stages["report"] = _stage(paper, "report", "", deps=made, outs=[f"{data}/report.html"])
+        if item.plot is not None:
+            stages[name]["plots"] = [{f"{data}/plots/{name}.json": dict(item.plot)}]
+    deps = ["kdflow/report", *(f"{data}/{name}" for name in paper.items)]
+    stages["report"] = _stage(paper, "report", "", deps=deps, outs=[f"{data}/report.html"])
     return stages
 
 
@@ -124,36 +117,20 @@ def _student(paper: Paper) -> dict[str, Any]:
     )
 
 
-PLOTS = {
-    "epochs": {"x": "epochs", "y": "error", "template": "scatter"},
-    "pick_ratio": {"x": "epoch", "y": "r", "template": "scatter"},
-}
-
-
-def _inputs(paper: Paper, name: str, part: Item) -> dict[str, Any]:
-    """Dependencies and parameters of a part."""
+def _inputs(paper: Paper, name: str, item: Item) -> dict[str, Any]:
+    """Return the dependencies and parameters of a table or figure."""
     data, folder = paper.data.as_posix(), paper.folder.as_posix()
+    deps = [*item.code_deps]
+    deps += [f"{data}/cells/{cell}" for cell in paper.cells_of(name)]
+    deps += [f"{data}/{dataset}.h5" for dataset in item.image_datasets()]
+    deps += [f"{data}/teachers/{teacher}" for teacher in paper.teachers_of(item)]
     params: list[Any] = [{f"{folder}/tables.yaml": [name]}]
-    if isinstance(part, CostTable):
-        return {"deps": ["kdflow/models", "kdflow/report"], "params": [*params, *_recipes("models")]}
-    deps = ["kdflow/report", *(f"{data}/cells/{cell}" for cell, users in paper.users.items() if name in users)]
-    asked: list[str] = []
-    if isinstance(part, AccuracyTable):
-        asked = [f"{part.dataset}-{paper.recipes.pairs[pair].teacher}" for pair in part.pairs]
-    elif isinstance(part, DisagreementFigure):
-        asked = [f"{part.dataset}-{paper.recipes.pairs[part.pair].teacher}"]
-        deps += [f"{data}/{part.dataset}.h5"]
-        params += [{f"{folder}/params.yaml": ["train_share"]}]
-    deps += [f"{data}/teachers/{teacher}" for teacher in dict.fromkeys(asked)]
-    return {"deps": deps, "params": [*params, *_recipes("pairs")]}
-
-
-def _recipes(name: str) -> list[Any]:
-    return [{f"recipes/{name}.yaml": []}]
+    params += [{f"{folder}/params.yaml": [*item.budget_keys]}] if item.budget_keys else []
+    return {"deps": deps, "params": [*params, {f"recipes/{item.recipe_file}.yaml": []}]}
 
 
 def generated_files(paper: Paper) -> dict[Path, str]:
-    """The files that `write` writes, with their content."""
+    """Return the generated files with their content."""
     folder = paper.root / paper.folder
     return {folder / "cells.json": cells_json(paper), folder / "dvc.yaml": dvc_yaml(paper)}
 
@@ -166,22 +143,22 @@ def write_generated(paper: Paper) -> None:
 
 
 def check_generated(paper: Paper) -> None:
-    """Check that cells.json and dvc.yaml are those of tables.yaml, and that every method has its golden file.
+    """Check that cells.json and dvc.yaml are up to date with tables.yaml, and that every method has its golden file.
 
     Raises:
-        UserError: one line per file that is not.
+        UserError: one line for each file that is missing or out of date.
     """
-    wrong = [
-        f"{file}: not what `kdflow plan` makes of {paper.folder / 'tables.yaml'}; run it and commit what it writes"
+    errors = [
+        f"{file}: out of date with {paper.folder / 'tables.yaml'}; run `kdflow plan` and commit the file"
         for file, content in generated_files(paper).items()
         if not file.exists() or file.read_text() != content
     ]
     methods = dict.fromkeys(["ce", *(cell.method for cell in paper.cells.values())])
     golden = [paper.root / GOLDEN / f"{method}.json" for method in methods]
-    wrong += [
+    errors += [
         f"{file}: no such golden file; `pytest tests/test_golden.py --update-golden` makes it"
         for file in golden
         if not file.exists()
     ]
-    if wrong:
-        raise UserError("\n".join(wrong))
+    if errors:
+        raise UserError("\n".join(errors))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from kdflow import config
 from kdflow.config import (
     BaseViewName,
     Compute,
     Experiment,
-    NameChecks,
     Params,
     Precision,
     Recipes,
@@ -21,15 +20,7 @@ from kdflow.config import (
     TeacherWeights,
 )
 from kdflow.core.errors import UserError
-from kdflow.paper.tables import (
-    KINDS,
-    AccuracyTable,
-    DisagreementFigure,
-    EpochsFigure,
-    Item,
-    PaperBudget,
-    PickRatioFigure,
-)
+from kdflow.paper.tables import KINDS, CellSpec, Item, PaperBudget
 
 
 class Teacher(Settings):
@@ -40,7 +31,7 @@ class Teacher(Settings):
 
 
 class Cell(Settings):
-    """A student: `epochs` of a full run, `seeds` how many a full budget has. No teacher where none is asked."""
+    """A student at a full budget: its number of epochs and of seeds. `teacher` is None for methods without one."""
 
     dataset: str
     teacher: str | None
@@ -51,165 +42,159 @@ class Cell(Settings):
     seeds: int
 
 
+class _Cells(NamedTuple):
+    """Cells by name, names by the hash of their settings, and the items that print each cell."""
+
+    cells: dict[str, Cell]
+    names: dict[str, str]
+    printed_in: dict[str, list[str]]
+
+
 @dataclass(frozen=True)
 class Paper:
-    """A folder with tables.yaml and params.yaml, and the recipes that they name."""
+    """A folder with tables.yaml and params.yaml, and the recipes that they name.
+
+    Cells with the same settings are one cell, which all their tables and figures print.
+    """
 
     root: Path
     folder: Path
     recipes: Recipes
-    parts: dict[str, Item]
-    spending: PaperBudget
+    items: dict[str, Item]
+    budget: PaperBudget
 
     @property
     def data(self) -> Path:
-        """Where the stages write, below the root."""
+        """The folder that the stages write to, relative to the root."""
         return Path("data") / self.folder.name
 
-    def full(self, dataset: str) -> int:
-        """The dataset's own number of epochs."""
+    def full_epochs(self, dataset: str) -> int:
+        """Return the dataset's default number of epochs."""
         training = self.recipes.datasets[dataset].training
-        assert training is not None, "load() refuses a dataset without"
+        assert training is not None, "load_paper() refuses a dataset without training"
         return training.epochs
 
-    def cell(
-        self, dataset: str, pair: str, method: str, epochs: int | None = None, base_view: BaseViewName | None = None
-    ) -> str:
-        """The name of the cell of these settings."""
-        wanted = self._cell(dataset, pair, method, epochs, base_view, 1)
-        return self._names[self._key(wanted)]
+    def cell_name(self, spec: CellSpec) -> str:
+        """Return the name of a cell.
 
-    def _cell(
-        self, dataset: str, pair: str, method: str, epochs: int | None, base_view: BaseViewName | None, seeds: int
-    ) -> Cell:
-        names, views = self.recipes.pairs[pair], self.recipes.datasets[dataset].base_view
-        assert views is not None
+        Raises:
+            KeyError: no table or figure prints a cell with these settings.
+        """
+        return self._cells.names[self._settings_hash(self._cell(spec))]
+
+    def _cell(self, spec: CellSpec) -> Cell:
+        pair, view = self.recipes.pairs[spec.pair], self.recipes.datasets[spec.dataset].base_view
+        assert view is not None
         return Cell(
-            dataset=dataset,
-            teacher=names.teacher if self.recipes.methods[method].needs_teacher else None,
-            student=names.student,
-            method=method,
-            epochs=epochs or self.full(dataset),
-            base_view=None if views.reduced_to(base_view) == views else base_view,
-            seeds=seeds,
+            dataset=spec.dataset,
+            teacher=pair.teacher if self.recipes.methods[spec.method].needs_teacher else None,
+            student=pair.student,
+            method=spec.method,
+            epochs=spec.epochs or self.full_epochs(spec.dataset),
+            base_view=None if view.reduced_to(spec.base_view) == view else spec.base_view,
+            seeds=spec.seeds,
         )
 
-    def _key(self, cell: Cell) -> str:
+    def _settings_hash(self, cell: Cell) -> str:
         return self._experiment(cell, FULL_BUDGET).student_run(cell.method, 0).sha256
 
-    def wanted(self, part: Item) -> Iterator[Cell]:
-        """The cells of a part, as often as it prints them."""
-        if isinstance(part, AccuracyTable):
-            for row in part.rows:
-                if row.method is not None:
-                    for pair in part.pairs:
-                        yield self._cell(part.dataset, pair, row.method, row.epochs, None, part.seeds)
-        elif isinstance(part, EpochsFigure):
-            for pair in part.pairs:
-                for view in part.base_views:
-                    for method in part.methods:
-                        for epochs in part.epochs:
-                            yield self._cell(part.dataset, pair, method, epochs, view, part.seeds)
-        elif isinstance(part, PickRatioFigure):
-            for curve in part.curves:
-                yield self._cell(curve.dataset, curve.pair, part.method, None, None, part.seeds)
-
     @cached_property
-    def _named(self) -> tuple[dict[str, Cell], dict[str, str], dict[str, list[str]]]:
-        """Cells by name, names by settings, and the parts that print each."""
+    def _cells(self) -> _Cells:
         cells: dict[str, Cell] = {}
         names: dict[str, str] = {}
-        users: dict[str, list[str]] = {}
-        for name, part in self.parts.items():
-            for cell in self.wanted(part):
-                found = names.setdefault(self._key(cell), self._name(cell))
-                known = cells.setdefault(found, cell)
-                cells[found] = known.model_copy(update={"seeds": max(known.seeds, cell.seeds)})
-                if name not in users.setdefault(found, []):
-                    users[found].append(name)
-        return cells, names, users
+        printed_in: dict[str, list[str]] = {}
+        for key, item in self.items.items():
+            for cell in map(self._cell, item.cells()):
+                name = names.setdefault(self._settings_hash(cell), self._make_name(cell))
+                known = cells.setdefault(name, cell)
+                cells[name] = known.model_copy(update={"seeds": max(known.seeds, cell.seeds)})
+                if key not in printed_in.setdefault(name, []):
+                    printed_in[name].append(key)
+        return _Cells(cells, names, printed_in)
 
-    def _name(self, cell: Cell) -> str:
+    def _make_name(self, cell: Cell) -> str:
         parts = [cell.dataset, cell.teacher, cell.student, cell.method]
-        parts += [f"e{cell.epochs}" if cell.epochs != self.full(cell.dataset) else None]
+        parts += [f"e{cell.epochs}" if cell.epochs != self.full_epochs(cell.dataset) else None]
         parts += [cell.base_view and cell.base_view.replace("+", "_")]
         return "-".join(part for part in parts if part)
 
     @property
     def cells(self) -> dict[str, Cell]:
         """All cells by name."""
-        return self._named[0]
+        return self._cells.cells
 
     @property
-    def _names(self) -> dict[str, str]:
-        return self._named[1]
+    def printed_in(self) -> dict[str, list[str]]:
+        """The tables and figures that print each cell."""
+        return self._cells.printed_in
 
-    @property
-    def users(self) -> dict[str, list[str]]:
-        """The parts that print each cell."""
-        return self._named[2]
+    def cells_of(self, key: str) -> list[str]:
+        """Return the names of the cells that a table or figure prints."""
+        return [name for name, keys in self.printed_in.items() if key in keys]
+
+    def teachers_of(self, item: Item) -> list[str]:
+        """Return the names of the teachers that a table or figure needs beside its cells."""
+        return list(dict.fromkeys(f"{d}-{self.recipes.pairs[pair].teacher}" for d, pair in item.teachers()))
 
     @cached_property
     def teachers(self) -> dict[str, Teacher]:
         """All teachers by name."""
-        found = [(part.dataset, part.pair) for part in self.parts.values() if isinstance(part, DisagreementFigure)]
-        asked = [(d, self.recipes.pairs[pair].teacher) for d, pair in found]
-        asked += [(cell.dataset, cell.teacher) for cell in self.cells.values() if cell.teacher is not None]
-        asked += [
-            (part.dataset, self.recipes.pairs[pair].teacher)
-            for part in self.parts.values()
-            if isinstance(part, AccuracyTable)
-            for pair in part.pairs
-        ]
-        return {f"{d}-{a}": Teacher(dataset=d, architecture=a) for d, a in dict.fromkeys(asked)}
+        used = [(d, self.recipes.pairs[pair].teacher) for item in self.items.values() for d, pair in item.teachers()]
+        used += [(cell.dataset, cell.teacher) for cell in self.cells.values() if cell.teacher is not None]
+        return {f"{d}-{a}": Teacher(dataset=d, architecture=a) for d, a in dict.fromkeys(used)}
 
     @cached_property
     def datasets(self) -> list[str]:
-        """All datasets that are trained on."""
+        """All datasets that models are trained on."""
         return list(dict.fromkeys(teacher.dataset for teacher in self.teachers.values()))
 
-    def cell_named(self, name: str) -> Cell:
-        """The cell of a name.
+    def get_cell(self, name: str) -> Cell:
+        """Return a cell by name.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such cell.
         """
         if name not in self.cells:
             raise config.unknown_name(f"{self.folder}: cell", name, self.cells)
         return self.cells[name]
 
-    def part_named(self, name: str) -> Item:
-        """The part of a name.
+    def get_item(self, name: str) -> Item:
+        """Return a table or figure by name.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such table or figure.
         """
-        if name not in self.parts:
-            raise config.unknown_name(f"{self.folder}: table or figure", name, self.parts)
-        return self.parts[name]
+        if name not in self.items:
+            raise config.unknown_name(f"{self.folder}: table or figure", name, self.items)
+        return self.items[name]
+
+    def repro_command(self, name: str) -> str:
+        """Return the command that makes a cell, teacher, table or figure."""
+        kind = "cell@" if name in self.cells else "teacher@" if name in self.teachers else ""
+        return f"dvc repro {self.folder.as_posix()}/dvc.yaml:{kind}{name}"
 
     def experiment(self, cell: Cell) -> Experiment:
-        """A cell at the budget in hand, as the experiment that its stage runs."""
-        return self._experiment(cell, self.spending)
+        """Return the experiment that a cell's stage runs, at the budget of params.yaml."""
+        return self._experiment(cell, self.budget)
 
-    def _experiment(self, cell: Cell, spending: PaperBudget) -> Experiment:
+    def _experiment(self, cell: Cell, budget: PaperBudget) -> Experiment:
         full = self.recipes.datasets[cell.dataset]
         assert full.training is not None
-        # What counts as a full run of this cell are its own epochs.
-        own = full.model_copy(update={"training": full.training.model_copy(update={"epochs": cell.epochs})})
-        params = self._params(spending, cell.dataset, cell.teacher or cell.student, cell.student).model_copy(
+        # The record's budget compares a run with a full one: of this cell, not of the dataset's default.
+        dataset = full.model_copy(update={"training": full.training.model_copy(update={"epochs": cell.epochs})})
+        params = self._params(budget, cell.dataset, cell.teacher or cell.student, cell.student).model_copy(
             update={
                 "base_view": cell.base_view,
                 "methods": (cell.method,),
-                "seeds": spending.seeds[: cell.seeds],
-                "epochs": max(1, round(cell.epochs * spending.epoch_scale)),
+                "seeds": budget.seeds[: cell.seeds],
+                "epochs": max(1, round(cell.epochs * budget.epoch_scale)),
             }
         )
-        recipes = dict(self.recipes) | {"datasets": {**self.recipes.datasets, cell.dataset: own}}
+        recipes = dict(self.recipes) | {"datasets": {**self.recipes.datasets, cell.dataset: dataset}}
         return Experiment.model_construct(params=params, **recipes)
 
     def teacher_experiment(self, name: str) -> Experiment:
-        """A teacher at the budget in hand, as the experiment that its stage runs.
+        """Return the experiment that a teacher's stage runs, at the budget of params.yaml.
 
         Raises:
             UserError: there is no such teacher.
@@ -217,30 +202,30 @@ class Paper:
         if name not in self.teachers:
             raise config.unknown_name(f"{self.folder}: teacher", name, self.teachers)
         dataset, architecture = self.teachers[name].dataset, self.teachers[name].architecture
-        params = self._params(self.spending, dataset, architecture, architecture)
+        params = self._params(self.budget, dataset, architecture, architecture)
         return Experiment.model_construct(params=params, **dict(self.recipes))
 
-    def _params(self, spending: PaperBudget, dataset: str, teacher: str, student: str) -> Params:
+    def _params(self, budget: PaperBudget, dataset: str, teacher: str, student: str) -> Params:
         images = self.recipes.datasets[dataset].data
-        share = max(images.classes, round(images.train_images * spending.train_share))
-        weights = spending.teacher_weights.get(f"{dataset}-{teacher}")
+        share = max(images.classes, round(images.train_images * budget.train_share))
+        weights = budget.teacher_weights.get(f"{dataset}-{teacher}")
         return Params.model_construct(
             dataset=dataset,
-            data_folder=spending.data_folders.get(dataset),
-            train_images=share if spending.train_share < 1 else None,
+            data_folder=budget.data_folders.get(dataset),
+            train_images=share if budget.train_share < 1 else None,
             base_view=None,
             teacher=teacher,
-            teacher_epochs=max(1, round(self.full(dataset) * spending.teacher_epoch_scale)),
+            teacher_epochs=max(1, round(self.full_epochs(dataset) * budget.teacher_epoch_scale)),
             teacher_weights=weights or TeacherWeights(file=None, sha256=None, top1=None),
-            teacher_logits=spending.teacher_logits,
+            teacher_logits=budget.teacher_logits,
             student=student,
             methods=("ce",),
-            seeds=spending.seeds,
+            seeds=budget.seeds,
             epochs=None,
             batch_size=None,
             lr=None,
-            precision=spending.precision,
-            compute=spending.compute,
+            precision=budget.precision,
+            compute=budget.compute,
         )
 
 
@@ -260,57 +245,38 @@ FULL_BUDGET = PaperBudget(
 
 
 def load_paper(folder: Path = Path("paper"), root: Path = Path()) -> Paper:
-    """Read and check a paper's tables.yaml and params.yaml, and recipes/.
+    """Read and check a paper's tables.yaml and params.yaml, and the recipes.
 
     Raises:
-        UserError: one line per mistake, each naming file and field.
+        UserError: one line for each mistake, with file and field.
     """
     recipes = config.load_recipes(root)
     tables, params = root / folder / "tables.yaml", root / folder / "params.yaml"
     mistakes: list[str] = []
-    parts: dict[str, Item] = config.read_entries(tables, KINDS, mistakes)
-    spending = config.read_settings(params, PaperBudget, mistakes)
-    if mistakes or spending is None:
+    items: dict[str, Item] = config.read_entries(tables, KINDS, mistakes)
+    budget = config.read_settings(params, PaperBudget, mistakes)
+    if mistakes or budget is None:
         raise UserError("\n".join(mistakes))
-    config.check_names([name for key, part in parts.items() for name in _names(tables, key, part, recipes)])
-    _check_datasets(tables, parts, recipes)
-    paper = Paper(root, folder, recipes, parts, spending)
-    config.check_names([(params, "data_folders", name, recipes.datasets) for name in spending.data_folders])
-    config.check_names([(params, "teacher_weights", name, paper.teachers) for name in spending.teacher_weights])
+    config.check_names([check for key, item in items.items() for check in item.name_checks(tables, key, recipes)])
+    _check_datasets(tables, items, recipes)
+    paper = Paper(root, folder, recipes, items, budget)
+    config.check_names([(params, "data_folders", name, recipes.datasets) for name in budget.data_folders])
+    config.check_names([(params, "teacher_weights", name, paper.teachers) for name in budget.teacher_weights])
     return paper
 
 
-def _names(file: Path, key: str, part: Item, recipes: Recipes) -> NameChecks:
-    named: NameChecks = []
-    methods = [*getattr(part, "methods", ()), getattr(part, "method", None)]
-    methods += [row.method for row in getattr(part, "rows", ())]
-    methods += [point.method for point in part.paper] if isinstance(part, EpochsFigure) else []
-    named += [(file, f"{key}: method", name, recipes.methods) for name in methods if name is not None]
-    curves = part.curves if isinstance(part, PickRatioFigure) else ()
-    datasets = [curve.dataset for curve in curves] or [getattr(part, "dataset", "")]
-    pairs = [curve.pair for curve in curves] or list(getattr(part, "pairs", ())) or [getattr(part, "pair", "")]
-    named += [(file, f"{key}: dataset", name, recipes.datasets) for name in datasets]
-    named += [(file, f"{key}: pair", name, recipes.pairs) for name in pairs]
-    if isinstance(part, DisagreementFigure):
-        named += [(file, f"{key}: mix", part.view, config.choices("views"))]
-    return named
-
-
-def _check_datasets(file: Path, parts: dict[str, Item], recipes: Recipes) -> None:
-    for key, part in parts.items():
-        if isinstance(part, PickRatioFigure):
-            used = [(curve.dataset, curve.pair) for curve in part.curves]
-        else:
-            pairs = [part.pair] if isinstance(part, DisagreementFigure) else part.pairs
-            used = [(part.dataset, pair) for pair in pairs]
-        for dataset, pair in used:
-            found = recipes.datasets[dataset]
-            if found.training is None or found.base_view is None:
-                raise UserError(f"{file}: {key}: dataset: {dataset} has no training and views to train by")
+def _check_datasets(file: Path, items: dict[str, Item], recipes: Recipes) -> None:
+    for key, item in items.items():
+        for dataset, pair in item.dataset_pairs():
+            recipe = recipes.datasets[dataset]
+            if recipe.training is None or recipe.base_view is None:
+                raise UserError(
+                    f"{file}: {key}: dataset: {dataset} has no training and base_view in recipes/datasets.yaml"
+                )
             if dataset not in recipes.pairs[pair].datasets:
-                raise UserError(f"{file}: {key}: pair: {pair} is not for {dataset}, says recipes/pairs.yaml")
+                raise UserError(f"{file}: {key}: pair: {pair} is not for {dataset}, see recipes/pairs.yaml")
 
 
 def total_epochs(paper: Paper) -> float:
-    """How many epochs of training a full budget has, over all cells and seeds."""
+    """Return the epochs of training at a full budget, summed over all cells and seeds."""
     return math.fsum(cell.epochs * cell.seeds for cell in paper.cells.values())

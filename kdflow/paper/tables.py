@@ -1,9 +1,14 @@
-"""Settings of tables and figures (tables.yaml) and of the paper's budget (params.yaml)."""
+"""Settings of a paper's tables and figures (tables.yaml) and of its budget (params.yaml).
+
+A kind of table or figure is a subclass of `Item` and the module of kdflow.report that has the name of its `kind`. To
+add one, write both and list the class in `KINDS`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,10 +16,12 @@ from kdflow import config
 from kdflow.config import (
     BaseViewName,
     Compute,
+    NameChecks,
     Pair,
     Percent,
     Positive,
     Precision,
+    Recipes,
     Seeds,
     Settings,
     TeacherWeights,
@@ -22,7 +29,7 @@ from kdflow.config import (
 
 GOLDEN = Path("tests/golden")
 
-Listed = Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
+UniqueNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
 
 Notes = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -31,8 +38,89 @@ Numbers = Annotated[tuple[float | None, ...], Field(strict=False)]
 Metric = Literal["top1", "top5"]
 
 
+class DatasetPair(NamedTuple):
+    """A pair of recipes/pairs.yaml on a dataset."""
+
+    dataset: str
+    pair: str
+
+
+class CellSpec(NamedTuple):
+    """A student that an item prints. `epochs` None: the dataset's default; `base_view` None: the dataset's."""
+
+    dataset: str
+    pair: str
+    method: str
+    epochs: int | None = None
+    base_view: BaseViewName | None = None
+    seeds: int = 1
+
+
+class PaperValue(NamedTuple):
+    """The accuracy that the paper prints for a cell, with its standard deviation, in percent."""
+
+    cell: CellSpec
+    row: str
+    metric: Metric
+    value: float
+    std: float | None
+    quoted_from: str | None
+
+
+class Item(Settings):
+    """A table or figure of the paper.
+
+    The class attributes and `image_datasets` are the inputs and outputs of its DVC stage beside cells and teachers.
+    """
+
+    kind: str
+    caption: str
+    notes: Notes = ()
+
+    code_deps: ClassVar[tuple[str, ...]] = ("kdflow/report",)
+    recipe_file: ClassVar[str] = "pairs"
+    budget_keys: ClassVar[tuple[str, ...]] = ()
+    has_metrics: ClassVar[bool] = False
+    plot: ClassVar[dict[str, str] | None] = None
+
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return every pair that the item prints, with its dataset."""
+        raise NotImplementedError
+
+    def cells(self) -> Iterator[CellSpec]:
+        """Yield the students that the item prints; a student that it prints twice comes twice."""
+        yield from ()
+
+    def teachers(self) -> Sequence[DatasetPair]:
+        """Return the pairs whose teachers the item needs beside its cells."""
+        return ()
+
+    def image_datasets(self) -> Sequence[str]:
+        """Return the datasets whose images the item reads."""
+        return ()
+
+    def counted_models(self, recipes: Recipes) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        """Return dataset and name of each model whose parameters and FLOPs the item prints."""
+        return ()
+
+    def paper_values(self, recipes: Recipes) -> Iterator[PaperValue]:  # noqa: ARG002
+        """Yield the accuracies that the paper prints for the item's cells."""
+        yield from ()
+
+    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
+        """Return the names in the item that must be known, for `config.check_names`."""
+        checks: NameChecks = []
+        for field, names, known in (
+            ("method", [cell.method for cell in self.cells()], recipes.methods),
+            ("dataset", [dataset for dataset, _ in self.dataset_pairs()], recipes.datasets),
+            ("pair", [pair for _, pair in self.dataset_pairs()], recipes.pairs),
+        ):
+            checks += [(file, f"{key}: {field}", name, known) for name in dict.fromkeys(names)]
+        return checks
+
+
 class PaperValues(Settings):
-    """What the paper prints in a row, a figure per pair, in percent; null where it prints none."""
+    """The paper's values in a row in percent, one for each pair; null where it prints none."""
 
     top1: Numbers
     top5: Numbers | None = None
@@ -40,29 +128,32 @@ class PaperValues(Settings):
 
 
 class AccuracyRow(Settings):
-    """A row: a method at a number of epochs (null: the dataset's own); without a method, the teachers."""
+    """A row: a method at a number of epochs (null: the dataset's default). A row without a method has the teachers.
+
+    `quoted_from` is set where the paper took its values from another paper.
+    """
 
     label: str
     method: str | None = None
     epochs: Positive | None = None
     paper: PaperValues | None = None
-    quoted: str | None = None
+    quoted_from: str | None = None
 
 
-class AccuracyTable(Settings):
-    """A table of accuracies: rows by pairs."""
+class AccuracyTable(Item):
+    """A table of test accuracies: one row for each method, one column for each pair."""
 
-    kind: Literal["results"]
-    caption: str
+    kind: Literal["accuracy_table"]
     dataset: str
-    pairs: Listed
+    pairs: UniqueNames
     seeds: Positive = 3
     metrics: Annotated[tuple[Metric, ...], Field(strict=False, min_length=1)] = ("top1",)
     rows: Annotated[tuple[AccuracyRow, ...], Field(strict=False, min_length=1)]
-    notes: Notes = ()
+
+    has_metrics: ClassVar[bool] = True
 
     @model_validator(mode="after")
-    def _is_a_grid(self) -> AccuracyTable:
+    def _check_rows(self) -> AccuracyTable:
         labels = [row.label for row in self.rows]
         config.no_duplicates(tuple(labels))
         for row in self.rows:
@@ -71,16 +162,64 @@ class AccuracyTable(Settings):
                     raise ValueError(f"rows: {row.label}: paper.{name}: {len(values)} of {len(self.pairs)} pairs")
         return self
 
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return the columns."""
+        return [DatasetPair(self.dataset, pair) for pair in self.pairs]
 
-class CostTable(Settings):
-    """A table of parameters (1e6) and FLOPs (1e9); `paper` has a figure per pair."""
+    def teachers(self) -> Sequence[DatasetPair]:
+        """Return the columns: each shows its teacher."""
+        return self.dataset_pairs()
 
-    kind: Literal["costs"]
-    caption: str
+    def cells(self) -> Iterator[CellSpec]:
+        """Yield the students, row by row."""
+        for row in self.rows:
+            if row.method is not None:
+                for pair in self.pairs:
+                    yield self.cell(row.method, pair, row.epochs)
+
+    def cell(self, method: str, pair: str, epochs: int | None = None) -> CellSpec:
+        """Return the student that the table prints for a method and pair."""
+        return CellSpec(self.dataset, pair, method, epochs, seeds=self.seeds)
+
+    def paper_value(self, row: AccuracyRow, pair: Pair, i: int, metric: Metric) -> tuple[float | None, float | None]:
+        """Return the paper's accuracy and standard deviation for a row and its `i`-th pair, in percent."""
+        if row.method is None:
+            return paper_accuracy(pair, self.dataset, "teacher", metric), None
+        if row.paper is None:
+            return paper_accuracy(pair, self.dataset, "student", metric) if row.method == "ce" else None, None
+        values, std = getattr(row.paper, metric), row.paper.std if metric == "top1" else None
+        return None if values is None else values[i], None if std is None else std[i]
+
+    def paper_values(self, recipes: Recipes) -> Iterator[PaperValue]:
+        """Yield the paper's accuracies of all students."""
+        for row in self.rows:
+            for i, pair in enumerate(self.pairs if row.method is not None else ()):
+                for metric in self.metrics:
+                    value, std = self.paper_value(row, recipes.pairs[pair], i, metric)
+                    if row.method is not None and value is not None:
+                        cell = self.cell(row.method, pair, row.epochs)
+                        yield PaperValue(cell, row.label, metric, value, std, row.quoted_from)
+
+
+class CostTable(Item):
+    """A table of parameters (1e6) and FLOPs (1e9); `paper` has one value for each pair."""
+
+    kind: Literal["cost_table"]
     dataset: str
-    pairs: Listed
+    pairs: UniqueNames
     paper: dict[str, Numbers] = Field(default_factory=dict)
-    notes: Notes = ()
+
+    code_deps: ClassVar[tuple[str, ...]] = ("kdflow/models", "kdflow/report")
+    recipe_file: ClassVar[str] = "models"
+
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return the rows."""
+        return [DatasetPair(self.dataset, pair) for pair in self.pairs]
+
+    def counted_models(self, recipes: Recipes) -> Sequence[tuple[str, str]]:
+        """Return the teachers and students of all pairs."""
+        pairs = [recipes.pairs[pair] for pair in self.pairs]
+        return [(self.dataset, model) for pair in pairs for model in (pair.teacher, pair.student)]
 
 
 class Optimum(Settings):
@@ -92,21 +231,38 @@ class Optimum(Settings):
     error: Percent
 
 
-class EpochsFigure(Settings):
-    """A figure of the test error against the total number of epochs: a panel per pair and base view."""
+class EpochsFigure(Item):
+    """A figure of the test error against the total number of epochs: one panel for each pair and base view."""
 
-    kind: Literal["epochs"]
-    caption: str
+    kind: Literal["epochs_figure"]
     dataset: str
-    pairs: Listed
-    methods: Listed
+    pairs: UniqueNames
+    methods: UniqueNames
     base_views: Annotated[
         tuple[BaseViewName, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)
     ]
     epochs: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
     paper: Annotated[tuple[Optimum, ...], Field(strict=False)] = ()
     seeds: Positive = 3
-    notes: Notes = ()
+
+    plot: ClassVar[dict[str, str] | None] = {"x": "epochs", "y": "error", "template": "scatter"}
+
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return the rows of panels."""
+        return [DatasetPair(self.dataset, pair) for pair in self.pairs]
+
+    def cells(self) -> Iterator[CellSpec]:
+        """Yield the students of all points, panel by panel."""
+        for pair in self.pairs:
+            for view in self.base_views:
+                for method in self.methods:
+                    for epochs in self.epochs:
+                        yield CellSpec(self.dataset, pair, method, epochs, view, self.seeds)
+
+    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
+        """Return the names of the curves and of the paper's optima."""
+        optima = [(file, f"{key}: method", point.method, recipes.methods) for point in self.paper]
+        return [*super().name_checks(file, key, recipes), *optima]
 
 
 class Curve(Settings):
@@ -116,45 +272,72 @@ class Curve(Settings):
     pair: str
 
 
-class PickRatioFigure(Settings):
-    """A figure of r (Eq. 4) along training."""
+class PickRatioFigure(Item):
+    """A figure of the pick ratio r (Eq. 4) during training."""
 
-    kind: Literal["pick_ratio"]
-    caption: str
+    kind: Literal["pick_ratio_figure"]
     method: str
     curves: Annotated[tuple[Curve, ...], Field(strict=False, min_length=1)]
     seeds: Positive = 3
-    notes: Notes = ()
+
+    plot: ClassVar[dict[str, str] | None] = {"x": "training_fraction", "y": "pick_ratio", "template": "scatter"}
+
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return the curves."""
+        return [DatasetPair(curve.dataset, curve.pair) for curve in self.curves]
+
+    def cells(self) -> Iterator[CellSpec]:
+        """Yield the student of each curve."""
+        for curve in self.curves:
+            yield CellSpec(curve.dataset, curve.pair, self.method, seeds=self.seeds)
 
 
-class DisagreementFigure(Settings):
-    """A figure of strong views whose label the pair's teacher sees otherwise; `paper`: on how many, in percent."""
+class DisagreementFigure(Item):
+    """A figure of strong views for which the teacher predicts another class than the mixed label.
 
-    kind: Literal["disagreement"]
-    caption: str
+    `paper` is the percentage of such views in the paper.
+    """
+
+    kind: Literal["disagreement_figure"]
     dataset: str
     pair: str
     view: str
     paper: Percent | None = None
-    notes: Notes = ()
+
+    budget_keys: ClassVar[tuple[str, ...]] = ("train_share",)
+
+    def dataset_pairs(self) -> Sequence[DatasetPair]:
+        """Return the only pair."""
+        return [DatasetPair(self.dataset, self.pair)]
+
+    def teachers(self) -> Sequence[DatasetPair]:
+        """Return the only pair."""
+        return self.dataset_pairs()
+
+    def image_datasets(self) -> Sequence[str]:
+        """Return the dataset that the views are made of."""
+        return (self.dataset,)
+
+    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
+        """Return the names of dataset, pair and view."""
+        view = (file, f"{key}: view", self.view, config.choices("views"))
+        return [*super().name_checks(file, key, recipes), view]
 
 
-Item = AccuracyTable | CostTable | EpochsFigure | PickRatioFigure | DisagreementFigure
-
-KINDS: dict[str, Any] = {
-    "results": AccuracyTable,
-    "costs": CostTable,
-    "epochs": EpochsFigure,
-    "pick_ratio": PickRatioFigure,
-    "disagreement": DisagreementFigure,
+KINDS: dict[str, type[Item]] = {
+    "accuracy_table": AccuracyTable,
+    "cost_table": CostTable,
+    "epochs_figure": EpochsFigure,
+    "pick_ratio_figure": PickRatioFigure,
+    "disagreement_figure": DisagreementFigure,
 }
 
 
 class PaperBudget(Settings):
-    """What the paper's runs may cost, and where they get what they need. Every key must be there.
+    """The budget of the paper's runs, and the files that they start from. Every key is required.
 
-    Every number of epochs is multiplied by `epoch_scale`, of every dataset the share `train_share` is used.
-    `teacher_weights` has files for teachers that are not to be trained here, by the names of their stages.
+    Every number of epochs is multiplied by `epoch_scale`; `train_share` is the fraction of each dataset that is used.
+    `teacher_weights` maps the name of a teacher's stage to a file with its weights; such a teacher is not trained.
     """
 
     seeds: Seeds
@@ -169,8 +352,8 @@ class PaperBudget(Settings):
 
 
 def paper_accuracy(pair: Pair, dataset: str, role: Literal["teacher", "student"], metric: Metric) -> float | None:
-    """What the paper prints for a pair's teacher, or for its student without one, in percent."""
-    said = pair.datasets[dataset]
-    value = None if said is None else getattr(said, f"{role}_{metric}")
+    """Return the paper's accuracy in percent of a pair's teacher, or of its student trained without one."""
+    accuracy = pair.datasets[dataset]
+    value = None if accuracy is None else getattr(accuracy, f"{role}_{metric}")
     assert value is None or isinstance(value, float)
     return value

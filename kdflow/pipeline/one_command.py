@@ -260,7 +260,7 @@ def _summary(
         epochs=records[method][0].settings.training.epochs,
         budget_note=record.budget_note(run for runs in records.values() for run in runs),
         teacher_source=teacher_record.source,
-        largest_class=largest_class(dataset) if from_file else None,
+        majority_accuracy=largest_class(dataset) if from_file else None,
         models=tuple(rows),
-        gain=None if baseline is None else gain.gain(records[method], baseline, data.test_images),
+        gain=None if baseline is None else gain.compute_gain(records[method], baseline, data.test_images),
     )

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from kdflow import config
 from kdflow.launch import parallel_runs
-from kdflow.paper import cells
-from kdflow.paper.paper import Paper
-from kdflow.paper.tables import DisagreementFigure
+from kdflow.paper import Paper, cells
 from kdflow.pipeline import work_dir
-from kdflow.pipeline.disagreement import write_disagreement
 from kdflow.pipeline.distill import distill_students
 from kdflow.pipeline.evaluate import evaluate_students
 from kdflow.pipeline.prepare import prepare_dataset
@@ -55,14 +52,8 @@ def cell(paper: Paper, name: str) -> None:
     record.write_record(out / cells.CELL_RECORD, cells.make_cell_record(paper, name, records))
 
 
-def part(paper: Paper, name: str) -> None:
+def item(paper: Paper, name: str) -> None:
     """Make a table or figure from the records that exist."""
-    item, out = paper.get_item(name), paper.data / name
-    if isinstance(item, DisagreementFigure):
-        teacher = f"{item.dataset}-{paper.recipes.pairs[item.pair].teacher}"
-        experiment, folder = paper.teacher_experiment(teacher), paper.data / cells.TEACHERS / teacher
-        write_disagreement(experiment, item.view, paper.data / f"{item.dataset}.h5", folder, out)
-        return
     from kdflow.report import paper_item
 
-    paper_item.write(paper, name, out)
+    paper_item.write(paper, name, paper.data / name)

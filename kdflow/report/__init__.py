@@ -1,4 +1,4 @@
-"""Tables and figures, made from records only. Never imports torch."""
+"""Tables and figures from records: this module has those of the experiment. Never imports torch."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from kdflow.training.record import RunRecord, TeacherRecord
 
 
 def collect(experiment: Experiment, teacher: Path, records: Path) -> ExperimentResults:
-    """Read the records of the experiment in hand, a list per method in the order of params.yaml.
+    """Read an experiment's records, a list for each method in the order of params.yaml.
 
     Raises:
-        UserError: a record is missing, or was made at other settings.
+        UserError: a record is missing, or was made with other settings.
     """
     params = experiment.params
-    taught = record.read_record(teacher, TeacherRecord)
-    _check(teacher, taught.architecture == params.teacher)
+    teacher_record = record.read_record(teacher, TeacherRecord)
+    _check_settings(teacher, teacher_record.architecture == params.teacher)
     runs: dict[str, list[RunRecord]] = {method: [] for method in params.methods}
-    for method, found in runs.items():
+    for method, records_of_method in runs.items():
         for seed in params.seeds:
             file = records / method / f"seed{seed}.json"
             run = record.read_record(file, RunRecord)
-            _check(file, run.settings == experiment.student_run(method, seed))
-            found.append(run)
-    return ExperimentResults(params.dataset_name, params.student, taught, runs)
+            _check_settings(file, run.settings == experiment.student_run(method, seed))
+            records_of_method.append(run)
+    return ExperimentResults(params.dataset_name, params.student, teacher_record, runs)
 
 
-def _check(file: Path, fits: bool) -> None:
-    if not fits:
-        raise UserError(f"{file}: of other settings than those in hand; `dvc repro` makes it anew")
+def _check_settings(file: Path, same: bool) -> None:
+    if not same:
+        raise UserError(f"{file}: made with other settings than those of params.yaml; `dvc repro` makes it again")
 
 
 def write(experiment: Experiment, teacher: Path, records: Path, out: Path) -> None:

@@ -1,28 +1,27 @@
-"""A cell in words: what it is, what it is made from, what became of it."""
+"""The description of a cell or teacher as text: its settings, inputs, status and record."""
 
 from __future__ import annotations
 
 import json
 
 from kdflow.config import RunSettings
-from kdflow.paper.cells import CellStatuses, cell_folder
+from kdflow.paper.cells import CellStatuses, cell_folder, teacher_folder
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import GOLDEN, AccuracyTable, paper_accuracy
+from kdflow.paper.tables import GOLDEN, paper_accuracy
 from kdflow.report.methods_page import formula
-from kdflow.report.paper_grid import command, grid, place
 
 
 def describe_cell(paper: Paper, name: str) -> str:
-    """Settings, command, inputs, state, the paper's figure and the record of a cell or teacher, a line each.
+    """Describe a cell or teacher, one property a line: settings, command, inputs, status, the paper's value, record.
 
     Raises:
         UserError: there is no such cell.
     """
     if name in paper.teachers:
-        return _teacher(paper, name)
-    cell, states = paper.cell_named(name), CellStatuses(paper)
-    state, experiment = states(name), paper.experiment(cell)
-    params, run = experiment.params, experiment.student_run(cell.method, experiment.params.seeds[0])
+        return _describe_teacher(paper, name)
+    cell, status = paper.get_cell(name), CellStatuses(paper)(name)
+    params = paper.experiment(cell).params
+    run = paper.experiment(cell).student_run(cell.method, params.seeds[0])
     inputs = [f"{paper.data}/{cell.dataset}.h5", f"{GOLDEN}/{cell.method}.json"]
     if cell.teacher:
         inputs.insert(1, f"{paper.data}/teachers/{cell.dataset}-{cell.teacher}/")
@@ -33,42 +32,51 @@ def describe_cell(paper: Paper, name: str) -> str:
         f"  student   {cell.student}",
         f"  method    {cell.method}: {formula(run.method)}",
         f"  epochs    {run.training.epochs} of {cell.epochs}",
-        f"  seeds     {', '.join(map(str, params.seeds))} ({cell.seeds} in full)",
+        f"  seeds     {', '.join(map(str, params.seeds))} (a full run has {cell.seeds})",
         f"  inputs    {', '.join(inputs)}",
-        f"  command   {command(paper, name)}",
-        f"  printed   in {', '.join(paper.users[name])}",
+        f"  command   {paper.repro_command(name)}",
+        f"  printed   in {', '.join(paper.printed_in[name])}",
+        *_paper_lines(paper, name),
     ]
-    for key in paper.users[name]:
-        part = paper.parts[key]
-        if isinstance(part, AccuracyTable):
-            for entry in grid(paper, states, key, part).entries:
-                if entry.name == name and entry.paper is not None:
-                    std = f" ({entry.paper_std:.2f})" if entry.paper_std is not None else ""
-                    source = f", quoted from {entry.quoted}" if entry.quoted else ""
-                    lines.append(f"  paper     {key}, {entry.row}: {entry.metric} {entry.paper:.2f}{std}{source}")
-    lines.append(f"  state     {state.status}, {state.n} of {state.of} seeds{state.why and ', ' + state.why}")
-    if state.record is not None:
-        made = state.record
-        lines.append(f"  ours      top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
+    reason = f", {status.reason}" if status.reason else ""
+    lines.append(f"  status    {status.status}, {status.seeds_done} of {status.seeds_total} seeds{reason}")
+    if status.record is not None:
+        made = status.record
+        lines.append(f"  measured  top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
         lines += [f"  budget    not a full run: {made.budget_note}"] if made.budget_note else []
         lines.append(f"  record    {cell_folder(paper, name)}/")
     return "\n".join([*lines, "settings of the first seed:", _settings(run)])
 
 
-def _teacher(paper: Paper, name: str) -> str:
-    experiment, found = paper.teacher_experiment(name), CellStatuses(paper).teacher(name)
-    run, given = experiment.teacher_run(), experiment.params.teacher_weights.file
+def _paper_lines(paper: Paper, name: str) -> list[str]:
+    """Return a line for each value that the paper prints for a cell."""
+    lines = []
+    for key in paper.printed_in[name]:
+        for printed in paper.items[key].paper_values(paper.recipes):
+            if paper.cell_name(printed.cell) == name:
+                std = f" ({printed.std:.2f})" if printed.std is not None else ""
+                source = f", quoted from {printed.quoted_from}" if printed.quoted_from else ""
+                value = f"{printed.metric} {printed.value:.2f}{std}{source}"
+                lines.append(f"  paper     {key}, {printed.row}: {value}")
+    return lines
+
+
+def _describe_teacher(paper: Paper, name: str) -> str:
+    experiment, teacher = paper.teacher_experiment(name), CellStatuses(paper).teacher(name)
+    run, file = experiment.teacher_run(), experiment.params.teacher_weights.file
     pairs = [pair for pair in paper.recipes.pairs.values() if pair.teacher == run.architecture]
     printed = {paper_accuracy(pair, run.dataset, "teacher", "top1") for pair in pairs if run.dataset in pair.datasets}
-    source = f"weights from {given}" if given else f"{run.training.epochs} of {paper.full(run.dataset)} epochs"
+    full = paper.full_epochs(run.dataset)
+    source = f"weights from {file}" if file else f"{run.training.epochs} of {full} epochs"
+    status = "missing or stale" if teacher is None else f"done, top1 {teacher.record.accuracy.top1:.2f}"
     lines = [
         name,
         f"  teacher   {run.architecture} on {run.dataset}, {source}, {run.train_images:,} training images",
         f"  inputs    {paper.data}/{run.dataset}.h5, {GOLDEN}/ce.json",
-        f"  command   {command(paper, name)}",
+        f"  command   {paper.repro_command(name)}",
         *(f"  paper     top1 {value:.2f}" for value in sorted(value for value in printed if value is not None)),
-        f"  state     {'missing or stale' if found is None else f'done, top1 {found[0].accuracy.top1:.2f}'}",
-        f"  record    {place(paper, name)}/",
+        f"  status    {status}",
+        f"  record    {teacher_folder(paper, name)}/",
     ]
     return "\n".join([*lines, "settings:", _settings(run)])
 

@@ -1,38 +1,69 @@
-"""Tables of parameters and FLOPs beside the paper's."""
+"""A paper's table of parameters and FLOPs, in the formats that it is printed in."""
 
 from __future__ import annotations
 
 import csv
 import json
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from kdflow.core import files
+from kdflow.paper.cells import CellStatuses
 from kdflow.paper.paper import Paper
 from kdflow.paper.tables import CostTable
+from kdflow.report.paper_item import ItemView, TableCell
 
-COLUMNS = ("pair", "figure", "ours", "paper", "by_the_papers_count")
-FIGURES = ("teacher_params", "student_params", "compression", "teacher_flops", "student_flops", "speed_up")
+QUANTITIES = ("teacher_params", "student_params", "compression", "teacher_flops", "student_flops", "speed_up")
 METHOD_NOTE = (
     "Parameters in millions, FLOPs in 1e9 for one image: 2 for each multiply-add of convolutions and fully connected "
     "layers. By the paper's count: it divides the FLOPs of grouped convolutions by groups twice."
 )
 
-CostTableRow = tuple[str, str, float, float | None, float | None]
+
+class CostTableRow(NamedTuple):
+    """One quantity of a pair beside the paper's value.
+
+    `paper_count` is the value by the paper's way to count, None where both ways agree.
+    """
+
+    pair: str
+    quantity: str
+    value: float
+    paper: float | None
+    paper_count: float | None
+
+
+def write(paper: Paper, statuses: CellStatuses, name: str, item: CostTable, out: Path) -> None:
+    """Write the table in all text formats to `out`."""
+    for suffix, content in view(paper, statuses, name, item).formats.items():
+        files.write_text(out / f"table.{suffix}", content)
+
+
+def view(paper: Paper, statuses: CellStatuses, name: str, item: CostTable) -> ItemView:  # noqa: ARG001
+    """Return the table with the paper's values below the counted ones."""
+    counted = rows(paper, item)
+    columns = [quantity.replace("_", " ") for quantity in QUANTITIES]
+    cells = {pair: [_table_cell(row) for row in values] for pair, values in _by_pair(counted).items()}
+    return ItemView([METHOD_NOTE, *item.notes], columns, cells, formats=all_formats(name, item, counted))
+
+
+def _table_cell(row: CostTableRow) -> TableCell:
+    value, *details = _texts(row)
+    return TableCell(value, "done", tuple(details))
 
 
 def rows(paper: Paper, table: CostTable) -> list[CostTableRow]:
-    """A row of `HEAD` per pair and figure; the last is None where both ways of counting are one."""
-    from kdflow.config import Experiment
+    """Count the models of all pairs; return one row for each pair and quantity."""
     from kdflow.models import cost
 
-    some = next(name for name, teacher in paper.teachers.items())
-    experiment: Experiment = paper.teacher_experiment(some)
-    found: list[CostTableRow] = []
+    experiment = paper.teacher_experiment(next(iter(paper.teachers)))  # any: only its recipes are used
+    result: list[CostTableRow] = []
     for i, pair in enumerate(table.pairs):
         names = paper.recipes.pairs[pair]
         teacher, student = cost.compare(experiment, table.dataset, [names.teacher, names.student])
         assert student.ratios is not None
-        ours = (
+        values = (
             (teacher.cost.params / 1e6, None),
             (student.cost.params / 1e6, None),
             (student.ratios.compression, None),
@@ -40,57 +71,56 @@ def rows(paper: Paper, table: CostTable) -> list[CostTableRow]:
             (student.cost.flops / 1e9, student.cost.paper_flops / 1e9),
             (student.ratios.speed_up, student.ratios.paper_speed_up),
         )
-        for figure, (true, theirs) in zip(FIGURES, ours, strict=True):
-            printed = table.paper[figure][i] if figure in table.paper else None
-            found.append(
-                (f"{names.teacher} -> {names.student}", figure, true, printed, theirs if theirs != true else None)
-            )
-    return found
+        for quantity, (value, paper_count) in zip(QUANTITIES, values, strict=True):
+            printed = table.paper[quantity][i] if quantity in table.paper else None
+            other = paper_count if paper_count != value else None
+            result.append(CostTableRow(f"{names.teacher} -> {names.student}", quantity, value, printed, other))
+    return result
 
 
-def all_formats(name: str, table: CostTable, found: list[CostTableRow]) -> dict[str, str]:
-    """Markdown, LaTeX, CSV and JSON, by file suffix."""
+def all_formats(name: str, table: CostTable, rows: list[CostTableRow]) -> dict[str, str]:
+    """Return the rows as Markdown, LaTeX, CSV and JSON, by file suffix."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(found)
+    writer.writerow(CostTableRow._fields)
+    writer.writerows(rows)
     content: dict[str, Any] = {"table": name, "caption": table.caption, "notes": [METHOD_NOTE, *table.notes]}
-    content["figures"] = [dict(zip(COLUMNS, row, strict=True)) for row in found]
+    content["values"] = [row._asdict() for row in rows]
     return {
-        "md": _markdown(name, table, found),
-        "tex": _latex(found),
+        "md": _markdown(name, table, rows),
+        "tex": _latex(rows),
         "csv": text.getvalue(),
         "json": json.dumps(content, indent=1) + "\n",
     }
 
 
-def by_pair(found: list[CostTableRow]) -> dict[str, list[CostTableRow]]:
-    """The rows of each pair."""
+def _by_pair(rows: list[CostTableRow]) -> dict[str, list[CostTableRow]]:
     pairs: dict[str, list[CostTableRow]] = {}
-    for row in found:
-        pairs.setdefault(row[0], []).append(row)
+    for row in rows:
+        pairs.setdefault(row.pair, []).append(row)
     return pairs
 
 
-def shown(row: CostTableRow) -> str:
-    """Ours, by the paper's count where that differs, and the paper's."""
-    _, _, ours, printed, theirs = row
-    parts = [f"{ours:.4f}"]
-    parts += [f"its count {theirs:.4f}"] if theirs is not None else []
-    parts += [f"paper {printed:.4f}"] if printed is not None else []
-    return ", ".join(parts)
+def _texts(row: CostTableRow) -> list[str]:
+    """Format the value, the value by the paper's count where that differs, and the paper's value."""
+    texts = [f"{row.value:.4f}"]
+    texts += [f"paper's count {row.paper_count:.4f}"] if row.paper_count is not None else []
+    texts += [f"paper {row.paper:.4f}"] if row.paper is not None else []
+    return texts
 
 
-def _markdown(name: str, table: CostTable, found: list[CostTableRow]) -> str:
-    lines = [f"# {name}: {table.caption}", "", f"| | {' | '.join(FIGURES)} |", f"| --- |{' ---: |' * len(FIGURES)}"]
-    lines += [f"| {pair} | {' | '.join(map(shown, rows))} |" for pair, rows in by_pair(found).items()]
+def _markdown(name: str, table: CostTable, rows: list[CostTableRow]) -> str:
+    lines = [f"# {name}: {table.caption}", ""]
+    lines += [f"| | {' | '.join(QUANTITIES)} |", f"| --- |{' ---: |' * len(QUANTITIES)}"]
+    for pair, values in _by_pair(rows).items():
+        lines.append(f"| {pair} | {' | '.join(', '.join(_texts(row)) for row in values)} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in (METHOD_NOTE, *table.notes)), ""])
 
 
-def _latex(found: list[CostTableRow]) -> str:
-    lines = [rf"\begin{{tabular}}{{l{'r' * len(FIGURES)}}}", r"\toprule"]
-    lines += [" & ".join(["", *(figure.replace("_", " ") for figure in FIGURES)]) + r" \\", r"\midrule"]
-    for pair, rows in by_pair(found).items():
+def _latex(rows: list[CostTableRow]) -> str:
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(QUANTITIES)}}}", r"\toprule"]
+    lines += [" & ".join(["", *(quantity.replace("_", " ") for quantity in QUANTITIES)]) + r" \\", r"\midrule"]
+    for pair, values in _by_pair(rows).items():
         label = pair.replace("_", r"\_").replace("->", r"$\to$")
-        lines.append(" & ".join([label, *(f"{row[2]:.4f}" for row in rows)]) + r" \\")
+        lines.append(" & ".join([label, *(f"{row.value:.4f}" for row in values)]) + r" \\")
     return "\n".join([f"% {METHOD_NOTE}", *lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,9 +1,10 @@
-"""The figure of an experiment: test accuracy along training, and where each seed ended."""
+"""The figure of an experiment: test accuracy during training, and at the end for each seed."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from matplotlib.figure import Figure
 
 from kdflow.report.experiment_table import ExperimentResults
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito's
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito
 
 
 def draw(results: ExperimentResults, path: Path, suffix: str) -> None:
-    """Draw to `path` as svg or png; the same records give the same bytes."""
+    """Draw to `path` as svg or png. The same records give the same bytes."""
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         curves, ends = figure.subplots(1, 2, width_ratios=[2, 1])
@@ -49,8 +50,8 @@ def draw(results: ExperimentResults, path: Path, suffix: str) -> None:
         save(figure, path, suffix)
 
 
-def save(figure: Figure, path: Path, suffix: str, **options: Any) -> None:
-    """Save as svg or png; the same figure gives the same bytes, so that DVC sees a change only where there is one."""
+def save(figure: Figure, file: Path | BytesIO, suffix: str, **options: Any) -> None:
+    """Save as svg or png. The same figure gives the same bytes, so that DVC sees a change only if there is one."""
     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "kdflow"}):
-        figure.savefig(path, format=suffix, dpi=150, metadata=metadata, **options)
+        figure.savefig(file, format=suffix, dpi=150, metadata=metadata, **options)

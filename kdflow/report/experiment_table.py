@@ -1,4 +1,4 @@
-"""The table of an experiment: methods by accuracy, mean and spread over seeds."""
+"""The table of an experiment: the accuracy of each method, mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ExperimentResults:
 
     @property
     def budget_note(self) -> str:
-        """What all of it was run at, where that is less than a full run."""
+        """A note on reduced budgets; empty if all runs are full."""
         return budget_note(run for runs in self.runs.values() for run in runs)
 
     @property
@@ -32,7 +32,7 @@ class ExperimentResults:
 
 
 def rows(results: ExperimentResults) -> list[tuple[str, ...]]:
-    """A row of `HEAD` per method."""
+    """Format one row with the columns `COLUMNS` for each method."""
     table: list[tuple[str, ...]] = []
     for method, runs in results.runs.items():
         table.append(
@@ -48,7 +48,7 @@ def rows(results: ExperimentResults) -> list[tuple[str, ...]]:
 
 
 def _gain(runs: list[RunRecord], baseline: list[RunRecord]) -> str:
-    """Mean and deviation of the difference, seed by seed: both saw the same views."""
+    """Format mean and standard deviation of the difference, seed by seed: both trained on the same views."""
     if not baseline:
         return ""
     pairs = zip(runs, baseline, strict=True)
@@ -56,18 +56,18 @@ def _gain(runs: list[RunRecord], baseline: list[RunRecord]) -> str:
 
 
 def notes(results: ExperimentResults) -> list[str]:
-    """What a reader must know to read the table."""
-    some = next(iter(results.runs.values()))[0]
+    """Return the notes below the table."""
+    run = next(iter(results.runs.values()))[0]
     lines = [
-        f"{some.settings.training.epochs} epochs, {some.settings.train_images:,} training images, "
+        f"{run.settings.training.epochs} epochs, {run.settings.train_images:,} training images, "
         f"mean (sample standard deviation, ddof 1) over n seeds of the last epoch's test accuracy.",
-        "Against kd: the same seed's difference. Best epoch: chosen on the test set, so no result.",
+        "Against kd: difference from kd with the same seed. Best epoch: chosen on the test set, so it is not a result.",
     ]
     return lines + ([f"Not a full run: {results.budget_note}."] if results.budget_note else [])
 
 
 def markdown(results: ExperimentResults) -> str:
-    """The table with its title and notes."""
+    """Format the table with its title and notes as Markdown."""
     lines = [f"# {results.title}", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "| --- | ---: | ---: | ---: | ---: |"]
     lines += [f"| {' | '.join(row)} |" for row in rows(results)]

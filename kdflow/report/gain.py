@@ -1,4 +1,4 @@
-"""Whether distillation paid: what the short way's runs measured, and how sure that is. Never imports torch."""
+"""The summary of `kdflow distill`: the gain of distillation and its uncertainty. Never imports torch."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ from pydantic import Field
 from kdflow.config import Settings
 from kdflow.training.record import MeanStd, RunRecord, TeacherRecord, mean_std
 
-ERRORS = 2.0  # so many standard errors are more than noise
+SIGNIFICANT = 2.0  # standard errors; a smaller gain is within noise
 
 
 class Gain(Settings):
-    """A method against cross-entropy alone, seed by seed, in percentage points.
+    """The difference in accuracy between a method and cross-entropy alone, seed by seed, in percentage points.
 
-    `standard_error` is the larger of two: of the difference of two accuracies on so many test images (binomial, and as
-    if of different images, so rather too large), and of the mean over seeds. More seeds do not lessen the first.
+    `standard_error` is the larger of two: the binomial standard error of the difference between two accuracies on this
+    number of test images, and the standard error of the mean over seeds. The first treats the two sets of images as
+    independent, so it is an upper bound; more seeds do not reduce it.
     """
 
-    gain: MeanStd
+    difference: MeanStd
     test_images: int
     standard_error: float
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
-        g, n = (
-            self.gain,
-            f"n = {self.gain.n}, {self.test_images:,} test images, standard error {self.standard_error:.2f}",
-        )
-        points = f"{g.signed} points against cross-entropy alone ({n})"
-        if abs(g.mean) <= ERRORS * self.standard_error:
-            return f"Whether distillation paid cannot be told from noise: {points}."
-        word = "paid" if g.mean > 0 else "cost accuracy"
-        alone = "; one seed, so the spread of seeds is not known" if g.n == 1 else ""
-        return f"Distillation {word}: {points}{alone}."
+        """A sentence on whether distillation improved the accuracy."""
+        mean, n = self.difference.mean, self.difference.n
+        evidence = f"n = {n}, {self.test_images:,} test images, standard error {self.standard_error:.2f}"
+        points = f"{self.difference.signed} points against cross-entropy alone ({evidence})"
+        if abs(mean) <= SIGNIFICANT * self.standard_error:
+            return f"The gain of distillation is within noise: {points}."
+        verb = "improved" if mean > 0 else "reduced"
+        one_seed = "; one seed, so the variation between seeds is unknown" if n == 1 else ""
+        return f"Distillation {verb} accuracy: {points}{one_seed}."
 
 
-def gain(runs: Sequence[RunRecord], alone: Sequence[RunRecord], test_images: int) -> Gain:
-    """The gain of `runs` over those of cross-entropy of the same seeds."""
-    pairs = list(zip(runs, alone, strict=True))
-    found = mean_std([run.final.top1 - other.final.top1 for run, other in pairs])
-    shares = [mean_std([record.final.top1 for record in records]).mean / 100 for records in (runs, alone)]
-    images = 100 * math.sqrt(sum(p * (1 - p) for p in shares) / test_images)
-    seeds = 0.0 if found.std is None else found.std / math.sqrt(found.n)
-    return Gain(gain=found, test_images=test_images, standard_error=max(images, seeds))
+def compute_gain(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], test_images: int) -> Gain:
+    """Compare the runs of a method with runs of cross-entropy alone with the same seeds."""
+    pairs = list(zip(runs, baseline, strict=True))
+    difference = mean_std([run.final.top1 - other.final.top1 for run, other in pairs])
+    accuracies = [mean_std([record.final.top1 for record in records]).mean / 100 for records in (runs, baseline)]
+    images = 100 * math.sqrt(sum(p * (1 - p) for p in accuracies) / test_images)
+    seeds = 0.0 if difference.std is None else difference.std / math.sqrt(difference.n)
+    return Gain(difference=difference, test_images=test_images, standard_error=max(images, seeds))
 
 
 class SummaryRow(Settings):
-    """A model of the summary: parameters, FLOPs of an image, accuracy in percent; where its weights are."""
+    """A model of the summary: parameters, FLOPs for one image, accuracy in percent, and files of its weights."""
 
     role: str
     model: str
@@ -63,9 +62,10 @@ class SummaryRow(Settings):
 
 
 class Summary(Settings):
-    """What came of a distillation; `budget_note` says at which budget, where that is less than a full one.
+    """The result of a distillation.
 
-    `largest_class` is the percentage of the test images that are of one class; not told of a teacher trained here.
+    `budget_note` states a reduced budget; it is empty for a full one. `majority_accuracy` is the accuracy in percent of
+    a constant prediction of the test set's largest class; it is None if the teacher was trained by this command.
     """
 
     dataset: str
@@ -76,13 +76,13 @@ class Summary(Settings):
     epochs: int
     budget_note: str
     teacher_source: str
-    largest_class: float | None
+    majority_accuracy: float | None
     models: Annotated[tuple[SummaryRow, ...], Field(strict=False, min_length=2)]
     gain: Gain | None
 
     @property
     def title(self) -> str:
-        """The data, and for how long it was learned from."""
+        """The dataset and the number of epochs."""
         return (
             f"{self.dataset}: {self.classes} classes at {self.image_size} px, {self.train_images:,} training and "
             f"{self.test_images:,} test images, {self.epochs} epochs"
@@ -90,64 +90,65 @@ class Summary(Settings):
 
     @property
     def warning(self) -> str | None:
-        """Of a teacher from a file that knows nothing of these images."""
-        if self.largest_class is None or self.models[0].top1.mean > self.largest_class:
+        """A warning about a teacher from a file that is no better than a constant prediction."""
+        if self.majority_accuracy is None or self.models[0].top1.mean > self.majority_accuracy:
             return None
         return (
-            f"warning: always to say one class would be right on {self.largest_class:.2f} % of the test images, and "
-            "the teacher is no better; are its classes these, in this order, and were its images resized so (--side)?"
+            "warning: the teacher is no better than a constant prediction, which is right on "
+            f"{self.majority_accuracy:.2f} % of the test images; check that it has the same classes in the same order, "
+            "and that its images were resized the same way (--side)"
         )
 
     @property
     def verdict(self) -> str:
-        """One sentence that says whether it paid, as far as that can be known."""
+        """A sentence on whether distillation improved the accuracy, if that was measured."""
         if self.gain is None:
-            return "Whether distillation paid is not known: --compare trains the student on the labels alone as well."
+            return "The gain of distillation was not measured; --compare also trains the student on the labels alone."
         return self.gain.verdict
 
     @property
-    def smaller(self) -> str:
-        """The student against the teacher."""
+    def compression(self) -> str:
+        """A sentence on the student's size and cost relative to the teacher's."""
         teacher, student = self.models[:2]
         params, flops = teacher.params / student.params, teacher.flops / student.flops
         return f"{student.model} has 1/{params:.1f} of {teacher.model}'s parameters and 1/{flops:.1f} of its FLOPs."
 
 
-COLUMNS = ("", "Model", "Test top-1 %", "As teacher %", "Params 1e6", "GFLOPs")
+COLUMNS = ("", "Model", "Test top-1 %", "Agreement %", "Params 1e6", "GFLOPs")
 
 
 def rows(summary: Summary) -> list[tuple[str, ...]]:
-    """A row of `HEAD` per model."""
+    """Format one row with the columns `COLUMNS` for each model."""
     return [
         (
-            one.role,
-            one.model,
-            str(one.top1),
-            str(one.agreement) if one.agreement else "",
-            f"{one.params / 1e6:.3f}",
-            f"{one.flops / 1e9:.3f}",
+            row.role,
+            row.model,
+            str(row.top1),
+            str(row.agreement) if row.agreement else "",
+            f"{row.params / 1e6:.3f}",
+            f"{row.flops / 1e9:.3f}",
         )
-        for one in summary.models
+        for row in summary.models
     ]
 
 
-def teacher_row(model: str, found: TeacherRecord, cost: tuple[int, int], weights: str) -> SummaryRow:
-    """The teacher's row."""
-    top1, (params, flops) = mean_std([found.accuracy.top1]), cost
+def teacher_row(model: str, record: TeacherRecord, cost: tuple[int, int], weights: str) -> SummaryRow:
+    """Return the teacher's row; `cost` is its parameters and FLOPs."""
+    top1, (params, flops) = mean_std([record.accuracy.top1]), cost
     return SummaryRow(
         role="teacher", model=model, params=params, flops=flops, top1=top1, agreement=None, weights=(weights,)
     )
 
 
 def student_row(method: str, runs: Sequence[RunRecord], cost: tuple[int, int], weights: Sequence[str]) -> SummaryRow:
-    """A student's row."""
-    same, (params, flops) = [run.agreement for run in runs if run.agreement is not None], cost
+    """Return a student's row over its seeds; `cost` is its parameters and FLOPs."""
+    agreements, (params, flops) = [run.agreement for run in runs if run.agreement is not None], cost
     return SummaryRow(
         role=f"student, {method}",
         model=runs[0].settings.architecture,
         params=params,
         flops=flops,
         top1=mean_std([run.final.top1 for run in runs]),
-        agreement=mean_std(same) if same else None,
+        agreement=mean_std(agreements) if agreements else None,
         weights=tuple(weights),
     )

@@ -1,4 +1,4 @@
-"""The commands about a paper, as a user meets them: real processes, records without training."""
+"""The commands for a paper, run as processes, with records that no training made."""
 
 import json
 import os
@@ -8,21 +8,21 @@ import sys
 
 import pytest
 from commands import fails_in_one_line, run
-from papers import CE, KD, PICK, fill, fill_teacher, folder_of, paper_of
+from papers import CE, KD, PICK, make_paper, write_cell, write_paper, write_teacher
 from paths import ROOT
 
 from kdflow.paper import cells
-from kdflow.sweep.processes import PID_DIR, FlowRunProcess, Group, Process, process
+from kdflow.sweep.processes import PID_DIR, FlowRunProcess, Group, Process, find_process
 from kdflow.training import record
 
 
 @pytest.fixture
 def root(tmp_path):
-    paper = paper_of(tmp_path)
+    paper = make_paper(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    fill_teacher(paper)
+    write_teacher(paper)
     for name, top1 in ((CE, [80.0, 81.0, 82.0]), (KD, [90.0, 90.1, 90.2])):
-        fill(paper, name, top1)
+        write_cell(paper, name, top1)
     return tmp_path
 
 
@@ -34,10 +34,10 @@ def test_plan_writes_and_checks(root):
     assert run("plan", "--check", cwd=root).returncode == 0
     with (root / "paper/cells.json").open("a") as file:
         file.write("\n")
-    fails_in_one_line(run("plan", "--check", cwd=root), "paper/cells.json: not what `kdflow plan` makes")
+    fails_in_one_line(run("plan", "--check", cwd=root), "paper/cells.json: out of date with paper/tables.yaml")
 
 
-def test_cells_and_their_states(root):
+def test_cells_and_their_statuses(root):
     assert {CE, "digits-resnet20"} <= set(run("cells", cwd=root).stdout.splitlines())
     lines = run("cells", "--table", "1", "--status", cwd=root).stdout.splitlines()
     assert f"done     3/3  90.10 (0.10)  {KD}" in lines
@@ -48,16 +48,16 @@ def test_cells_and_their_states(root):
 
 
 def test_show(root):
-    assert "state     done, 3 of 3 seeds" in run("show", KD, cwd=root).stdout
-    shown = run("show", "digits-resnet20", cwd=root).stdout
-    assert "state     done, top1 95.50" in shown and "teacher@digits-resnet20" in shown
+    assert "status    done, 3 of 3 seeds" in run("show", KD, cwd=root).stdout
+    output = run("show", "digits-resnet20", cwd=root).stdout
+    assert "status    done, top1 95.50" in output and "teacher@digits-resnet20" in output
     fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
 
 
 @pytest.mark.slow
-def test_table_in_all_forms(root):
-    shown = run("table", "table1", cwd=root).stdout
-    assert "90.10 (0.10)" in shown and "90.00 (0.50), +0.10" in shown and "missing" in shown
+def test_a_table_in_all_formats(root):
+    output = run("table", "table1", cwd=root).stdout
+    assert "90.10 (0.10)" in output and "paper 90.00 (0.50), +0.10" in output and "missing" in output
     assert run("table", "table1", "--format", "csv", cwd=root).stdout.startswith("row,pair,metric,status,mean")
     assert "by the paper's count" in run("table", "table6", cwd=root).stdout.lower()
     fails_in_one_line(run("table", "figure1", cwd=root), "figure1: a figure", "dvc repro paper/dvc.yaml:figure1")
@@ -70,23 +70,25 @@ def test_report(root):
 
 
 @pytest.mark.slow
-def test_drift_ends_with_its_code(root):
+def test_exit_codes_of_drift(root):
     fails_in_one_line(run("drift", cwd=root), "paper/baseline.json: no such baseline")
     assert run("drift", "--update", cwd=root).stdout == "paper/baseline.json: 2 cells\n"
-    fails_in_one_line(run("drift", "--update", PICK, cwd=root), f"{PICK}: missing; a baseline is made of what is done")
+    fails_in_one_line(
+        run("drift", "--update", PICK, cwd=root), f"{PICK}: missing; only cells that are done can be a baseline"
+    )
     done = run("drift", cwd=root)
-    assert done.returncode == 0 and done.stdout.endswith("0 of 11 figures have moved or are missing\n")
-    (cells.cell_folder(paper_of(root), KD) / cells.NOTE).unlink()
+    assert done.returncode == 0 and done.stdout.endswith("0 of 11 values have drifted or are missing\n")
+    (cells.cell_folder(make_paper(root), KD) / cells.CELL_RECORD).unlink()
     done = run("drift", cwd=root)
-    assert (done.returncode, done.stderr) == (2, "") and f"missing {KD}: record: there -> none" in done.stdout
+    assert (done.returncode, done.stderr) == (2, "") and f"missing {KD}: record: present -> none" in done.stdout
     assert json.loads(run("drift", "--json", cwd=root).stdout)["drift"] is True
-    assert f"| {KD} | record | there | none |" in run("drift", "--md", cwd=root).stdout
+    assert f"| {KD} | record | present | none |" in run("drift", "--md", cwd=root).stdout
     assert run("drift", CE, cwd=root).returncode == 0
     fails_in_one_line(run("drift", "nothing", cwd=root), "cell: unknown name 'nothing'")
 
 
 @pytest.mark.parametrize(
-    ("stage", "name", "says"),
+    ("stage", "name", "message"),
     [
         (
             "cell",
@@ -99,20 +101,22 @@ def test_drift_ends_with_its_code(root):
             "paper: teacher: unknown name 'digits-resnet56'; did you mean 'digits-resnet20'?",
         ),
         ("prepare", "digit", "paper: dataset: unknown name 'digit'; did you mean 'digits'?"),
-        ("part", "table2", "paper: table or figure: unknown name 'table2'; did you mean"),
-        ("part", "", "usage: paper_part.py FOLDER NAME"),
+        ("item", "table2", "paper: table or figure: unknown name 'table2'; did you mean"),
+        ("item", "", "usage: python -m stages.paper_item FOLDER NAME"),
         ("cell", CE, "data/paper/digits.h5: no such file; `dvc repro prepare` makes it"),
     ],
 )
-def test_a_stage_says_what_is_wrong_in_a_line(root, stage, name, says):
+def test_a_stage_refuses_bad_input_in_one_line(root, stage, name, message):
     before = {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()}
     arguments = ["paper", name] if name else ["paper"]
-    fails_in_one_line(run(*arguments, cwd=root, command=[sys.executable, str(ROOT / f"stages/paper_{stage}.py")]), says)
+    fails_in_one_line(
+        run(*arguments, cwd=root, command=[sys.executable, str(ROOT / f"stages/paper_{stage}.py")]), message
+    )
     assert {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()} == before
 
 
 def test_a_dataset_without_a_reader_is_refused(tmp_path):
-    folder_of(tmp_path)
+    write_paper(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     recipes = tmp_path / "recipes/datasets.yaml"
     recipes.write_text(recipes.read_text().replace("    reader: digits\n", ""))
@@ -123,39 +127,41 @@ def test_a_dataset_without_a_reader_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        ((), "either targets or variants (--epochs, --method, --student) are needed"),
+        ((), "either targets or variants (--epochs, --method, --student) are required"),
         (("table1", "--epochs", "40"), "either targets or variants"),
         (("tabel1",), "targets: unknown name 'tabel1'; did you mean 'table1'?"),
         (("table1", "cell@*-crd"), "targets: cell@*-crd matches none of the"),
-        (("table1", "--at-once", "0"), "kdflow sweep: Invalid value for '--at-once'"),
+        (("table1", "--max-parallel", "0"), "kdflow sweep: Invalid value for '--max-parallel'"),
         (("table1", "--paper", "gone"), "gone/tables.yaml: no such file"),
     ],
 )
-def test_a_sweep_refuses_what_is_not_there_before_prefect_is_asked(root, arguments, says):
+def test_a_sweep_refuses_bad_arguments_before_it_starts_a_server(root, arguments, message):
     done = run("sweep", *arguments, cwd=root)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_a_sweeps_status_tells_what_runs_what_is_lost_and_how_far_the_cells_are(root):
+def test_the_status_of_a_sweep_shows_flow_runs_orphans_and_cells(root):
     lines = run("sweep", "--status", cwd=root).stdout.splitlines()
-    assert lines == ["nothing runs here", "paper: 16 cells: 2 done, 14 missing"]
-    own, dead = process(os.getpid()), Process(pid=os.getpid(), began=1.0)
-    notes = root / PID_DIR
-    for name, runner, worker in (("here", own, None), ("lost", own, dead)):
+    assert lines == ["no flow runs in this folder", "paper: 16 cells: 2 done, 14 missing"]
+    this, dead = find_process(os.getpid()), Process(pid=os.getpid(), start_time=1.0)
+    folder = root / PID_DIR
+    for name, worker in (("alive", None), ("lost", dead)):
         record.write_record(
-            notes / f"flowrunprocess/{name}.json", FlowRunProcess(run=name, flow="sweep", process=runner, worker=worker)
+            folder / FlowRunProcess.FOLDER / f"{name}.json",
+            FlowRunProcess(flow_run=name, flow="sweep", process=this, worker=worker),
         )
-    living = subprocess.Popen(["sleep", "100"], start_new_session=True)
-    groups = (("a", "here", process(living.pid)), ("b", "gone", process(living.pid)), ("c", "gone", dead))
-    for name, of, leader in groups:
-        record.write_record(notes / f"group/{name}.json", Group(leader=leader, what=f"stage {name}", run=of))
+    stage = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    groups = (("a", "alive", find_process(stage.pid)), ("b", "gone", find_process(stage.pid)), ("c", "gone", dead))
+    for name, flow_run, leader in groups:
+        group = Group(leader=leader, description=f"stage {name}", flow_run=flow_run)
+        record.write_record(folder / Group.FOLDER / f"{name}.json", group)
     *lines, last = run("sweep", "--status", "table1", cwd=root).stdout.splitlines()
-    living.kill()
-    living.wait()
-    here, lost, a, b = lines
-    assert "run here" in here and "lost" not in here and "lost: the next flow marks it" in lost
-    assert "stage a" in a and "orphan" not in a and "stage b" in b and "orphan: the next flow ends it" in b
+    stage.kill()
+    stage.wait()
+    alive, lost, a, b = lines
+    assert "run alive" in alive and "orphaned" not in alive and "orphaned: the next flow marks it" in lost
+    assert "stage a" in a and "orphaned" not in a and "stage b" in b and "orphaned: the next flow ends it" in b
     assert last == "paper: 8 cells: 2 done, 6 missing"

@@ -1,4 +1,4 @@
-"""A paper's targets under the real DVC: what is made, what makes it stale, and what drift says of changed numbers."""
+"""A paper's stages run by the real DVC: what makes them stale, and how drift reports changed numbers."""
 
 import json
 import re
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 TABLES = """
 table1:
-  kind: results
+  kind: accuracy_table
   caption: Some methods
   dataset: digits
   pairs: [resnet20_to_resnet8]
@@ -33,20 +33,20 @@ def change(project, file, old, new):
 
 
 def stale(project):
-    """The cells and teachers that DVC would make anew, because of themselves or of what they are made from."""
+    """Return the cells and teachers that are stale, or whose inputs are."""
     output = project.run("dvc", "status", f"{DVC}:cell", f"{DVC}:teacher").stdout
     return set(re.findall(r"^paper/miniature/dvc.yaml:(\S+):$", output, re.MULTILINE))
 
 
 def drift(project, fails=False):
-    """(cell, what) of all that has moved."""
+    """Return (cell, field) of all findings that are not ok."""
     output = project.run("kdflow", "drift", "--json", *PAPER, fails=fails).stdout
-    return {(f["cell"], f["what"]) for f in json.loads(output)["findings"] if f["status"] != "ok"}
+    return {(f["cell"], f["field"]) for f in json.loads(output)["findings"] if f["status"] != "ok"}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """One table of a paper, made; a test that changes it restores it by git."""
+    """Make one table of a paper; a fixture restores changed files by git after each test."""
     project = Project(tmp_path_factory.mktemp("paper"))
     (project.folder / "paper/miniature/tables.yaml").write_text(TABLES)
     for key, value in BUDGET.items():
@@ -57,12 +57,12 @@ def project(tmp_path_factory):
     assert ran == [f"{DVC}:prepare@digits", f"{DVC}:teacher@digits-resnet20", f"{DVC}:cell@{KD}"], output
     table = project.run("kdflow", "table", "table1", *PAPER).stdout
     assert "missing" in table and re.search(r"KD\s+│\s+\d+\.\d\d \(", table), (
-        "one cell is printed, the rest said to be missing"
+        "one cell has a value, the others are missing"
     )
     ran, output = project.dvc("repro", f"{DVC}:report")
     assert set(ran) == {f"{DVC}:{name}" for name in (f"cell@{CE}", f"cell@{CUTMIX}", "table1", "report")}
     project.run("kdflow", "drift", "--update", *PAPER)
-    project.run("git", "add", "-A", ":!*dvc.lock")  # which says what there is, whatever a test restores
+    project.run("git", "add", "-A", ":!*dvc.lock")  # its content describes data/, which git does not restore
     project.run("git", "commit", "-qm", "made")
     return project
 
@@ -73,37 +73,36 @@ def restored(project):
     project.run("git", "checkout", "-q", ".")
 
 
-def test_all_is_there_and_up_to_date(project):
+def test_everything_exists_and_is_up_to_date(project):
     assert stale(project) == set() and drift(project) == set()
     assert project.dvc("repro", f"{DVC}:report")[0] == []
     done = project.run("kdflow", "cells", "--status", *PAPER).stdout
     assert done.splitlines()[-1] == "3 done"
-    made = project.folder / "data/miniature"
-    assert {file.name for file in (made / "table1").iterdir()} == {
-        f"table.{form}" for form in ("md", "tex", "csv", "json")
-    }
-    assert "Not a full run: demo dataset, 2 of 40 epochs" in (made / "table1/table.md").read_text()
-    shown = json.loads(project.run("dvc", "metrics", "show", "--json", "data/miniature/metrics/table1.json").stdout)
-    assert set(shown[""]["data"]["data/miniature/metrics/table1.json"]["data"]) == {"digits-resnet20", CE, KD, CUTMIX}
+    data = project.folder / "data/miniature"
+    files = {file.name for file in (data / "table1").iterdir()}
+    assert files == {f"table.{suffix}" for suffix in ("md", "tex", "csv", "json")}
+    assert "Not a full run: demo dataset, 2 of 40 epochs" in (data / "table1/table.md").read_text()
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json", "data/miniature/metrics/table1.json").stdout)
+    assert set(metrics[""]["data"]["data/miniature/metrics/table1.json"]["data"]) == {"digits-resnet20", CE, KD, CUTMIX}
 
 
-def test_a_weight_makes_its_cells_stale_and_a_comment_none(project):
-    for file in ("train.py", "step.py", "losses/__init__.py"):
+def test_a_changed_recipe_makes_its_cells_stale_and_a_changed_comment_none(project):
+    for file in ("training/loop.py", "training/step.py", "methods/losses/__init__.py"):
         with (project.folder / "kdflow" / file).open("a") as source:
-            source.write("\n# a remark\n")
+            source.write("\n# a comment\n")
     assert stale(project) == set()
     change(project, "recipes/methods.yaml", "kd: {ce: 0.1, kl: 0.9", "kd: {ce: 0.1, kl: 0.8")
     assert stale(project) == {f"cell@{KD}"}
-    assert "of other settings" in project.run("kdflow", "cells", "--status", *PAPER).stdout
-    assert (KD, "state") in drift(project, fails=True)
+    assert "settings changed" in project.run("kdflow", "cells", "--status", *PAPER).stdout
+    assert (KD, "status") in drift(project, fails=True)
 
 
-def test_golden_numbers_make_their_method_stale(project):
+def test_changed_golden_numbers_make_their_method_s_cells_stale(project):
     change(project, "tests/golden/kd_tlcutmix.json", "15.9", "16.9")
     assert stale(project) == {f"cell@{CUTMIX}"}
 
 
-def test_a_new_row_adds_its_cell_and_leaves_the_others(project):
+def test_a_new_row_adds_its_cell_and_makes_no_other_stale(project):
     with (project.folder / "paper/miniature/tables.yaml").open("a") as tables:
         tables.write("  - {label: KD twice as long, method: kd, epochs: 80}\n")
     project.run("kdflow", "plan", *PAPER)
@@ -111,13 +110,13 @@ def test_a_new_row_adds_its_cell_and_leaves_the_others(project):
 
 
 @pytest.mark.long
-def test_changed_arithmetic_is_seen_by_drift(project):
+def test_drift_finds_changed_arithmetic(project):
     for file, old, new in (
         ("kdflow/methods/losses/__init__.py", "tau**2", "1.01 * tau**2"),
         ("kdflow/methods/views/__init__.py", "255 - mean) / std\n", "255 - mean) / (1.02 * std)\n"),
     ):
         change(project, file, old, new)
-        assert stale(project) == set(), "it is the golden files that tell DVC"
+        assert stale(project) == set(), "DVC depends on the golden files, which a change of arithmetic must change"
         project.dvc("repro", "-f", "-s", f"{DVC}:cell@{KD}")
         assert (KD, "first_step_loss") in drift(project, fails=True)
         project.run("git", "checkout", "-q", ".")

@@ -1,4 +1,4 @@
-"""A headless browser, where there is one."""
+"""A headless browser, if one is installed."""
 
 import os
 import shutil
@@ -8,8 +8,9 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def browser(folder, *arguments):
+    """Run the browser with a profile below `folder` and return its output."""
     rules = [
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page loads anything from elsewhere
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no host resolves but this machine
         "--no-sandbox",
         "--disable-gpu",
         f"--user-data-dir={folder}/profile",

@@ -1,4 +1,4 @@
-"""Make a table or figure of a paper from its records: python -m stages.paper_part FOLDER NAME."""
+"""Make a table or figure of a paper from its records: python -m stages.paper_item FOLDER NAME."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from kdflow.pipeline import paper
 
 def main(folder: str, name: str) -> None:
     """Read data/<paper>/cells/ and teachers/, write data/<paper>/<name>/."""
-    paper.part(load_paper(Path(folder)), name)
+    paper.item(load_paper(Path(folder)), name)
 
 
 if __name__ == "__main__":
