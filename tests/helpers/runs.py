@@ -1,4 +1,4 @@
-"""A whole tiny run with a source of logits of its own."""
+"""Whole tiny runs with a given source of teacher logits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +21,12 @@ GIGABYTE = 10**9
 Result = tuple[tuple[Epoch, ...], dict[str, Tensor]]
 
 
-def about_of(run: RunSettings) -> CacheKey:
+def key_of(run: RunSettings) -> CacheKey:
     return teacher_logits.cache_key(run, "t" * 64, "d" * 64)
 
 
 def trained(run: RunSettings, source: TeacherSource, file: Path, learner: StudentWithLoss | None = None) -> Result:
-    """The curve and the weights of a run, from its seed; its checkpoint is left behind."""
+    """Train from the seed; return curve and weights, and leave the checkpoint at `file`."""
 
     def emit(event: Event) -> None:
         pass
@@ -46,13 +46,13 @@ def online(method: str, folder: Path) -> Result:
 def replay(
     method: str, folder: Path, note: Callable[[str], None], dtype: str = "float32", limit: int = GIGABYTE, seed: int = 3
 ) -> tuple[RunSettings, Replay]:
-    """A run, and a source that replays from `folder`/replay."""
+    """Return a run, and its source with the replay cache in `folder`/replay."""
     run = run_of(METHODS[method]).model_copy(update={"seed": seed})
-    about = {**about_of(run), **teacher_logits.plan_cache_key(run, str(CPU))}
+    key = {**key_of(run), **teacher_logits.plan_cache_key(run, str(CPU))}
     return run, Replay(
         teacher_extractor(run, teacher_for(run.method)),
-        ReplayCache(folder / "replay", about, limit),
-        about,
+        ReplayCache(folder / "replay", key, limit),
+        key,
         4,
         dtype,
         note,
@@ -60,7 +60,7 @@ def replay(
 
 
 def replayed(method: str, folder: Path, dtype: str = "float32", **options: int) -> Result:
-    """A run that replays, from its seed and not from a checkpoint, and has nothing to remark."""
+    """Train with replay, from the seed and not from a checkpoint, and check that there are no notes."""
     notes: list[str] = []
     run, source = replay(method, folder, notes.append, dtype, **options)
     result = trained(run, source, folder / f"run-{method}")

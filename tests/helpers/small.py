@@ -1,4 +1,4 @@
-"""A run so small that its steps can be followed by hand: two tiny ResNets, 20 images of 8 px, 4 classes."""
+"""A run whose steps an oracle can follow: two tiny ResNets, 20 images of 8 px, 4 classes."""
 
 import torch
 from paths import ROOT
@@ -32,7 +32,7 @@ METHODS = {name: _few_negatives(method) for name, method in config.load(ROOT).me
 
 
 def run_of(method: Method, **training: object) -> RunSettings:
-    own = {
+    defaults = {
         "epochs": 3,
         "batch_size": 8,
         "lr": 0.05,
@@ -53,7 +53,7 @@ def run_of(method: Method, **training: object) -> RunSettings:
         model=STUDENT,
         teacher=Architecture(name="larger", model=TEACHER) if method.needs_teacher else None,
         method=method,
-        training=Training(**{**own, **training}),
+        training=Training(**{**defaults, **training}),
         seed=3,
         teacher_logits="online",
     )
@@ -69,7 +69,7 @@ DATA = Loaded(images(20, 0), images(10, 1), ["a", "b", "c", "d"], "d" * 64)
 
 
 def teacher_for(method: Method) -> nn.Module | None:
-    """A teacher whose running statistics are not the initial ones, and whose logits depend on what it sees."""
+    """Return a teacher with running statistics other than the initial ones, whose logits depend on the image."""
     if not method.needs_teacher:
         return None
     torch.manual_seed(9)
@@ -86,15 +86,15 @@ def teacher_for(method: Method) -> nn.Module | None:
     return model
 
 
-def rows_of(run: RunSettings, epoch: int = 0, device: torch.device = CPU) -> list[StepPlan]:
+def step_plans(run: RunSettings, epoch: int = 0, device: torch.device = CPU) -> list[StepPlan]:
     return list(draw_plan(run.seed, epoch, 20, run.training.batch_size, 8, run.base_view, run.method.strong, device))
 
 
 def batches_of(run: RunSettings, epoch: int = 0, train: ImageSet = DATA.train) -> list[Batch]:
-    return [InMemoryBatches(train, run.base_view).batch(row) for row in rows_of(run, epoch, train.labels.device)]
+    return [InMemoryBatches(train, run.base_view).batch(plan) for plan in step_plans(run, epoch, train.labels.device)]
 
 
-def asked(run: RunSettings, teacher: nn.Module | None) -> Online | None:
+def online_source(run: RunSettings, teacher: nn.Module | None) -> Online | None:
     if run.teacher is None or teacher is None:
         return None
     return Online(teacher_extractor(run, teacher))
@@ -102,7 +102,7 @@ def asked(run: RunSettings, teacher: nn.Module | None) -> Online | None:
 
 def step_of(run: RunSettings, learner: StudentWithLoss, teacher: nn.Module | None) -> Step:
     optimizer = torch.optim.SGD(learner.parameters(), lr=123.0, momentum=0.9, weight_decay=5e-4)
-    return Step(run, learner, asked(run, teacher), optimizer)
+    return Step(run, learner, online_source(run, teacher), optimizer)
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -60,6 +60,7 @@ def options_for(folder: Path, **options: object) -> one_command.DistillOptions:
         ({"method": "kdd"}, "--method: unknown name 'kdd'; did you mean 'kd'?"),
         ({"method": "ce"}, "--method: ce needs no teacher; --compare adds ce to another method"),
         ({"method": "crd", "student": "squeezenet1_0"}, "--method: crd compares features, and squeezenet1_0 (student)"),
+        ({"method": "dkd", "student": "squeezenet1_0"}, "images: no such folder"),  # dkd needs no features
         ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
         ({}, "images: no such folder"),
     ],
@@ -130,7 +131,7 @@ def test_one_command_makes_all_of_it(undisturbed):
     runs = {
         name: record.read_record(out / f"records/{name}/seed0.json", RunRecord) for name in ("kd_tlcutmix_pick", "ce")
     }
-    assert summary.gain.gain.mean == runs["kd_tlcutmix_pick"].final.top1 - runs["ce"].final.top1
+    assert summary.gain.difference.mean == runs["kd_tlcutmix_pick"].final.top1 - runs["ce"].final.top1
     assert (summary.train_images, summary.test_images, summary.epochs) == (12, 6, EPOCHS)
     assert runs["ce"].class_names == ("n01 dark", "n02 hell ä")
     assert summary.gain.verdict in output.replace("\n", " ")
@@ -153,7 +154,7 @@ def test_again_makes_nothing_and_more_seeds_only_those(undisturbed, tmp_path):
     after = weights_of(folder)
     assert before.items() < after.items()
     assert len(after) == len(before) + 2
-    assert json.loads((folder / "out/summary.json").read_text())["gain"]["gain"]["n"] == 2
+    assert json.loads((folder / "out/summary.json").read_text())["gain"]["difference"]["n"] == 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Two processes against one: the same numbers but for rounding. tests/ranks.py is what the two of them run."""
+"""Two processes compute the same numbers as one, up to rounding. tests/helpers/ranks.py is what each of them runs."""
 
 import multiprocessing
 import socket
@@ -12,7 +12,7 @@ from kdflow.training import distributed
 
 
 def processes(folder, device):
-    """What each of two processes ended with, by method."""
+    """Train by two processes; return the results of both by method."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     fork = multiprocessing.get_context("forkserver")
@@ -23,7 +23,7 @@ def processes(folder, device):
     try:
         for process in both:
             process.join(120)
-            assert process.exitcode == 0, "see its traceback"
+            assert process.exitcode == 0, "its traceback is in the captured output"
     finally:
         for process in both:
             process.kill()
@@ -35,34 +35,34 @@ def two(tmp_path_factory):
     return processes(tmp_path_factory.mktemp("ranks"), "cpu")
 
 
-def trained_as_one(two, name, folder, tolerance):
+def assert_trained_as_by_one(two, name, folder, tolerance):
     one = ranks.fit(name, folder / "alone")
-    for found in (process[name] for process in two):
-        for (loss, pick_ratio, top1), (loss1, pick_ratio1, top11) in zip(found["curve"], one["curve"], strict=True):
+    for result in (process[name] for process in two):
+        for (loss, pick_ratio, top1), (loss1, pick_ratio1, top11) in zip(result["curve"], one["curve"], strict=True):
             assert loss == pytest.approx(loss1, rel=tolerance)
             assert pick_ratio == (pick_ratio1 and pytest.approx(pick_ratio1, rel=10 * tolerance))
             assert top1 == top11
-        assert list(found["state"]) == list(one["state"]), "a plain student's keys"
+        assert list(result["state"]) == list(one["state"]), "the keys of a plain student"
         for key, value in one["state"].items():
-            torch.testing.assert_close(found["state"][key], value, rtol=10 * tolerance, atol=tolerance, msg=key)
-        torch.testing.assert_close(found["logits"], one["logits"], rtol=100 * tolerance, atol=10 * tolerance)
+            torch.testing.assert_close(result["state"][key], value, rtol=10 * tolerance, atol=tolerance, msg=key)
+        torch.testing.assert_close(result["logits"], one["logits"], rtol=100 * tolerance, atol=10 * tolerance)
     assert all(torch.equal(value, two[1][name]["state"][key]) for key, value in two[0][name]["state"].items())
 
 
-@pytest.mark.parametrize("name", ranks.TOGETHER)
+@pytest.mark.parametrize("name", ranks.METHODS_TO_TRAIN)
 def test_two_processes_train_as_one_does(two, tmp_path, name):
-    trained_as_one(two, name, tmp_path, 1e-5)
+    assert_trained_as_by_one(two, name, tmp_path, 1e-5)
 
 
-def test_two_cards_train_as_one_processor_does(tmp_path):
+def test_two_gpus_train_as_one_cpu_does(tmp_path):
     if torch.cuda.device_count() < 2:
-        pytest.skip("no two GPUs here")
+        pytest.skip("this machine has fewer than two GPUs")
     two = processes(tmp_path, "cuda")
-    for name in ranks.TOGETHER:
-        trained_as_one(two, name, tmp_path / name, 1e-4)
+    for name in ranks.METHODS_TO_TRAIN:
+        assert_trained_as_by_one(two, name, tmp_path / name, 1e-4)
 
 
-def test_alone_nothing_is_shared():
+def test_one_process_shares_nothing():
     rows = torch.randn(5, 2)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
     assert distributed.shard(5) == slice(0, 5)

@@ -1,4 +1,4 @@
-"""Training: a run that may be interrupted anywhere, and the same digits every time."""
+"""A run may be interrupted at any step, and has the same digits every time."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from small import CPU, DATA, METHODS, TEACHER, asked, batches_of, run_of, same, state_of, step_of, teacher_for
+from small import CPU, DATA, METHODS, TEACHER, batches_of, online_source, run_of, same, state_of, step_of, teacher_for
 
 from kdflow.config import Compute, DatasetSource, RunSettings
 from kdflow.core.errors import UserError
@@ -22,8 +22,11 @@ from kdflow.training.run import run_job
 from kdflow.training.step import new_student
 
 KEY = "k" * 64
-# Each with another kind of state: none, a pool, extra modules with momentum, banks and what the first batch fixed.
-SOME = ("ce", "kd_tlcutmix_pick", "vid_kd", "crd_kd_tlcutmix_pick")
+# Each with another kind of state: none, a pool, trained modules of the loss, its banks, a warm-up, and no momentum.
+RUNS = {name: run_of(METHODS[name]) for name in ("ce", "kd_tlcutmix_pick", "vid_kd", "crd_kd_tlcutmix_pick")}
+WARM_UP = METHODS["dkd"].loss.model_copy(update={"options": {"warmup": 1.0}})  # each epoch has another weight
+RUNS["dkd"] = run_of(METHODS["dkd"].model_copy(update={"loss": WARM_UP}))
+RUNS["kd without momentum"] = run_of(METHODS["kd"], momentum=0.0)
 
 
 # --- a run -------------------------------------------------------------------------------------------------
@@ -34,7 +37,7 @@ class StopError(Exception):
 
 
 def _fit(run: RunSettings, file: Path, events: list[Event], stop: tuple[int, int] | None = None, key: str = KEY):
-    """Train from the seed, or from the checkpoint at `file`; `stop` interrupts at (epochs done, steps done)."""
+    """Train from the seed, or from the checkpoint at `file`; `stop` interrupts after (epochs, steps)."""
     learner = new_student(run, DATA.train.labels)
 
     def emit(event: Event) -> None:
@@ -42,25 +45,25 @@ def _fit(run: RunSettings, file: Path, events: list[Event], stop: tuple[int, int
         if stop is not None and isinstance(event, RunUpdate) and (event.epoch, event.done) == stop:
             raise StopError
 
-    progress = fit("run", run, DATA, learner, asked(run, teacher_for(run.method)), file, key, emit)
+    progress = fit("run", run, DATA, learner, online_source(run, teacher_for(run.method)), file, key, emit)
     return progress, state_of(learner)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return {name: _fit(run_of(METHODS[name]), folder / name, []) for name in (*SOME, "kd")}
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {name: _fit(run, folder / name, []) for name, run in {**RUNS, "kd": run_of(METHODS["kd"])}.items()}
 
 
 @pytest.mark.parametrize("stop", [(1, 3), (2, 6), (1, 5), (0, 2)], ids=str)
-@pytest.mark.parametrize("name", SOME)
-def test_a_resumed_run_ends_with_the_same_digits(undisturbed, tmp_path, monkeypatch, name, stop):
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_ends_with_the_same_digits(uninterrupted, tmp_path, monkeypatch, name, stop):
     monkeypatch.setattr(loop, "REPORT_EVERY", 0.0)  # an event after every step
     file, events = tmp_path / "run" / "checkpoint", []
     with pytest.raises(StopError):
-        _fit(run_of(METHODS[name]), file, [], stop)
-    progress, state = _fit(run_of(METHODS[name]), file, events)
-    expected, expected_state = undisturbed[name]
+        _fit(RUNS[name], file, [], stop)
+    progress, state = _fit(RUNS[name], file, events)
+    expected, expected_state = uninterrupted[name]
     assert progress.curve == expected.curve
     assert same(state, expected_state)
     assert progress.resumed == (1 if stop[0] else 0)
@@ -70,27 +73,27 @@ def test_a_resumed_run_ends_with_the_same_digits(undisturbed, tmp_path, monkeypa
     assert {path.name for path in file.parent.iterdir()} == {file.name, checkpoint.previous_path(file).name}
 
 
-def test_the_curve_is_what_was_trained(undisturbed):
-    curve = undisturbed["kd"][0].curve
+def test_the_curve_has_the_trained_epochs(uninterrupted):
+    curve = uninterrupted["kd"][0].curve
     assert [point.epoch for point in curve] == [1, 2, 3]
-    # 9 steps; the rate falls where 0.5 and 0.75 of them are done, which is after steps 4.5 and 6.75.
+    # 9 steps; the learning rate falls after 0.5 and 0.75 of them, which is after steps 4.5 and 6.75.
     assert [point.lr for point in curve] == pytest.approx([0.05, 0.05, 0.005])
     assert [point.top1 is None for point in curve] == [True, False, False]  # every second epoch and the last
-    assert undisturbed["kd"][0].resumed == 0
+    assert uninterrupted["kd"][0].resumed == 0
 
 
-def test_loss_and_r_of_an_epoch_are_means(undisturbed):
+def test_loss_and_pick_ratio_of_an_epoch_are_means(uninterrupted):
     run = run_of(METHODS["kd_tlcutmix_pick"])
     step = step_of(run, new_student(run, DATA.train.labels), teacher_for(run.method))
     batches = batches_of(run)
     steps = [step(batch, 0.05) for batch in batches]
-    first = undisturbed["kd_tlcutmix_pick"][0].curve[0]
+    first = uninterrupted["kd_tlcutmix_pick"][0].curve[0]
     assert first.loss == pytest.approx(
-        sum(d.loss.item() * len(b.labels) for d, b in zip(steps, batches, strict=True)) / 20
+        sum(result.loss.item() * len(batch.labels) for result, batch in zip(steps, batches, strict=True)) / 20
     )
-    assert first.pick_ratio == pytest.approx(sum(done.pick_ratio.item() for done in steps) / 3)
+    assert first.pick_ratio == pytest.approx(sum(result.pick_ratio.item() for result in steps) / 3)
     assert first.pick_ratio > 1
-    assert undisturbed["kd"][0].curve[0].pick_ratio is None
+    assert uninterrupted["kd"][0].curve[0].pick_ratio is None
 
 
 def _flip(share: float):
@@ -114,8 +117,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("both", [False, True], ids=["the last", "both"])
-def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_with_the_same_digits(undisturbed, tmp_path, damage, both):
+@pytest.mark.parametrize("both", [False, True], ids=["the last one", "both"])
+def test_a_damaged_checkpoint_is_ignored_and_the_run_ends_with_the_same_digits(uninterrupted, tmp_path, damage, both):
     run, file, events = run_of(METHODS["kd"]), tmp_path / "checkpoint", []
     with pytest.raises(StopError):
         _fit(run, file, [], (2, 6))
@@ -128,22 +131,22 @@ def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_with_the_same_digits(
         assert "\n" not in note
         assert note.startswith(f"{path}: damaged checkpoint")
     assert notes[len(damaged) :] == ([] if both else ["resumed after epoch 1"])
-    assert progress.curve == undisturbed["kd"][0].curve
-    assert same(state, undisturbed["kd"][1])
+    assert progress.curve == uninterrupted["kd"][0].curve
+    assert same(state, uninterrupted["kd"][1])
     assert progress.resumed == (0 if both else 1)
 
 
-def test_a_checkpoint_of_another_run_starts_afresh(undisturbed, tmp_path):
+def test_a_checkpoint_of_another_run_is_ignored(uninterrupted, tmp_path):
     run, file, events = run_of(METHODS["kd"]), tmp_path / "checkpoint", []
     with pytest.raises(StopError):
         _fit(run, file, [], (2, 6), key="other" * 10)
     progress, state = _fit(run, file, events)
     assert any(isinstance(event, Note) and "another run" in event.text for event in events)
-    assert progress.curve == undisturbed["kd"][0].curve
-    assert same(state, undisturbed["kd"][1])
+    assert progress.curve == uninterrupted["kd"][0].curve
+    assert same(state, uninterrupted["kd"][1])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         _fit(run_of(METHODS["ce"], lr=1e10), tmp_path / "checkpoint", [])
     message = str(caught.value)
@@ -159,7 +162,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A dataset of 40 small digits for training, and a teacher's weights."""
+    """Return a folder with a dataset of 40 training images and the weights of a teacher."""
     folder = tmp_path_factory.mktemp("inputs")
     spec = DatasetSource(reader="digits", classes=10, image_size=8, train_images=40, test_images=1757)
     prepare("digits", spec, None, folder, folder / "digits.h5")
@@ -190,7 +193,11 @@ def _job(inputs: Path, folder: Path, scratch: Path, method: str = "kd_tlcutmix_p
 @pytest.mark.parametrize("method", ["ce", "kd_tlcutmix_pick"])
 def test_a_job_run_twice_gives_the_same_log_apart_from_timing(inputs, tmp_path, method):
     logs, weights, events = [], [], []
-    for name, scratch in (("a", "s1"), ("b", "s2"), ("c", "s2")):  # the third finds the second's checkpoint, done
+    for name, scratch in (
+        ("a", "s1"),
+        ("b", "s2"),
+        ("c", "s2"),
+    ):  # the third one finds the finished checkpoint of the second
         job = _job(inputs, tmp_path / name, tmp_path / scratch, method)
         run_job(job, events.append)
         logs.append(read_record(job.log, RunLog))
@@ -209,28 +216,28 @@ def test_a_job_run_twice_gives_the_same_log_apart_from_timing(inputs, tmp_path, 
     assert finished[0].parent == tmp_path / "s1/runs"
 
 
-def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path):
-    """Even where it lies in the place of the run's own."""
+def test_a_checkpoint_of_a_run_with_another_teacher_is_ignored(inputs, tmp_path):
+    """It is ignored even if it has the path of the run's checkpoint."""
     alone = _job(inputs, tmp_path / "alone", tmp_path / "alone/scratch")
     run_job(alone, lambda event: None)
     torch.manual_seed(2)
     save_weights(create_model("larger", TEACHER, 10, 8), tmp_path / "other.safetensors")
     job = _job(inputs, tmp_path, tmp_path / "scratch")
     run_job(job.model_copy(update={"teacher": tmp_path / "other.safetensors"}), lambda event: None)
-    (own,), (foreign,) = ((each.work_dir / "runs").iterdir() for each in (alone, job))
-    assert own.name != foreign.name
-    foreign.rename(foreign.with_name(own.name))
+    (expected,), (other,) = ((each.work_dir / "runs").iterdir() for each in (alone, job))
+    assert expected.name != other.name
+    other.rename(other.with_name(expected.name))
     events = []
     run_job(job, events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    files = [job.work_dir / "runs" / own.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
+    files = [job.work_dir / "runs" / expected.name / f"checkpoint{kind}.safetensors" for kind in ("", ".before")]
     assert notes == [f"{file}: checkpoint of another run; it is ignored" for file in files]
     assert read_record(job.log, RunLog).curve == read_record(alone.log, RunLog).curve
     assert job.weights.read_bytes() == alone.weights.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "message"),
     [
         ({"classes": 100}, "40 training images of 10 classes at 8 px, expected 40 training images of 100 classes"),
         ({"image_size": 16}, "10 classes at 8 px, expected 40 training images of 10 classes at 16 px"),
@@ -238,49 +245,55 @@ def test_a_checkpoint_of_a_run_with_another_teacher_is_left_out(inputs, tmp_path
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_whole_file_of_another_dataset_is_refused_and_nothing_is_overwritten(inputs, tmp_path, changed, says):
+def test_an_intact_file_of_another_dataset_is_refused_and_nothing_is_overwritten(inputs, tmp_path, changed, message):
     job = _job(inputs, tmp_path, tmp_path / "scratch")
     run_job(job, lambda event: None)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     other = job.run.model_copy(update={"train_images": 40, **changed})
     with pytest.raises(UserError) as caught:
         run_job(job.model_copy(update={"run": other}), lambda event: None)
-    assert str(caught.value).startswith(f"{inputs / 'digits.h5'}: ") and says in str(caught.value)
+    assert str(caught.value).startswith(f"{inputs / 'digits.h5'}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["cuda:7", "cuda:99", "mps"])
-def test_a_device_that_is_not_there_is_refused(name):
+def test_a_device_that_does_not_exist_is_refused(name):
     kind = name.split(":", maxsplit=1)[0]
     if kind == "mps" and torch.backends.mps.is_available():
-        pytest.skip("there is one here")
+        pytest.skip("this machine has one")
     if kind == "cuda" and torch.cuda.device_count() > int(name.split(":")[1]):
-        pytest.skip("there is one here")
+        pytest.skip("this machine has one")
     with pytest.raises(UserError) as caught:
         pick_device(name)
     assert str(caught.value).startswith(f"compute.device (--device): {name}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_devices_that_are_there():
+def test_devices_that_exist():
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_runs_side_by_side_take_cards_in_turn():
-    assert [cuda_device(place, 0).type for place in range(3)] == ["cpu"] * 3
-    assert [str(cuda_device(place, 1)) for place in range(3)] == ["cuda:0"] * 3
-    assert [str(cuda_device(place, 3)) for place in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+def test_parallel_runs_are_assigned_to_gpus_in_turn():
+    assert [cuda_device(run_index, 0).type for run_index in range(3)] == ["cpu"] * 3
+    assert [str(cuda_device(run_index, 1)) for run_index in range(3)] == ["cuda:0"] * 3
+    assert [str(cuda_device(run_index, 3)) for run_index in range(5)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cuda:0",
+        "cuda:1",
+    ]
 
 
-def test_what_a_loss_has_of_its_own_is_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
+def test_modules_of_a_loss_are_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
     job = _job(inputs, tmp_path, tmp_path / "scratch", "crd_kd_tlcutmix_pick")
     run_job(job, lambda event: None)
     (checkpoint,) = (tmp_path / "scratch/runs").glob("*/checkpoint.safetensors")
     with safetensors.safe_open(checkpoint, "pt") as file:
-        kept = set(file.keys())
-    assert any(key.startswith("model.loss.") for key in kept)
+        names = set(file.keys())
+    assert any(key.startswith("model.loss.") for key in names)
     trained = list(new_student(job.run, torch.arange(20) % 10).parameters())
-    assert sum(key.startswith("optimizer.") for key in kept) == len(trained)
+    assert sum(key.startswith("optimizer.") for key in names) == len(trained)
     load_exact(create_model("small", job.run.model, 10, 8), job.weights)  # strictly

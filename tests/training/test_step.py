@@ -1,4 +1,4 @@
-"""A step against a slow oracle, for every shipped method and for combinations that no recipe has."""
+"""A step equals a slow oracle, for every shipped method and for combinations that no recipe has."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ from kdflow.training.step import StudentWithLoss, check_last_batch_norm, new_stu
 
 
 class Oracle:
-    """The update as design and paper have it, in float64, with loops, and nothing of kdflow but networks and L."""
+    """The update of the paper in float64, with loops; of kdflow it uses the networks and the extra loss only."""
 
     def __init__(self, run: config.RunSettings, learner: StudentWithLoss, teacher: nn.Module | None) -> None:
         self.run, self.method = run, run.method
@@ -43,24 +43,24 @@ class Oracle:
         return torch.from_numpy(x)
 
     def strong_view(self, x: torch.Tensor, draw: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[int], float]:
-        """x', the partner of each image, and the share that is the image's own."""
-        mix, view, itself = self.method.strong.view, x.clone(), list(range(len(x)))
-        if mix == "identity":
-            return view, itself, 1.0
-        if mix == "cutout":
+        """Return x', the partner of each image, and lambda, the weight of the image."""
+        name, view, index = self.method.strong.view, x.clone(), list(range(len(x)))
+        if name == "identity":
+            return view, index, 1.0
+        if name == "cutout":
             row, column = draw["corner"].tolist()
             for i, j in itertools.product(range(row, row + 2), range(column, column + 2)):
                 if 0 <= i < 8 and 0 <= j < 8:
                     view[:, :, i, j] = 0
-            return view, itself, 1.0
+            return view, index, 1.0
         partner = draw["partner"].tolist()[: len(x)]
-        if mix == "mixup":
-            own = draw["lam"].double().item()
-            for i in itself:
-                view[i] = own * x[i] + (1 - own) * x[partner[i]]
-            return view, partner, own
+        if name == "mixup":
+            lam = draw["lam"].double().item()
+            for i in index:
+                view[i] = lam * x[i] + (1 - lam) * x[partner[i]]
+            return view, partner, lam
         top, bottom, left, right = draw["box"].tolist()
-        for i in itself:
+        for i in index:
             view[i, :, top:bottom, left:right] = x[partner[i], :, top:bottom, left:right]
         return view, partner, 1 - (bottom - top) * (right - left) / 64
 
@@ -87,21 +87,23 @@ class Oracle:
             return -(p * p.log()).sum(1).numpy()
         return self.kl(self.teacher(images), logits).numpy()
 
-    def loss_of_strong(self, x: torch.Tensor, labels: list[int], row: StepPlan) -> torch.Tensor:
+    def strong_loss(self, x: torch.Tensor, labels: list[int], plan: StepPlan) -> torch.Tensor:
         method, strong, tau = self.method, self.method.strong, self.method.tau
-        views = [self.strong_view(x, draw) for draw in row.strong]
+        views = [self.strong_view(x, draw) for draw in plan.strong]
         images = torch.cat([view for view, _, _ in views])
-        mixes = [(i, partner[i], own) for _, partner, own in views for i in range(len(x))]
+        mixes = [(i, partner[i], lam) for _, partner, lam in views for i in range(len(x))]
         self.ratio = None
         if strong.pick is not None:
             with torch.no_grad():
-                scores = self.scores(images, row.noise)
-            kept = np.argsort(-scores, kind="stable")[: int(len(scores) * strong.pick.keep)].copy()
-            self.ratio = scores[kept].mean() / scores.mean()
-            images, mixes = images[kept], [mixes[k] for k in kept]
+                scores = self.scores(images, plan.noise)
+            picked = np.argsort(-scores, kind="stable")[: int(len(scores) * strong.pick.keep)].copy()
+            self.ratio = scores[picked].mean() / scores.mean()
+            images, mixes = images[picked], [mixes[k] for k in picked]
         logits = self.student(images)
-        hard = [own * self.ce(s, labels[i]) + (1 - own) * self.ce(s, labels[j])
-                for s, (i, j, own) in zip(logits, mixes, strict=True)]  # fmt: skip
+        hard = [
+            lam * self.ce(s, labels[i]) + (1 - lam) * self.ce(s, labels[j])
+            for s, (i, j, lam) in zip(logits, mixes, strict=True)
+        ]
         hard = torch.stack(hard).mean()
         weight = method.kl if strong.weight is None else strong.weight
         loss = method.ce * hard if strong.replaces_x else 0.0
@@ -109,34 +111,35 @@ class Oracle:
             return loss + weight * hard
         if weight == 0:
             return loss
-        taught = self.teacher(images)
+        teacher_logits = self.teacher(images)
         if strong.label == "interpolated":
-            of_x = self.teacher(x)
-            taught = torch.stack([own * of_x[i] + (1 - own) * of_x[j] for i, j, own in mixes])
-        return loss + weight * tau**2 * self.kl(taught, logits).mean()
+            logits_x = self.teacher(x)
+            teacher_logits = torch.stack([lam * logits_x[i] + (1 - lam) * logits_x[j] for i, j, lam in mixes])
+        return loss + weight * tau**2 * self.kl(teacher_logits, logits).mean()
 
-    def __call__(self, row: StepPlan, lr: float) -> float:
+    def __call__(self, plan: StepPlan, lr: float) -> float:
         method = self.method
-        index = row.index.tolist()
-        x, labels = self.base_view(index, row.shift.tolist(), row.flip.tolist()), DATA.train.labels[index].tolist()
+        index = plan.index.tolist()
+        x, labels = self.base_view(index, plan.shift.tolist(), plan.flip.tolist()), DATA.train.labels[index].tolist()
         loss = torch.zeros((), dtype=torch.float64)
         if method.strong is None or not method.strong.replaces_x:
-            asked = FeatureExtractor("student", self.student, self.run.model)
-            said = asked(x)
-            loss = (
-                method.ce
-                * torch.stack([self.ce(s, label) for s, label in zip(said.logits, labels, strict=True)]).mean()
-            )
+            student = FeatureExtractor("student", self.student, self.run.model)(x)
+            hard = [self.ce(s, label) for s, label in zip(student.logits, labels, strict=True)]
+            loss = method.ce * torch.stack(hard).mean()
             if method.kl > 0:
-                loss = loss + method.kl * method.tau**2 * self.kl(self.teacher(x), said.logits).mean()
+                loss = loss + method.kl * method.tau**2 * self.kl(self.teacher(x), student.logits).mean()
             if method.loss is not None:
-                taught = FeatureExtractor("teacher", self.teacher, self.run.teacher.model)(x)
-                generator = torch.Generator().manual_seed(row.seed)
-                label_tensor = torch.tensor(labels)
-                inputs = LossInputs(said, taught, label_tensor, row.index, (row.epoch + 1) / 3, generator)
+                inputs = LossInputs(
+                    student=student,
+                    teacher=FeatureExtractor("teacher", self.teacher, self.run.teacher.model)(x),
+                    labels=torch.tensor(labels),
+                    index=plan.index,
+                    run_fraction=1 / 3,  # the first of 3 epochs
+                    generator=torch.Generator().manual_seed(plan.seed),
+                )
                 loss = loss + method.loss.weight * self.learner.loss(inputs)
         if method.strong is not None:
-            loss = loss + self.loss_of_strong(x, labels, row)
+            loss = loss + self.strong_loss(x, labels, plan)
         loss.backward()
         with torch.no_grad():
             for parameter, velocity in zip(self.learner.parameters(), self.velocity, strict=True):
@@ -146,7 +149,7 @@ class Oracle:
         return loss.item()
 
 
-def _follows_the_oracle(method: Method) -> StudentWithLoss:
+def _assert_equals_the_oracle(method: Method) -> StudentWithLoss:
     run = run_of(method)
     learner, teacher = new_student(run, DATA.train.labels), teacher_for(method)
     before = None if teacher is None else state_of(teacher)
@@ -154,16 +157,16 @@ def _follows_the_oracle(method: Method) -> StudentWithLoss:
     step = step_of(run, learner, teacher)
     batches = batches_of(run)
     assert [len(batch.labels) for batch in batches] == [8, 8, 4]
-    # A learning rate of its own for every step; at higher ones a ReLU may fall to the other side by rounding alone.
+    # Another learning rate in every step; at higher ones rounding alone may change the sign before a ReLU.
     scale = 1.0 if method.loss is None else 0.1
     for batch, factor in zip(batches, (0.001, 0.0005, 0.002), strict=True):
         lr = scale * factor
-        done = step(batch, lr)
-        assert done.loss.item() == pytest.approx(oracle(batch.plan, lr), rel=1e-5, abs=1e-5)
+        result = step(batch, lr)
+        assert result.loss.item() == pytest.approx(oracle(batch.plan, lr), rel=1e-5, abs=1e-5)
         if method.strong is not None and method.strong.pick is not None:
-            assert done.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
+            assert result.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
         else:
-            assert done.pick_ratio is None
+            assert result.pick_ratio is None
     found, expected = learner.state_dict(), oracle.learner.state_dict()
     for key, value in found.items():
         torch.testing.assert_close(value.double(), expected[key].double(), rtol=1e-4, atol=1e-5, msg=key)
@@ -178,60 +181,60 @@ def _follows_the_oracle(method: Method) -> StudentWithLoss:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_of_every_shipped_method_equal_the_oracle(name):
-    _follows_the_oracle(METHODS[name])
+    _assert_equals_the_oracle(METHODS[name])
 
 
-MIXES, LABELS, PICKS = config.choices("views"), config.choices("labels"), config.choices("picks")
+VIEW_NAMES, LABELS, PICKS = config.choices("views"), config.choices("labels"), config.choices("picks")
 
 
-@pytest.mark.parametrize(("mix", "label"), list(itertools.product(MIXES, LABELS)))
-def test_every_view_goes_with_every_label(mix, label):
-    _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view=mix, label=label)))
+@pytest.mark.parametrize(("view", "label"), list(itertools.product(VIEW_NAMES, LABELS)))
+def test_every_view_goes_with_every_label(view, label):
+    _assert_equals_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view=view, label=label)))
 
 
-@pytest.mark.parametrize(("mix", "label", "by"), list(itertools.product(["cutmix", "mixup", "cutout"], LABELS, PICKS)))
-def test_every_pick_goes_with_every_view_that_is_drawn_and_every_label(mix, label, by):
-    pick = Pick(criterion=by, pool=3, keep=0.3, student_mode="eval" if label == "mixed" else "train")
-    _follows_the_oracle(
-        Method(ce=0.2, kl=0.5, tau=2.0, strong=StrongView(view=mix, label=label, weight=0.7, pick=pick))
-    )
+PICKED_VIEWS = ["cutmix", "mixup", "cutout"]
+
+
+@pytest.mark.parametrize(("view", "label", "criterion"), list(itertools.product(PICKED_VIEWS, LABELS, PICKS)))
+def test_every_pick_goes_with_every_random_view_and_every_label(view, label, criterion):
+    pick = Pick(criterion=criterion, pool=3, keep=0.3, student_mode="eval" if label == "mixed" else "train")
+    strong = StrongView(view=view, label=label, weight=0.7, pick=pick)
+    _assert_equals_the_oracle(Method(ce=0.2, kl=0.5, tau=2.0, strong=strong))
 
 
 @pytest.mark.parametrize("name", config.choices("losses"))
 def test_every_loss_goes_with_a_picked_view(name):
     options = {"negatives": 8} if name == "crd" else {}
     loss = ExtraLoss(name=name, weight=0.5, options=options)
-    strong = StrongView(view="mixup", label="interpolated", pick=Pick(criterion="student_entropy"))
-    learner = _follows_the_oracle(
-        Method(ce=1.0, kl=0.0, loss=loss, strong=StrongView(**{**dict(strong), "weight": 1.0}))
-    )
+    strong = StrongView(view="mixup", label="interpolated", weight=1.0, pick=Pick(criterion="student_entropy"))
+    learner = _assert_equals_the_oracle(Method(ce=1.0, kl=0.0, loss=loss, strong=strong))
     assert all(parameter.grad is not None for parameter in learner.parameters())
 
 
-def test_x_left_out_is_not_seen():
-    """With `instead` one forward pass a step: batch norm has counted as many batches as there were steps."""
-    learner = _follows_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", replaces_x=True)))
+def test_replaced_x_is_not_used():
+    """With `replaces_x` there is one forward pass per step: batch norm has counted as many batches as steps."""
+    learner = _assert_equals_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", replaces_x=True)))
     assert learner.student.bn1.num_batches_tracked.item() == 3
-    assert _follows_the_oracle(METHODS["kd_tlcutmix"]).student.bn1.num_batches_tracked.item() == 6
+    assert _assert_equals_the_oracle(METHODS["kd_tlcutmix"]).student.bn1.num_batches_tracked.item() == 6
 
 
 @pytest.mark.parametrize(
     ("name", "passes"),
     [("kl", 3), ("student_entropy", 3), ("teacher_entropy", 2), ("random", 2)],
 )
-def test_only_criteria_that_ask_the_student_move_its_batch_norm(name, passes):
+def test_only_criteria_that_use_the_student_update_its_batch_norm(name, passes):
     method = Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", pick=Pick(criterion=name)))
-    learner = _follows_the_oracle(method)
+    learner = _assert_equals_the_oracle(method)
     assert learner.student.bn1.num_batches_tracked.item() == 3 * passes
 
 
-def test_scoring_in_eval_mode_leaves_batch_norm_alone():
-    learner = _follows_the_oracle(METHODS["kd_tlcutmix_pick_eval"])
+def test_scoring_in_eval_mode_does_not_update_batch_norm():
+    learner = _assert_equals_the_oracle(METHODS["kd_tlcutmix_pick_eval"])
     assert learner.student.bn1.num_batches_tracked.item() == 3 * 2
     assert learner.student.training
 
 
-def test_identity_is_kd_with_its_weight_doubled():
+def test_identity_is_kd_with_twice_the_weight():
     """Two passes over the same x give the same gradient, so the loss is ce CE + 2 kl KL and so is the update."""
     once, twice = run_of(Method(ce=0.1, kl=1.8)), run_of(Method(ce=0.1, kl=0.9, strong=StrongView(view="identity")))
     learners = [new_student(run, DATA.train.labels) for run in (once, twice)]
@@ -245,7 +248,7 @@ def test_identity_is_kd_with_its_weight_doubled():
 
 
 def test_weight_decay_is_on_every_parameter():
-    """With a loss of next to nothing only the decay is left: every parameter shrinks by lr * decay, biases too."""
+    """With a negligible loss every parameter shrinks by lr * decay, biases too."""
     run = run_of(Method(ce=1e-30, kl=0.0), weight_decay=0.5)
     learner = new_student(run, DATA.train.labels)
     with torch.no_grad():
@@ -262,7 +265,7 @@ def test_weight_decay_is_on_every_parameter():
 @pytest.mark.parametrize("name", ["kd_tlcutmix", "kd_tlcutmix_pick", "crd_kd", "vid_kd", "cc_kd"])
 def test_cuda_is_close_to_cpu(name):
     if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
+        pytest.skip("this machine has no GPU")
     cuda, run = torch.device("cuda"), run_of(METHODS[name])
     states = []
     for device in (CPU, cuda):
@@ -288,7 +291,7 @@ def test_the_same_seed_gives_every_method_the_same_first_weights():
     assert not same(first, state_of(new_student(other, DATA.train.labels).student))
 
 
-# --- what does not go together -----------------------------------------------------------------------------
+# --- refused combinations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,7 +305,7 @@ def test_the_same_seed_gives_every_method_the_same_first_weights():
         ("vgg8", "kd_cutmix_only", Pick(criterion="kl", pool=4), False),
     ],
 )
-def test_a_batch_of_one_is_refused_where_a_step_of_it_fails(model, method, picked, fails):
+def test_a_last_batch_of_one_is_refused_if_its_step_fails(model, method, picked, fails):
     settings = METHODS[method]
     if picked is not None:
         settings = settings.model_copy(update={"strong": settings.strong.model_copy(update={"pick": picked})})
@@ -310,25 +313,25 @@ def test_a_batch_of_one_is_refused_where_a_step_of_it_fails(model, method, picke
     step = step_of(run, new_student(run, DATA.train.labels), teacher_for(settings))
     batch = batches_of(run)[-1]
     assert len(batch.labels) == 1
-    said = r"more than 1 value per channel|too few for its batch norm"
+    message = r"more than 1 value per channel|too few for its batch norm"
     for call in (lambda: step(batch, 0.1), lambda: check_last_batch_norm(run)):
-        with pytest.raises(ValueError, match=said) if fails else nullcontext():
+        with pytest.raises(ValueError, match=message) if fails else nullcontext():
             call()
 
 
-def _refused(run: config.RunSettings, *, says: list[str]) -> None:
+def _refused(run: config.RunSettings, *, message_has: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         step_of(run, new_student(run, DATA.train.labels), teacher_for(run.method))
     message = str(caught.value)
     assert "\n" not in message
-    for part in says:
+    for part in message_has:
         assert part in message, message
 
 
-@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
-def test_a_batch_of_one_has_no_partners(mix):
-    method = Method(ce=0.1, kl=0.9, strong=StrongView(view=mix))
-    _refused(run_of(method, batch_size=1), says=["batch_size", mix, "2 or more"])
+@pytest.mark.parametrize("view", ["cutmix", "mixup"])
+def test_a_batch_of_one_has_no_partners(view):
+    method = Method(ce=0.1, kl=0.9, strong=StrongView(view=view))
+    _refused(run_of(method, batch_size=1), message_has=["batch_size", view, "2 or more"])
     assert step_of(run_of(METHODS["kd_cutout"], batch_size=1), *_pair("kd_cutout"))  # needs none
 
 
@@ -338,38 +341,38 @@ def _pair(name: str) -> tuple[StudentWithLoss, nn.Module | None]:
 
 
 @pytest.mark.parametrize("name", ["at", "vid"])
-def test_feature_lists_of_different_length(name):
+def test_feature_lists_of_different_length_are_refused(name):
     run = run_of(METHODS[name])
     shorter = run.teacher.model.model_copy(update={"features": ("conv1", "layer1", "layer3", "layer2", "layer2.0")})
     _refused(
         run.model_copy(update={"teacher": Architecture(name="larger", model=shorter)}),
-        says=["recipes/methods.yaml", name, "features"],
+        message_has=["recipes/methods.yaml", name, "features"],
     )
 
 
 @pytest.mark.parametrize("name", ["at", "sp", "cc", "pkt", "vid", "crd"])
-def test_a_loss_on_features_of_a_model_that_names_none(name):
+def test_a_loss_on_features_is_refused_for_a_model_without_features(name):
     bare = Model(family="resnet", options={"depth": 8, "widths": [16, 16, 16, 16]})
     run = run_of(METHODS[name]).model_copy(update={"model": bare})
-    _refused(run, says=["recipes/methods.yaml", name, "head" if name in ("cc", "pkt", "crd") else "features"])
+    _refused(run, message_has=["recipes/methods.yaml", name, "head" if name in ("cc", "pkt", "crd") else "features"])
 
 
-def test_a_layer_that_the_model_does_not_have():
+def test_a_layer_that_the_model_does_not_have_is_refused():
     wrong = run_of(METHODS["at"]).model.model_copy(update={"features": ("conv1", "layer9")})
-    _refused(run_of(METHODS["at"]).model_copy(update={"model": wrong}), says=["small.features", "layer9"])
+    _refused(run_of(METHODS["at"]).model_copy(update={"model": wrong}), message_has=["small.features", "layer9"])
 
 
-def test_more_negatives_than_images_of_other_classes():
+def test_more_negatives_than_images_of_other_classes_are_refused():
     crd = config.load(config.PACKAGE.parent).methods["crd"]
-    _refused(run_of(crd), says=["recipes/methods.yaml", "crd", "negatives", "15 or less"])
+    _refused(run_of(crd), message_has=["recipes/methods.yaml", "crd", "negatives", "15 or less"])
 
 
-def test_an_option_that_a_loss_does_not_know():
+def test_an_unknown_option_of_a_loss_is_refused():
     loss = ExtraLoss(name="at", weight=1.0, options={"power": 2})
-    _refused(run_of(Method(ce=1.0, kl=0.0, loss=loss)), says=["recipes/methods.yaml", "at", "power"])
+    _refused(run_of(Method(ce=1.0, kl=0.0, loss=loss)), message_has=["recipes/methods.yaml", "at", "power"])
 
 
-def test_an_image_smaller_than_the_model_allows():
+def test_an_image_smaller_than_the_model_allows_is_refused():
     model = Model(family="torchvision", options={"name": "alexnet"})
     run = run_of(METHODS["ce"]).model_copy(update={"model": model, "architecture": "alexnet"})
-    _refused(run, says=["model alexnet", "8 px"])
+    _refused(run, message_has=["model alexnet", "8 px"])

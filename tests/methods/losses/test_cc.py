@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
-    call,
     assert_resumes_from_its_state,
     assert_trains_the_student_only,
+    call,
     outputs,
     teacher_outputs,
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import call, assert_resumes_from_its_state, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import assert_resumes_from_its_state, assert_trains_the_student_only, call, outputs, teacher_outputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdflow.methods.losses import crd

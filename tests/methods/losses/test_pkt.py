@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import call, assert_trains_the_student_only, outputs, teacher_outputs
+from samples import assert_trains_the_student_only, call, outputs, teacher_outputs
 
 from kdflow.methods.losses import pkt
 from kdflow.models.features import Outputs

@@ -1,4 +1,4 @@
-"""The store of all views: each row is what the teacher says of that view, however it was filled."""
+"""The store of all views has the teacher's logits of each view, however often filling was interrupted."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import about_of, online, trained
+from runs import key_of, online, trained
 from small import DATA, METHODS, VIEWS, batches_of, run_of, teacher_for
 
 from kdflow.core.errors import UserError
@@ -27,24 +27,24 @@ TEACHER = teacher_for(METHODS["kd"])
 
 
 class StopError(Exception):
-    """An interruption."""
+    """Raised as an interruption would be."""
 
 
 def filled(path: Path, dtype: str = "float32", stop: int | None = None, teacher=TEACHER) -> list[int]:
-    """Fill a store, to image `stop`; returns how far it said that it was."""
-    told = []
+    """Fill a store, up to image `stop`; return the reported numbers of images."""
+    reported = []
 
-    def tell(done: int) -> None:
-        told.append(done)
+    def on_progress(done: int) -> None:
+        reported.append(done)
         if stop is not None and done >= stop:
             raise StopError
 
-    fill(path, teacher, DATA.train, RUN, dtype, about_of(RUN), tell)
-    return told
+    fill(path, teacher, DATA.train, RUN, dtype, key_of(RUN), on_progress)
+    return reported
 
 
 def opened(path: Path, dtype: str = "float32") -> np.ndarray:
-    return read_views(path, RUN, dtype, about_of(RUN))
+    return read_views(path, RUN, dtype, key_of(RUN))
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +55,24 @@ def whole(tmp_path_factory) -> Path:
 
 
 @given(crop=st.integers(0, 4), flip=st.booleans(), images=st.integers(1, 3))
-def test_every_view_has_a_row_of_its_own(crop, flip, images):
-    kind, side = VIEWS.model_copy(update={"crop": crop, "flip": flip}), 2 * crop + 1
-    every = [
+def test_every_view_has_a_separate_row(crop, flip, images):
+    base_view, side = VIEWS.model_copy(update={"crop": crop, "flip": flip}), 2 * crop + 1
+    views = [
         (i, f, y, x) for i in range(images) for f in range(1 + flip) for y in range(side) for x in range(side)
     ]  # in the order of the store
-    index, flips = torch.tensor([v[0] for v in every]), torch.tensor([bool(v[1]) for v in every])
-    assert store_rows(index, torch.tensor([v[2:] for v in every]), flips, kind).tolist() == list(range(len(every)))
-    assert len(every) == images * views_per_image(kind)
+    index, flips = torch.tensor([v[0] for v in views]), torch.tensor([bool(v[1]) for v in views])
+    shifts = torch.tensor([v[2:] for v in views])
+    assert store_rows(index, shifts, flips, base_view).tolist() == list(range(len(views)))
+    assert len(views) == images * views_per_image(base_view)
     assert views_per_image(VIEWS.model_copy(update={"crop": 4})) == 162
 
 
-def test_a_row_is_what_the_teacher_says_of_the_view(whole):
+def test_a_row_has_the_teachers_logits_of_its_view(whole):
     logits = opened(whole)
     assert store_shape(RUN) == logits.shape == (20 * 50, 4)
     for batch in batches_of(RUN):
-        row = batch.plan
-        stored = torch.from_numpy(logits[store_rows(row.index, row.shift, row.flip, VIEWS).numpy()])
+        plan = batch.plan
+        stored = torch.from_numpy(logits[store_rows(plan.index, plan.shift, plan.flip, VIEWS).numpy()])
         torch.testing.assert_close(stored, TEACHER(batch.x), rtol=1e-5, atol=1e-5)
 
 
@@ -80,17 +81,15 @@ def test_float16_is_float32_rounded(whole, tmp_path):
     assert np.array_equal(opened(tmp_path / "half.h5", "float16"), opened(whole).astype(np.float16))
 
 
-def test_it_is_gone_on_with_where_it_stopped(whole, tmp_path, monkeypatch):
+def test_filling_resumes_after_an_interruption(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(all_views, "BLOCK", 3)
     path = tmp_path / "views.h5"
-    told = []
     for stop in (0, 6, 7, 18):
         with pytest.raises(StopError):
             filled(path, stop=stop)
         with pytest.raises(UserError, match="fills it again"):
-            opened(path)  # not yet whole
-    told = filled(path)
-    assert told == [18, 20]
+            opened(path)  # incomplete
+    assert filled(path) == [18, 20]
     assert np.allclose(opened(path), opened(whole), rtol=1e-5, atol=1e-5)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -100,39 +99,39 @@ def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
     return run, StoredViews(teacher_extractor(run, teacher_for(run.method)), opened(path, dtype), run.base_view)
 
 
-@pytest.mark.parametrize(("method", "asked"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
-def test_a_run_from_it_is_close_to_an_online_run_and_asks_about_strong_views_only(whole, tmp_path, method, asked):
+@pytest.mark.parametrize(("method", "strong_views"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
+def test_a_run_is_close_to_an_online_run_and_computes_strong_views_only(whole, tmp_path, method, strong_views):
     run, source = source_of(whole, method)
     counted, plain = [], source.compute
     source.compute = lambda images: counted.extend(len(x) for x in images.values()) or plain(images)
     curve, _ = trained(run, source, tmp_path / "run")
     expected, _ = online(method, tmp_path)
     assert [point.loss for point in curve] == pytest.approx([point.loss for point in expected], rel=1e-4)
-    assert sum(counted) == 20 * 3 * asked
+    assert sum(counted) == 20 * 3 * strong_views
 
 
-def test_features_are_asked_online(whole, tmp_path):
+def test_features_are_computed(whole, tmp_path):
     run, source = source_of(whole, "at_kd")
     curve, _ = trained(run, source, tmp_path / "run")
     assert curve == online("at_kd", tmp_path)[0]
 
 
 def test_a_store_of_another_teacher_or_view_is_refused(whole):
-    for about, says in (
-        ({**about_of(RUN), "teacher_sha256": "0" * 64}, "teacher_sha256 is tttt"),
-        ({**about_of(RUN), "base_view": "none"}, 'base_view is {"crop":2'),
+    for key, expected in (
+        ({**key_of(RUN), "teacher_sha256": "0" * 64}, "teacher_sha256 is tttt"),
+        ({**key_of(RUN), "base_view": "none"}, 'base_view is {"crop":2'),
     ):
         with pytest.raises(UserError) as caught:
-            read_views(whole, RUN, "float32", about)
+            read_views(whole, RUN, "float32", key)
         message = str(caught.value)
-        assert says in message and message.endswith("`dvc repro -f logits` fills it again") and "\n" not in message
+        assert expected in message and message.endswith("`dvc repro -f logits` fills it again") and "\n" not in message
     with pytest.raises(UserError, match="no such store; `dvc repro logits` fills it"):
-        read_views(whole.with_name("none.h5"), RUN, "float32", about_of(RUN))
+        read_views(whole.with_name("none.h5"), RUN, "float32", key_of(RUN))
     with pytest.raises(UserError, match="store of other logits"):
         opened(whole, "float16")
 
 
-def test_the_extractor_and_the_model_say_the_same(whole):
+def test_the_extractor_returns_the_logits_of_the_model(whole):
     x = batches_of(RUN)[0].x
     assert torch.equal(teacher_extractor(RUN, TEACHER)(x).logits, TEACHER(x))
-    assert store.read_store(whole, store_shape(RUN), "float32", about_of(RUN)).flags.writeable is False
+    assert store.read_store(whole, store_shape(RUN), "float32", key_of(RUN)).flags.writeable is False
