@@ -1,4 +1,4 @@
-"""The real thing at a small budget: real DVC, a git repository of its own, real interruptions."""
+"""The experiment of params.yaml at a small budget: the real DVC in a git repository, and real interruptions."""
 
 import contextlib
 import json
@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from experiment import SMALL, assert_students
 from processes import children, descendants
 from project import Project, copy_of
 
 pytestmark = pytest.mark.slow
-
-SMALL = {"methods": ["kd", "kd_tlcutmix_pick"], "seeds": [0, 1], "epochs": 2, "teacher_epochs": 2}
 
 COMPUTE = {
     "device": "cpu",
@@ -29,37 +28,12 @@ COMPUTE = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    """A project whose experiment has been run; tests that change it work on a copy."""
-    project = Project(tmp_path_factory.mktemp("project"))
-    project.settings(**SMALL)
-    project.run("git", "commit", "-qam", "small")
-    ran, _ = project.dvc("repro")
-    assert ran[:3] == ["prepare", "teacher", "logits"] and ran[-1] == "report"
-    assert_students(ran[3:-1])
-    return project
-
-
-def assert_students(ran: list[str]) -> None:
-    """All methods' students were distilled, then measured, in whatever order of methods DVC came upon."""
-    assert sorted(ran) == sorted(
-        f"{stage}@{method}" for stage in ("distill", "evaluate") for method in SMALL["methods"]
-    )
-    assert all(ran.index(f"distill@{method}") < ran.index(f"evaluate@{method}") for method in SMALL["methods"])
-
-
-@pytest.fixture
-def project(finished, tmp_path) -> Project:
-    return copy_of(finished, tmp_path / "copy")
-
-
 LONGER = {"epochs": 5, "methods": ["kd_tlcutmix_pick"]}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(finished, tmp_path_factory) -> dict[str, dict]:
-    """The records of a longer experiment that nobody interrupted."""
+    """Records of a longer experiment that was not interrupted."""
     project = copy_of(finished, tmp_path_factory.mktemp("undisturbed") / "copy")
     project.settings(**LONGER)
     project.dvc("repro", "evaluate@kd_tlcutmix_pick")
@@ -86,15 +60,15 @@ def test_metrics_are_there_for_dvc(finished):
     assert set(shown[""]["data"]) == set(files) and all("data" in found for found in shown[""]["data"].values())
 
 
-def test_disagreement_is_counted_with_the_teacher_at_hand(finished, tmp_path):
-    said = finished.run("kdflow", "disagreement", "--out", str(tmp_path / "out")).stdout
+def test_disagreement_is_counted_with_the_experiment_s_teacher(finished, tmp_path):
+    output = finished.run("kdflow", "disagreement", "--out", str(tmp_path / "out")).stdout
     counted = json.loads((tmp_path / "out/disagreement.json").read_text())
     assert counted["views"] == 300 and 0 < counted["percent"] < 100
-    assert f"on {counted['percent']:.1f} % of 300 views" in said
+    assert f"on {counted['percent']:.1f} % of 300 views" in output
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"disagreement.json", "samples.png", "samples.svg"}
 
 
-def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished):
+def test_records_have_agreement_and_pick_ratio(finished):
     for record in finished.records("kd_tlcutmix_pick").values():
         assert 0 < record["agreement"] <= 100
         assert all(point["pick_ratio"] > 1 for point in record["curve"])
@@ -105,22 +79,22 @@ def test_records_say_how_teacher_and_student_agree_and_what_pick_gained(finished
 def test_stored_logits_give_the_same_records(project):
     online = project.records("kd_tlcutmix_pick")["seed0.json"]
     project.settings(methods=["kd_tlcutmix_pick"], seeds=[0], teacher_logits="replay-float32")
-    said = []
-    for target in ((), ("-f", "-s", "distill@kd_tlcutmix_pick")):  # it asks; it is read
+    counts = []
+    for target in ((), ("-f", "-s", "distill@kd_tlcutmix_pick")):  # computed, then read from the cache
         project.dvc("repro", *target)
         project.dvc("repro")
         timing = json.loads((project.folder / "data/records/kd_tlcutmix_pick/seed0.json").read_text())["timing"]
-        said.append((timing["teacher_views_computed"], timing["teacher_views_read"]))
+        counts.append((timing["teacher_views_computed"], timing["teacher_views_read"]))
         record = project.records("kd_tlcutmix_pick")["seed0.json"]
-        assert record["settings"].pop("logits") == "replay-float32"
+        assert record["settings"].pop("teacher_logits") == "replay-float32"
         for key in set(online) - {"settings", "settings_sha256"}:
             assert record[key] == online[key], key
     views = 3 * 300 * 2  # x and two draws, images, epochs
-    assert said == [(views, 0), (0, views)]
+    assert counts == [(views, 0), (0, views)]
 
 
 @pytest.mark.long
-def test_all_views_are_asked_ahead(project):
+def test_logits_of_all_views_are_computed_ahead(project):
     project.settings(methods=["kd"], seeds=[0], teacher_logits="views")
     ran, output = project.dvc("repro")
     assert ran == ["logits", "distill@kd", "evaluate@kd", "report"]
@@ -134,7 +108,7 @@ def test_all_views_are_asked_ahead(project):
     store.unlink()  # DVC may have linked it to its cache
     store.write_bytes(content)
     before = (project.folder / "data/students/kd/seed0.json").read_bytes()
-    output = project.run(sys.executable, "stages/distill.py", "kd", fails=True).stdout
+    output = project.run(sys.executable, "-m", "stages.distill", "kd", fails=True).stdout
     assert "error: kd seed 0: data/logits/views.h5: damaged store of logits" in output and "Traceback" not in output
     assert (project.folder / "data/students/kd/seed0.json").read_bytes() == before
 
@@ -162,14 +136,6 @@ def test_an_edited_method_is_the_only_one_to_run(project):
     assert ran == ["distill@kd"]
 
 
-def test_edited_code_makes_stale_what_uses_it(project):
-    for part in ("picks/kl.py", "losses/at.py", "views/mixup.py", "labels/mixed.py"):
-        with (project.folder / "kdflow" / part).open("a") as file:
-            file.write("\n# edited\n")
-    stale = project.run("dvc", "status").stdout
-    assert "distill@kd:" in stale and "teacher:" not in stale and "prepare:" not in stale
-
-
 def test_where_it_is_computed_is_no_reason_to_compute_again(project):
     project.settings(compute={**COMPUTE, "threads": 2, "processes_per_run": 2})
     assert project.dvc("repro")[0] == []
@@ -192,14 +158,14 @@ def test_two_processes_train_as_one_does(project):
     after = project.records("kd_tlcutmix_pick")
     for file, record in after.items():
         assert (record["machine"]["processes_per_run"], before[file]["machine"]["processes_per_run"]) == (2, 1)
-        # At such rates rounding grows fast, whoever rounds: test_distributed.py compares at a lower one.
+        # At this learning rate rounding errors grow fast: test_distributed.py compares at a lower one.
         assert record["curve"][0]["loss"] == pytest.approx(before[file]["curve"][0]["loss"], rel=0.02)
         assert record["settings_sha256"] == before[file]["settings_sha256"]
     assert list(after) == ["seed0.json"] and not list(project.folder.glob(".kdflow/runs/*/checkpoint.safetensors"))
 
 
 def command_of(pid: int) -> str:
-    """Nothing if it is gone."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except (FileNotFoundError, ProcessLookupError):
@@ -222,7 +188,7 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
     else:
-        stage = next(pid for pid in everyone if "stages/distill.py" in command_of(pid))
+        stage = next(pid for pid in everyone if "stages.distill" in command_of(pid))
         runs = [run for server in children(stage) for run in children(server)]
         victim = {"kill the stage": stage, "kill dvc": process.pid}[how]
         if how == "kill dvc":  # the stage looks for it once a second: the runs must not finish before that
@@ -246,28 +212,28 @@ def test_an_interrupted_student_ends_with_the_same_digits(project, undisturbed, 
 
 KILLS = int(os.environ.get("KDFLOW_KILLS", "0"))
 VICTIMS = ("everyone", "the runs", "dvc")
-STUDENTS = ("evaluate@kd_tlcutmix_pick", "evaluate@crd_kd")
+KILLED = ("evaluate@kd_tlcutmix_pick", "evaluate@crd_kd")
 
 
 def killed(project: Project, after: float, victim: str) -> bool:
-    """Start `dvc repro` and kill a part of it `after` seconds; whether it was still running then."""
-    process = project.start("dvc", "repro", *STUDENTS)
+    """Start `dvc repro` and kill a part of it `after` seconds; return whether it was still running then."""
+    process = project.start("dvc", "repro", *KILLED)
     with contextlib.suppress(subprocess.TimeoutExpired):
         output, _ = process.communicate(timeout=after)
         assert process.returncode == 0, output
         return False
-    stages = [pid for pid in descendants(process.pid) if "stages/" in command_of(pid)]
+    stages = [pid for pid in descendants(process.pid) if "stages." in command_of(pid)]
     runs = [run for stage in stages for server in children(stage) for run in children(server)]
     everyone = [process.pid, *descendants(process.pid)]
     chosen = {"everyone": everyone, "the runs": runs or stages or everyone, "dvc": [process.pid]}[victim]
     for pid in chosen:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait(60)  # for dvc alone: what it started may still be about to end when it is started again
+    process.wait(60)  # where only dvc is killed, its stages may still be ending when it is started again
     return process.returncode != 0
 
 
-@pytest.mark.skipif(not KILLS, reason="KDFLOW_KILLS=20 asks for it; above, each kind of process is killed once")
+@pytest.mark.skipif(not KILLS, reason="KDFLOW_KILLS=20 runs it; above, each kind of process is killed once")
 def test_a_graph_that_is_killed_at_any_moment_ends_with_the_same_digits(tmp_path):
     methods = ["kd_tlcutmix_pick", "crd_kd"]
     (tmp_path / "bare").mkdir()
@@ -280,9 +246,9 @@ def test_a_graph_that_is_killed_at_any_moment_ends_with_the_same_digits(tmp_path
     bare.dvc("repro", "logits")
     alone = copy_of(bare, tmp_path / "alone")
     began = time.monotonic()
-    alone.dvc("repro", *STUDENTS)
+    alone.dvc("repro", *KILLED)
     seconds = time.monotonic() - began
-    # Half of it: what the kills before left goes on from there, so that they reach the end all the same.
+    # At most half of the time: runs are resumed after each kill, so that later kills come late in the run as well.
     moments, kills, lives, resumed = random.Random(0), 0, 0, 0
     while kills < KILLS:
         lives += 1
@@ -290,7 +256,7 @@ def test_a_graph_that_is_killed_at_any_moment_ends_with_the_same_digits(tmp_path
         while kills < KILLS and killed(project, moments.uniform(0, seconds / 2), VICTIMS[kills % len(VICTIMS)]):
             kills += 1
             print(f"life {lives}, kill {kills}", flush=True)
-        project.dvc("repro", *STUDENTS)
+        project.dvc("repro", *KILLED)
         for method in methods:
             assert project.records(method) == alone.records(method) and len(alone.records(method)) == 2
         for file in (project.folder / "data/students").rglob("*.json"):
@@ -298,7 +264,7 @@ def test_a_graph_that_is_killed_at_any_moment_ends_with_the_same_digits(tmp_path
         kept, expected = ({f.relative_to(p.folder) for f in p.folder.glob("data/**/*")} for p in (project, alone))
         assert kept == expected
         assert not list(project.folder.glob(".kdflow/runs/*/*"))
-    print(f"{kills} kills in {lives} lives, {resumed} times a run went on from a checkpoint")
+    print(f"{kills} kills in {lives} lives, {resumed} times a run was resumed from a checkpoint")
     assert resumed > 0
 
 

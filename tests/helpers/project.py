@@ -1,4 +1,4 @@
-"""A copy of the project with a git repository of its own, in which the real DVC runs."""
+"""A copy of the project, committed to a new git repository, in which the real DVC runs."""
 
 import json
 import os
@@ -15,7 +15,10 @@ GRAPHS = ("paper/dvc.yaml", "paper/miniature/dvc.yaml")  # left out of copies: t
 
 
 class Project:
-    """A copy of the project, committed to a git repository of its own."""
+    """A copy of the project.
+
+    The environment has another copy installed, the one that is tested: what the stages run must be found without help.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,15 +35,9 @@ class Project:
     def environment(self) -> dict[str, str]:
         who = {f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        shell = "/bin/sh"  # DVC runs stages by it: the plainest is the hardest
-        return {
-            **os.environ,
-            **who,
-            "PATH": path,
-            "PYTHONPATH": str(self.folder),
-            "DVC_NO_ANALYTICS": "1",
-            "SHELL": shell,
-        }
+        shell = "/bin/sh"  # DVC starts stages with it; other shells have more features than this one
+        inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+        return {**inherited, **who, "PATH": path, "DVC_NO_ANALYTICS": "1", "SHELL": shell}
 
     def start(self, *command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -60,11 +57,29 @@ class Project:
         return subprocess.CompletedProcess(command, process.returncode, output, "")
 
     def dvc(self, *arguments: str, fails: bool = False) -> tuple[list[str], str]:
-        """Run dvc; returns the stages that it ran and all that was printed."""
+        """Run dvc; return the stages that it ran and its output."""
         output = self.run("dvc", *arguments, fails=fails).stdout
         return re.findall("Running stage '(.*)'", output), output
 
+    def status(self) -> set[str]:
+        """Return the stages that `dvc status` reports as changed."""
+        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+
+    def code_sha256(self) -> str:
+        """Return the hash that records have of the code in this folder."""
+        script = "from kdflow.training import record; print(record.PACKAGE, record.code_sha256())"
+        package, sha256 = self.run(sys.executable, "-c", script).stdout.split()
+        assert Path(package) == self.folder / "kdflow"
+        return sha256
+
+    def edit_code(self, file: str = "kdflow/training/schedule.py") -> str:
+        """Append a comment to a file of code; return the new hash of the code."""
+        with (self.folder / file).open("a") as source:
+            source.write("# edited\n")
+        return self.code_sha256()
+
     def settings(self, **values: object) -> None:
+        """Set keys of params.yaml."""
         yaml = YAML()
         file = self.folder / "params.yaml"
         content = yaml.load(file)
@@ -72,16 +87,22 @@ class Project:
         yaml.dump(content, file)
 
     def records(self, method: str) -> dict[str, dict]:
-        """Every record of a method, by file name, without what may differ between two runs."""
-        found = {}
+        """Return the records of a method by file name, without `timing`, which differs between runs."""
+        records = {}
         for file in sorted((self.folder / "data/records" / method).glob("*.json")):
-            found[file.name] = json.loads(file.read_text())
-            assert found[file.name].pop("timing")["seconds"] > 0
-        return found
+            records[file.name] = json.loads(file.read_text())
+            assert records[file.name].pop("timing")["seconds"] > 0
+        return records
+
+
+def project_in(folder: Path) -> Project:
+    """Return the project that a folder holds."""
+    project = object.__new__(Project)
+    project.folder = folder
+    return project
 
 
 def copy_of(project: Project, folder: Path) -> Project:
-    copy = object.__new__(Project)
-    copy.folder = folder
+    """Copy a project to a new folder, with its outputs and DVC's cache."""
     shutil.copytree(project.folder, folder)
-    return copy
+    return project_in(folder)

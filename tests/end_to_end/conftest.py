@@ -1,0 +1,23 @@
+"""An experiment that was run once, for all tests of a process."""
+
+import pytest
+from experiment import run_experiment
+from project import Project, copy_of
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A project whose experiment has been run; tests that change it work on a copy.
+
+    Its code differs in a comment from the code that is installed, so that records show which of the two ran.
+    """
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.edit_code()
+    run_experiment(project)
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    """A copy of the finished project."""
+    return copy_of(finished, tmp_path / "copy")

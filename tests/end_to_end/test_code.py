@@ -1,0 +1,94 @@
+"""Code as a dependency: what an edit makes stale, and which copy of the project runs."""
+
+import sys
+import time
+
+import pytest
+from experiment import SMALL
+from project import Project, project_in
+
+from kdflow.training.record import code_sha256
+
+pytestmark = pytest.mark.slow
+
+STUDENTS = {f"distill@{method}" for method in SMALL["methods"]}
+EVALUATIONS = {f"evaluate@{method}" for method in SMALL["methods"]}
+STALE = {  # an edited file, and the stages that are stale; stages that depend on these follow when they have run
+    "kdflow/data/readers/cifar100.py": {"prepare"},
+    "kdflow/data/user_folder.py": {"prepare"},
+    "kdflow/data/image_files.py": {"prepare", "teacher", "logits", *STUDENTS, *EVALUATIONS},
+    "kdflow/models/families/vgg.py": {"teacher", "logits", *STUDENTS, *EVALUATIONS},
+    "kdflow/training/schedule.py": {"teacher", *STUDENTS},
+    "kdflow/training/evaluate.py": {"teacher", *STUDENTS, *EVALUATIONS},
+    "kdflow/training/teacher_logits/all_views.py": {"teacher", "logits", *STUDENTS},
+    "kdflow/methods/losses/at.py": STUDENTS,
+    "kdflow/methods/views/mixup.py": STUDENTS,
+    "kdflow/methods/picks/kl.py": STUDENTS,
+    "kdflow/methods/labels/mixed.py": STUDENTS,
+    "kdflow/config/experiment.py": {"teacher", "logits", *STUDENTS},
+    "kdflow/pipeline/evaluate.py": EVALUATIONS,
+    "kdflow/report/experiment_table.py": {"report"},
+    "stages/teacher.py": {"teacher"},
+    "recipes/user_folder.yaml": {"prepare"},
+    "kdflow/config/load.py": set(),
+    "kdflow/core/progress.py": set(),
+    "kdflow/launch/parallel_runs.py": set(),
+    "kdflow/export/export.py": set(),
+    "kdflow/report/paper_page.py": set(),
+}
+
+
+@pytest.mark.parametrize("file", STALE)
+def test_an_edited_file_makes_the_stages_stale_that_use_it(finished, file):
+    source = finished.folder / file
+    before = source.read_bytes()
+    source.write_bytes(before + b"# edited\n")
+    try:
+        assert finished.status() == STALE[file]
+    finally:
+        source.write_bytes(before)
+
+
+def test_nothing_is_stale_without_an_edit(finished):
+    assert finished.status() == set()
+
+
+# --- which code runs -----------------------------------------------------------------------------------------
+
+
+def shas(project: Project, method: str) -> set[str]:
+    return {record["code"]["sha256"] for record in project.records(method).values()}
+
+
+def test_stages_run_the_code_of_their_folder(finished):
+    assert shas(finished, "kd") == {finished.code_sha256()} != {code_sha256()}
+    output = finished.run(sys.executable, "stages/distill.py", "kd", fails=True).stdout
+    assert "stages/distill.py: kdflow is imported from another folder" in output
+
+
+def test_a_queued_experiment_runs_the_code_that_was_queued(project):
+    """DVC runs it in a copy of the project, which has the code of the time when it was queued."""
+    queued = project.edit_code()
+    project.dvc("exp", "run", "--queue", "--name", "queued", "-S", "seeds=[5]", "-S", "methods=[kd]")
+    edited = project.edit_code()
+    project.dvc("queue", "start")
+    deadline = time.monotonic() + 240
+    while "Success" not in (status := project.run("dvc", "queue", "status").stdout):
+        assert "Failed" not in status, project.run("dvc", "queue", "logs", "queued").stdout
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert project.code_sha256() == edited, "the workspace is as it was"
+    project.run("git", "checkout", "-q", ".")
+    project.dvc("exp", "apply", "queued")
+    assert list(project.records("kd")) == ["seed5.json"]
+    assert shas(project, "kd") == {queued} and queued not in (edited, code_sha256())
+    assert not list(project.folder.glob(".kdflow/runs/*/checkpoint.safetensors")), "checkpoints are in the project"
+
+
+def test_a_git_worktree_runs_its_code(project, tmp_path):
+    project.run("git", "worktree", "add", "-q", str(tmp_path / "worktree"))
+    worktree = project_in(tmp_path / "worktree")
+    sha256 = worktree.edit_code()
+    worktree.settings(methods=["kd"], seeds=[0], epochs=1, teacher_epochs=1)
+    worktree.dvc("repro", "evaluate@kd")
+    assert shas(worktree, "kd") == {sha256} and sha256 not in (project.code_sha256(), code_sha256())
