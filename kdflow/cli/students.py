@@ -131,59 +131,65 @@ def _print_predictions(predictions: list[Prediction]) -> None:
     print_whole(table)
 
 
+ImageFolder = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Folder of images: <class>/, or train/<class>/ and val/<class>/.")
+]
+TeacherOption = Annotated[
+    str, typer.Option(metavar="MODEL|FILE", help="A model, which is trained on the images first, or a file of weights.")
+]
+StudentModel = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, the name of a torchvision model, or timm:NAME."),
+]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Epochs of each student.", show_default="as in recipes/user_folder.yaml")
+]
+TeacherEpochs = Annotated[
+    int | None, typer.Option(min=1, help="Epochs of the teacher.", show_default="the same as --epochs")
+]
+TeacherModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The model of a teacher's file of weights. Needed if kdflow did not train it.",
+        show_default=False,
+    ),
+]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        help="In evaluation, resize the shorter side to this number of pixels before the centre crop.",
+        show_default="as in recipes/user_folder.yaml",
+    ),
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Also train the student without a teacher, for comparison.")]
+OutFolder = Annotated[
+    Path, typer.Option(help="Folder for all results. If it has some already, only missing ones are computed.")
+]
+NoFlip = Annotated[
+    bool, typer.Option("--no-flip", help="Do not mirror images in training, as for text or left and right hands.")
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")
+]
+
+
 @app.command()
 def distill(
-    data: Annotated[
-        Path, typer.Option(help="Folder of images: <class>/, or train/<class>/ and val/<class>/.", metavar="FOLDER")
-    ],
-    teacher: Annotated[
-        str,
-        typer.Option(metavar="MODEL|FILE", help="A model, which is trained on the images first, or a file of weights."),
-    ],
-    student: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL", help="A key of recipes/models.yaml, the name of a torchvision model, or timm:NAME."
-        ),
-    ],
+    data: ImageFolder,
+    teacher: TeacherOption,
+    student: StudentModel,
     method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Epochs of each student.", show_default="as in recipes/user_folder.yaml"),
-    ] = None,
-    teacher_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of the teacher.", show_default="the same as --epochs")
-    ] = None,
-    teacher_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The model of a teacher's file of weights. Needed if kdflow did not train it.",
-            show_default=False,
-        ),
-    ] = None,
+    epochs: Epochs = None,
+    teacher_epochs: TeacherEpochs = None,
+    teacher_model: TeacherModel = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
-    side: Annotated[
-        int | None,
-        typer.Option(
-            help="In evaluation, resize the shorter side to this number of pixels before the centre crop.",
-            show_default="as in recipes/user_folder.yaml",
-        ),
-    ] = None,
+    side: Side = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also train the student without a teacher, for comparison.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder for all results. If it has some already, only missing ones are computed.")
-    ] = Path("out"),
-    no_flip: Annotated[
-        bool,
-        typer.Option("--no-flip", help="Do not mirror images in training, as for text or left and right hands."),
-    ] = False,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")
-    ] = False,
+    compare: Compare = False,
+    out: OutFolder = Path("out"),
+    no_flip: NoFlip = False,
+    skip_broken: SkipBroken = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
     root: Root = Path(),
