@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-# Not allowed in identifiers, nor in prose outside of code, paths and compounds such as `own`, own.yaml or own-model.
+# Not allowed in identifiers, nor in prose outside of code, paths and compounds such as `own`, own.yaml or own-images.
 WORDS = {
     "said": "printed, given, returned",
     "told": "printed, given",

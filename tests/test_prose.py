@@ -26,7 +26,7 @@ class Cache:
 def load(path: str) -> str:
     """Return the content of `own.yaml`.
 
-    See docs/own-model.md.
+    See docs/own-images.md.
     """
     # The teacher computes the logits again.
     return f"{path}: no such file" + "own"
@@ -68,7 +68,7 @@ def test_prose_with_a_finding(text):
     assert list(check_prose.in_text(text))
 
 
-@pytest.mark.parametrize("text", ["`own`", "docs/own-model.md", "own.yaml", "where", "adhere", "retold", "Go on."])
+@pytest.mark.parametrize("text", ["`own`", "docs/own-images.md", "own.yaml", "where", "adhere", "retold", "Go on."])
 def test_prose_without_a_finding(text):
     assert list(check_prose.in_text(text)) == []
 
