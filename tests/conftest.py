@@ -32,6 +32,6 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fresh(server, tmp_path_factory):
     """A project with a paper of six cells, planned and deployed; nothing has run."""
-    from prefect_server import deployed
+    from prefect_server import deployed_project
 
-    return deployed(server, tmp_path_factory.mktemp("six"))
+    return deployed_project(server, tmp_path_factory.mktemp("six"))

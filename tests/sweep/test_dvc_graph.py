@@ -1,4 +1,4 @@
-"""What of DVC's graph is stale, by the real DVC; and what targets a paper has."""
+"""Stale stages, compared with the real DVC, and the targets of a paper."""
 
 import os
 import random
@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from papers import paper_of
+from papers import make_paper
 from ruamel.yaml import YAML
 
 from kdflow.core.errors import UserError
@@ -22,7 +22,7 @@ def run(root, *command):
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, env=environment).stdout
 
 
-# a -> b -> d, a -> c -> d, e alone: by what each reads.
+# a -> b -> d, a -> c -> d, e alone: each stage and the stages whose outputs it reads.
 NEEDS = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": []}
 
 
@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch):
         (tmp_path / f"{name}.txt").write_text(name)
     run(tmp_path, "git", "init", "-q")
     run(tmp_path, *DVC, "init", "-q")
-    monkeypatch.chdir(tmp_path)  # DVC names stages as they are seen from here
+    monkeypatch.chdir(tmp_path)  # DVC's names of stages are relative to the current folder
     return tmp_path
 
 
@@ -49,15 +49,15 @@ def names(stages):
     return [stage.name for stage in stages]
 
 
-def test_all_is_stale_at_first_in_an_order_that_can_be_run(root):
-    found = dvc_graph.stale([])
-    assert {stage.name: sorted(stage.needs) for stage in found} == NEEDS
-    assert all(set(stage.needs) <= set(names(found)[:place]) for place, stage in enumerate(found))
-    assert sorted(names(dvc_graph.stale(["b"]))) == ["a", "b"], "what is not asked for is left out"
+def test_at_first_all_stages_are_stale_and_come_after_their_needs(root):
+    stages = dvc_graph.stale([])
+    assert {stage.name: sorted(stage.needs) for stage in stages} == NEEDS
+    assert all(set(stage.needs) <= set(names(stages)[:i]) for i, stage in enumerate(stages))
+    assert sorted(names(dvc_graph.stale(["b"]))) == ["a", "b"], "only wanted stages and their needs"
 
 
-def test_what_is_edited_is_stale_with_all_that_hangs_on_it(root):
-    """As `dvc repro` itself would run them; by the hand-written closure for files chosen at random."""
+def test_after_an_edit_a_stage_and_all_that_depend_on_it_are_stale(root):
+    """The files are chosen at random, and `dvc repro` must run the same stages."""
     run(root, *DVC, "repro", "-q")
     assert dvc_graph.stale([]) == []
     draw = random.Random(0)
@@ -69,20 +69,20 @@ def test_what_is_edited_is_stale_with_all_that_hangs_on_it(root):
         for name, needs in NEEDS.items():  # in an order that can be run
             if expected & set(needs):
                 expected.add(name)
-        found = dvc_graph.stale([])
-        assert set(names(found)) == expected
-        for stage in found:
+        stages = dvc_graph.stale([])
+        assert set(names(stages)) == expected
+        for stage in stages:
             assert set(stage.needs) == expected & set(NEEDS[stage.name])
-        run(root, *DVC, "repro", "-s", *names(found))
+        run(root, *DVC, "repro", "-s", *names(stages))
         assert dvc_graph.stale([]) == []
 
 
-def test_what_is_forced_is_run_though_it_is_up_to_date(root):
+def test_a_forced_stage_runs_even_if_it_is_up_to_date(root):
     run(root, *DVC, "repro", "-q")
     assert sorted(names(dvc_graph.stale(["b", "e"], ["b"]))) == ["b"]
 
 
-def test_what_dvc_refuses_is_refused_in_a_line(root):
+def test_an_error_of_dvc_is_one_line(root):
     with pytest.raises(UserError, match=r"dvc: .*nonsense"):
         dvc_graph.stale(["nonsense"])
     (root / "dvc.yaml").write_text("stages: [")
@@ -90,7 +90,7 @@ def test_what_dvc_refuses_is_refused_in_a_line(root):
         dvc_graph.stale([])
 
 
-def test_kinds_are_the_names_of_stages():
+def test_the_kind_of_a_stage_is_its_name_without_file_and_item():
     kinds = {
         "paper/dvc.yaml:cell@x-y": "cell",
         "teacher": "teacher",
@@ -100,21 +100,21 @@ def test_kinds_are_the_names_of_stages():
     assert {name: dvc_graph.Stage(name, ()).kind for name in kinds} == kinds
 
 
-def test_among_forgets_what_is_not_among():
+def test_restrict_removes_needs_outside_of_the_stages():
     stages = [dvc_graph.Stage("a", ()), dvc_graph.Stage("b", ("a",)), dvc_graph.Stage("c", ("a", "b"))]
     assert dvc_graph.restrict(stages[1:]) == [dvc_graph.Stage("b", ()), dvc_graph.Stage("c", ("b",))]
 
 
-def test_targets_are_found_by_name_and_by_pattern(tmp_path):
-    paper = paper_of(tmp_path)
+def test_targets_match_names_and_patterns(tmp_path):
+    paper = make_paper(tmp_path)
     assert dvc_graph.targets(paper, ["table1", "report"]) == ["paper/dvc.yaml:table1", "paper/dvc.yaml:report"]
-    found = dvc_graph.targets(paper, ["cell@*-kd", "cell@digits-resnet20-resnet8-kd", "cell@*-kd"])
-    assert found == [f"paper/dvc.yaml:cell@digits-resnet20-{student}-kd" for student in ("resnet8", "resnet14")]
+    matches = dvc_graph.targets(paper, ["cell@*-kd", "cell@digits-resnet20-resnet8-kd", "cell@*-kd"])
+    assert matches == [f"paper/dvc.yaml:cell@digits-resnet20-{student}-kd" for student in ("resnet8", "resnet14")]
     assert len(dvc_graph.targets(paper, ["cell@*"])) == len(paper.cells)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"),
+    ("pattern", "message"),
     [
         ("tabel1", "targets: unknown name 'tabel1'; did you mean 'table1'?"),
         ("cell@*-crd", "targets: cell@\\*-crd matches none of the \\d+ targets of paper/dvc.yaml"),
@@ -122,17 +122,17 @@ def test_targets_are_found_by_name_and_by_pattern(tmp_path):
         ("", "targets: unknown name ''"),
     ],
 )
-def test_targets_that_are_not_there_are_refused(tmp_path, pattern, says):
-    with pytest.raises(UserError, match=says):
-        dvc_graph.targets(paper_of(tmp_path), ["table1", pattern])
+def test_unknown_targets_are_refused(tmp_path, pattern, message):
+    with pytest.raises(UserError, match=message):
+        dvc_graph.targets(make_paper(tmp_path), ["table1", pattern])
 
 
-def test_a_remote_is_there_or_said_to_be_missing(root):
-    with pytest.raises(UserError, match="share: DVC has no default remote"):
-        dvc_graph.check_remote("share")
-    run(root, *DVC, "remote", "add", "-d", "shared", "elsewhere")
-    dvc_graph.check_remote("share")
+def test_a_missing_default_remote_is_refused(root):
+    with pytest.raises(UserError, match="sync_remote: DVC has no default remote"):
+        dvc_graph.check_remote("sync_remote")
+    run(root, *DVC, "remote", "add", "-d", "shared", "folder")
+    dvc_graph.check_remote("sync_remote")
     shutil.rmtree(root / ".dvc")
     with pytest.raises(UserError, match="dvc: ") as caught:
-        dvc_graph.check_remote("share")
+        dvc_graph.check_remote("sync_remote")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Prefect for real: a server, a worker, deployments, six cells of a small paper, variants, the chain, the drift."""
+"""The flows, with a real server, worker and deployments: six cells of a paper, variants, the experiment, drift."""
 
 import asyncio
 import json
@@ -13,101 +13,100 @@ import pytest
 import torch
 from browser import BROWSER, browser
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_server import PAPER, TARGETS, working
+from prefect_server import PAPER, TARGETS, running_worker
 from project import Project, copy_of
 
-from kdflow.sweep import flows, tasks
-from kdflow.sweep.tasks import GpuSlots
+from kdflow.sweep import flows, gpu_slots
+from kdflow.sweep.gpu_slots import GpuSlots
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def swept(server, fresh, tmp_path_factory) -> tuple[Project, str]:
-    """All six cells, by `prefect deployment run`; and the flow run."""
+    """A project with all six cells, run by `prefect deployment run`, and the flow run."""
     project = copy_of(fresh, tmp_path_factory.mktemp("swept") / "copy")
-    with working(server, project):
-        said = server.prefect(
+    with running_worker(server, project):
+        output = server.prefect(
             "deployment", "run", "sweep/any", "--param", f"targets={json.dumps(TARGETS)}", "--param", f"paper={PAPER}",
             cwd=project.folder,
         )  # fmt: skip
-        run = re.search(r"UUID: (\S+)", said).group(1)
-        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
+        run = re.search(r"UUID: (\S+)", output).group(1)
+        assert server.final_state(run)["type"] == "COMPLETED", server.log(run)
     return project, run
 
 
-def test_six_cells_are_made_two_at_a_time(server, swept):
+def test_six_cells_run_two_at_a_time(server, swept):
     project, run = swept
     cells = [task for task in server.tasks(run) if "cell@" in task["name"]]
     assert len(cells) == 6 and {task["state_type"] for task in cells} == {"COMPLETED"}
     moments = sorted([(t["start_time"], 1) for t in cells] + [(t["end_time"], -1) for t in cells])
-    together = [sum(step for _, step in moments[: i + 1]) for i in range(len(moments))]
-    assert max(together) == 2
+    running = [sum(step for _, step in moments[: i + 1]) for i in range(len(moments))]
+    assert max(running) == 2
     assert "up to date" in project.run("dvc", "status", f"{PAPER}/dvc.yaml:table1", "--with-deps").stdout
     assert project.run("kdflow", "cells", "--paper", PAPER, "--status").stdout.splitlines()[-1] == "6 done"
 
 
-def test_a_stage_waits_for_what_it_needs(server, swept):
+def test_a_stage_waits_for_the_stages_that_it_needs(server, swept):
     tasks = {task["name"].rpartition(":")[2]: task for task in server.tasks(swept[1])}
     teacher, prepare = tasks["teacher@digits-resnet20"], tasks["prepare@digits"]
     assert prepare["end_time"] <= teacher["start_time"]
-    taught = [task for name, task in tasks.items() if name.startswith("cell@digits-resnet20")]
-    assert len(taught) == 5 and all(teacher["end_time"] <= task["start_time"] for task in taught)
+    students = [task for name, task in tasks.items() if name.startswith("cell@digits-resnet20")]
+    assert len(students) == 5 and all(teacher["end_time"] <= task["start_time"] for task in students)
     assert all(task["end_time"] <= tasks["table1"]["start_time"] for name, task in tasks.items() if "cell@" in name)
 
 
-def test_tables_progress_and_output_are_there_to_be_seen(server, swept):
+def test_tables_progress_and_logs_are_in_prefect(server, swept):
     run = swept[1]
-    shown = server.artifacts(run)
-    assert "KD+CutMix" in shown["table1-table"]["data"] and shown["progress"]["data"] == 100.0
-    assert "kd seed 0" in server.log(run), "what the stages print"
+    artifacts = server.artifacts(run)
+    assert "KD+CutMix" in artifacts["table1-table"]["data"] and artifacts["progress"]["data"] == 100.0
+    assert "kd seed 0" in server.log(run), "the output of a stage"
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
-def test_prefects_page_shows_the_sweep(server, swept, tmp_path):
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
+def test_the_page_of_a_flow_run_shows_the_sweep(server, swept, tmp_path):
     page, wait = f"{server.address}/runs/flow-run/{swept[1]}", "--virtual-time-budget=20000"
     picture = Path(os.environ.get("KDFLOW_SCREENSHOT", tmp_path / "sweep.png"))
-    seen = browser(tmp_path, wait, "--dump-dom", page)
-    assert all(word in seen for word in ("Completed", "sweep", "Task Runs", "Artifacts"))
+    html = browser(tmp_path, wait, "--dump-dom", page)
+    assert all(word in html for word in ("Completed", "sweep", "Task Runs", "Artifacts"))
     browser(tmp_path, wait, "--window-size=1400,510", f"--screenshot={picture}", page)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_sweep_again_runs_nothing(server, swept):
+def test_a_second_sweep_runs_no_stage(server, swept):
     project, _ = swept
-    with working(server, project):
+    with running_worker(server, project):
         run = server.run("sweep/any", targets=TARGETS, paper=PAPER)
-        assert server.ended(run)["type"] == "COMPLETED"
-    assert [task["name"] for task in server.tasks(run)] == ["reap"]
+        assert server.final_state(run)["type"] == "COMPLETED"
+    assert [task["name"] for task in server.tasks(run)] == ["end orphans"]
 
 
-def test_what_is_shared_is_enough_for_another_machine(server, swept, fresh, tmp_path):
-    ours, other = (copy_of(project, tmp_path / name) for project, name in ((swept[0], "ours"), (fresh, "other")))
-    for project in (ours, other):
+def test_a_machine_takes_results_that_another_has_pushed(server, swept, fresh, tmp_path):
+    first, second = (copy_of(project, tmp_path / name) for project, name in ((swept[0], "first"), (fresh, "second")))
+    for project in (first, second):
         project.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
-    with working(server, ours):
-        run = server.run("sweep/any", targets=TARGETS, paper=PAPER, share=True)
-        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
-    other.run("dvc", "fetch", "--run-cache")
-    _, output = other.dvc("repro", "--pull", f"{PAPER}/dvc.yaml:table1")
+    with running_worker(server, first):
+        run = server.run("sweep/any", targets=TARGETS, paper=PAPER, sync_remote=True)
+        assert server.final_state(run)["type"] == "COMPLETED", server.log(run)
+    second.run("dvc", "fetch", "--run-cache")
+    _, output = second.dvc("repro", "--pull", f"{PAPER}/dvc.yaml:table1")
     assert output.count("is cached - skipping run") == 9, output
 
 
-def test_ctrl_c_ends_a_sweep_from_a_terminal_and_its_server(fresh, tmp_path):
+def test_ctrl_c_ends_a_sweep_in_a_terminal_and_its_server(fresh, tmp_path):
     project = copy_of(fresh, tmp_path / "copy")
     process = project.start("kdflow", "sweep", *TARGETS, "--paper", PAPER)
-    said = iter(process.stdout.readline, "")
-    assert any("Running stage" in line for line in said)
-    everyone = [pid for pid in psutil.pids() if _works_in(pid, project.folder)]
+    assert any("Running stage" in line for line in iter(process.stdout.readline, ""))
+    pids = [pid for pid in psutil.pids() if _works_in(pid, project.folder)]
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in output, output
-    assert "interrupted: what was trained so far is kept" in output
-    until = time.monotonic() + 20
-    while living := [pid for pid in everyone if _works_in(pid, project.folder)]:
-        assert time.monotonic() < until, living
+    assert "interrupted: " in output
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in pids if _works_in(pid, project.folder)]:
+        assert time.monotonic() < deadline, alive
         time.sleep(0.1)
-    assert len(everyone) >= 4  # the sweep, its server, DVC, a stage
+    assert len(pids) >= 4  # the sweep, its server, DVC, a stage
 
 
 def _works_in(pid: int, folder: Path) -> bool:
@@ -118,36 +117,36 @@ def _works_in(pid: int, folder: Path) -> bool:
         return False
 
 
-def test_each_card_is_taken_by_one_stage_of_all_flows(server, monkeypatch):
-    """Cards by their numbers: what would run on them does not."""
+def test_each_gpu_runs_one_stage_of_all_flows(server, monkeypatch):
+    """The GPUs are numbers only; no stage runs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")  # of a machine with more
-    monkeypatch.setattr(tasks, "POLL_SECONDS", 0.1)
-    taken, most = [], []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")  # some GPUs of a machine
+    monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.1)
+    used, counts = [], []
 
     async def stage(slots: GpuSlots) -> None:
         async with slots.slot() as environment:
-            cards = environment["CUDA_VISIBLE_DEVICES"].split(",")
-            assert not set(cards) & set(taken)
-            taken.extend(cards)
-            most.append(len(taken))
+            gpus = environment["CUDA_VISIBLE_DEVICES"].split(",")
+            assert not set(gpus) & set(used)
+            used.extend(gpus)
+            counts.append(len(used))
             await asyncio.sleep(1)
-            for card in cards:
-                taken.remove(card)
+            for gpu in gpus:
+                used.remove(gpu)
 
     async def stages() -> None:
-        ours, other, both = GpuSlots(2, 1), GpuSlots(2, 1), GpuSlots(1, 2)
-        assert both.groups == [["4", "5"]], "the third is left over"
-        for slots in (ours, other, both):
+        of_flows = GpuSlots(2, 1), GpuSlots(2, 1), GpuSlots(1, 2)
+        assert of_flows[2].groups == [["4", "5"]], "the third is left over"
+        for slots in of_flows:
             await slots.create()
-        await asyncio.gather(*(stage(slots) for slots in (ours, other, both) for _ in range(2)))
+        await asyncio.gather(*(stage(slots) for slots in of_flows for _ in range(2)))
 
     with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
         asyncio.run(stages())
-    assert len(most) == 6 and max(most) == 3
+    assert len(counts) == 6 and max(counts) == 3
 
 
-def test_without_cards_so_many_stages_run_at_once(monkeypatch):
+def test_without_gpus_max_parallel_stages_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     running, most = 0, 0
 
@@ -176,117 +175,117 @@ def test_without_cards_so_many_stages_run_at_once(monkeypatch):
         {"variants": {"epochs": [-1]}},
         {"variants": {"epochs": []}},
         {"variants": {"epoch": [2]}},
-        {"targets": ["table1"], "at_once": 0},
-        {"targets": ["table1"], "spread": "sweep"},
-        {"targets": ["table1"], "hours": {"cell": -1}},
+        {"targets": ["table1"], "max_parallel": 0},
+        {"targets": ["table1"], "deployment": "sweep"},
+        {"targets": ["table1"], "timeout_hours": {"cell": -1}},
     ],
 )
-def test_the_server_refuses_parameters_that_mean_nothing(server, fresh, parameters):
-    found = server.ask("deployments/filter", deployments={"name": {"any_": ["any"]}}).json()[0]["id"]
-    answer = server.ask(f"deployments/{found}/create_flow_run", parameters=parameters)
-    assert answer.status_code == 409 and "Validation failed" in answer.text, answer.text
+def test_the_server_refuses_parameters_of_a_wrong_type(server, fresh, parameters):
+    deployment = server.post("deployments/filter", deployments={"name": {"any_": ["any"]}}).json()[0]["id"]
+    response = server.post(f"deployments/{deployment}/create_flow_run", parameters=parameters)
+    assert response.status_code == 409 and "Validation failed" in response.text, response.text
 
 
-NONSENSE = [
+REFUSED = [
     ({"targets": ["table9"]}, "targets: unknown name 'table9'; did you mean 'table1'?"),
     ({"targets": ["cell@*-crd"]}, "targets: cell@*-crd matches none of the 10 targets of paper/six/dvc.yaml"),
     ({"targets": ["table1"], "paper": "paper/gone"}, "paper/gone/tables.yaml: no such file"),
-    ({"targets": ["table1"], "spread": "sweep/any"}, "spread: DVC has no default remote"),
-    ({}, "targets, variants: one of the two is needed"),
+    ({"targets": ["table1"], "deployment": "sweep/any"}, "deployment: DVC has no default remote"),
+    ({}, "targets, variants: exactly one of the two is required"),
     ({"variants": {"methods": ["kdd"]}}, "methods: unknown name 'kdd'; did you mean 'kd'?"),
     ({"variants": {}}, "variants: nothing is varied"),
-    ({"variants": {"epochs": [1]}, "share": True}, "share: variants are run here"),
-    ({"targets": ["table1"], "share": True}, "share: DVC has no default remote"),
+    ({"variants": {"epochs": [1]}, "sync_remote": True}, "sync_remote: variants run on one machine only"),
+    ({"targets": ["table1"], "sync_remote": True}, "sync_remote: DVC has no default remote"),
 ]
 
 
-@pytest.mark.parametrize(("parameters", "says"), NONSENSE)
-def test_a_flow_refuses_what_is_not_there_before_anything_runs(server, fresh, monkeypatch, parameters, says):
-    """As a worker calls it, without a worker: that takes half a minute for these."""
+@pytest.mark.parametrize(("parameters", "message"), REFUSED)
+def test_a_flow_refuses_unknown_names_before_a_stage_runs(server, fresh, monkeypatch, parameters, message):
+    """Calls the flow directly, since a worker takes half a minute for these."""
     monkeypatch.chdir(fresh.folder)
-    before = server.ask("task_runs/count").json()
+    before = server.post("task_runs/count").json()
     with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
         state = asyncio.run(flows.sweep(**({"paper": PAPER} | parameters), return_state=True))
-    assert state.is_failed() and says in state.message
-    assert server.ask("task_runs/count").json() == before
+    assert state.is_failed() and message in state.message
+    assert server.post("task_runs/count").json() == before
 
 
-def test_a_worker_says_what_a_flow_refuses(server, fresh):
-    with working(server, fresh, limit=2):
-        asked = {"targets": ["table9"]}, {"targets": ["table1"], "at_one": 2}
-        unknown, misspelt = [server.run("sweep/any", paper=PAPER, **parameters) for parameters in asked]
-        state = server.ended(unknown)
+def test_the_state_of_a_refused_flow_run_has_the_reason(server, fresh):
+    with running_worker(server, fresh, limit=2):
+        bad = {"targets": ["table9"]}, {"targets": ["table1"], "max_paralel": 2}
+        unknown, misspelt = [server.run("sweep/any", paper=PAPER, **parameters) for parameters in bad]
+        state = server.final_state(unknown)
         assert state["type"] == "FAILED" and "unknown name 'table9'; did you mean 'table1'?" in state["message"]
-        state = server.ended(misspelt)
-        assert state["type"] == "CRASHED" and "Process exited with status code: 1" in state["message"], (
-            "as Prefect says"
-        )
+        state = server.final_state(misspelt)
+        assert state["type"] == "CRASHED" and "Process exited with status code: 1" in state["message"]
         assert server.tasks(unknown) == server.tasks(misspelt) == []
 
 
 @pytest.mark.long
-def test_variants_of_the_experiment_are_experiments_of_dvc(server, chained):
+def test_variants_of_the_experiment_are_dvc_experiments(server, chained):
     project, _ = chained
-    with working(server, project):
+    with running_worker(server, project):
         run = server.run("sweep/any", variants={"epochs": [1, 2], "methods": ["kd"]})
-        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
-    shown = server.artifacts(run)["variants"]["data"]
-    made = ("variant-e1-kd", "variant-e2-kd")
-    assert all(f"| {name} | kd |" in shown for name in made)
-    assert all(name in project.run("dvc", "exp", "list").stdout for name in made)
+        assert server.final_state(run)["type"] == "COMPLETED", server.log(run)
+    table = server.artifacts(run)["variants"]["data"]
+    names = ("variant-e1-kd", "variant-e2-kd")
+    assert all(f"| {name} | kd |" in table for name in names)
+    assert all(name in project.run("dvc", "exp", "list").stdout for name in names)
     assert "epochs: 1" in (project.folder / "params.yaml").read_text(), "the workspace stays as it is"
-    assert not list((project.folder / ".kdflow/runs").glob("*")), "checkpoints were kept here, and are done with"
+    assert not list((project.folder / ".kdflow/runs").glob("*")), "checkpoints of finished runs are removed"
 
 
 @pytest.fixture(scope="module")
 def chained(server, fresh, tmp_path_factory) -> tuple[Project, str]:
-    """The experiment in params.yaml, made; and the flow run."""
+    """A project after the experiment in params.yaml, and the flow run."""
     project = copy_of(fresh, tmp_path_factory.mktemp("chained") / "copy")
-    with working(server, project):
+    with running_worker(server, project):
         run = server.run("experiment/default")
-        assert server.ended(run)["type"] == "COMPLETED", server.log(run)
+        assert server.final_state(run)["type"] == "COMPLETED", server.log(run)
     return project, run
 
 
-def test_the_experiment_is_a_chain(server, chained):
+def test_the_stages_of_the_experiment_run_in_order(server, chained):
     _, run = chained
     tasks = sorted(server.tasks(run), key=lambda task: task["start_time"])
     assert [task["name"] for task in tasks] == [
-        "reap", "prepare", "teacher", "logits", "distill@kd", "evaluate@kd", "report"
+        "end orphans", "prepare", "teacher", "logits", "distill@kd", "evaluate@kd", "report"
     ]  # fmt: skip
-    shown = server.artifacts(run)
-    assert "| kd |" in shown["report-table"]["data"]
-    assert shown["report-accuracy"]["data"].startswith("data:image/png;base64,")
+    artifacts = server.artifacts(run)
+    assert "| kd |" in artifacts["report-table"]["data"]
+    assert artifacts["report-accuracy"]["data"].startswith("data:image/png;base64,")
 
 
-def test_a_cron_has_runs_scheduled(server, fresh):
-    nightly = server.ask("deployments/filter", deployments={"name": {"any_": ["nightly"]}}).json()[0]
+def test_the_nightly_deployment_has_scheduled_runs(server, fresh):
+    nightly = server.post("deployments/filter", deployments={"name": {"any_": ["nightly"]}}).json()[0]
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}}
-        found = server.ask("flow_runs/filter", deployments={"id": {"any_": [nightly["id"]]}}, flow_runs=waiting).json()
-        if found:
-            assert all("T03:00:00" in run["expected_start_time"] for run in found)
+    query = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if runs := server.post("flow_runs/filter", **query).json():
+            assert all("T03:00:00" in run["expected_start_time"] for run in runs)
             return
         time.sleep(1)
-    raise AssertionError("nothing was scheduled in two minutes")
+    raise AssertionError("no run was scheduled in two minutes")
 
 
 @pytest.mark.long
-def test_what_drifts_fails(server, swept, tmp_path):
+def test_a_metric_that_has_drifted_fails_the_flow(server, swept, tmp_path):
     project = copy_of(swept[0], tmp_path / "copy")
     cell = "cell@digits-resnet8-ce"
     project.run("kdflow", "drift", "--update", "--paper", PAPER)
-    with working(server, project):
-        same = server.run("drift/nightly", paper=PAPER, remake=[cell])
-        assert server.ended(same)["type"] == "COMPLETED", server.log(same)
+    with running_worker(server, project):
+        same = server.run("drift/nightly", paper=PAPER, force=[cell])
+        assert server.final_state(same)["type"] == "COMPLETED", server.log(same)
         assert [task["name"].rpartition(":")[2] for task in server.tasks(same) if ":" in task["name"]] == [cell]
         baseline = project.folder / PAPER / "baseline.json"
         content = json.loads(baseline.read_text())
         content["cells"]["digits-resnet20-resnet8-kd"]["figures"]["top1"]["mean"] += 50
         baseline.write_text(json.dumps(content))
-        moved = server.run("drift/nightly", paper=PAPER, remake=None)
-        state = server.ended(moved)
-    assert state["type"] == "FAILED" and "figures moved or are missing" in state["message"]
+        moved = server.run("drift/nightly", paper=PAPER, force=None)
+        state = server.final_state(moved)
+    assert state["type"] == "FAILED" and "metrics moved or are missing" in state["message"]
     assert "digits-resnet20-resnet8-kd" in server.artifacts(moved)["drift"]["data"]

@@ -1,4 +1,4 @@
-"""The server of a sweep from a terminal: there as long as who started it, and what is said where it is not."""
+"""The server of a sweep in a terminal ends with the sweep; arguments that are refused before a server starts."""
 
 import os
 import signal
@@ -22,36 +22,36 @@ def sleeping(folder: Path) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_who_started_it_however_that_comes(tmp_path, how):
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_ends_with_the_process_that_started_it(tmp_path, signal_number):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ours = subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", START], cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert ours.stdout.readline() == b"started\n"
-    until = time.monotonic() + 20
-    while len(sleeping(tmp_path)) < 2:  # it and its keeper
-        assert time.monotonic() < until
+    assert parent.stdout.readline() == b"started\n"
+    deadline = time.monotonic() + 20
+    while len(sleeping(tmp_path)) < 2:  # the server, and the process that watches the parent
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    ours.send_signal(how)
-    ours.wait(20)
+    parent.send_signal(signal_number)
+    parent.wait(20)
     while sleeping(tmp_path):
-        assert time.monotonic() < until, "the server is left behind"
+        assert time.monotonic() < deadline, "the server is left behind"
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["table1"], "error: PREFECT_API_URL: http://127.0.0.1:9/api: no server answers ("),
         (["--epochs", "-1"], "error: kdflow sweep: epochs.0: input should be greater than 0, got -1"),
         (["--method", "kdd"], "error: variants: methods: unknown name 'kdd'; did you mean 'kd'?"),
-        ([], "error: kdflow sweep: either targets or variants (--epochs, --method, --student) are needed"),
+        ([], "error: kdflow sweep: either targets or variants (--epochs, --method, --student) are required"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_in_a_line(options, said):
+def test_a_sweep_with_bad_arguments_is_refused_in_one_line(options, message):
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     command = [sys.executable, "-m", "kdflow.cli", "sweep", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
