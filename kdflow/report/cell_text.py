@@ -41,9 +41,9 @@ def describe_cell(paper: Paper, name: str) -> str:
     reason = f", {status.reason}" if status.reason else ""
     lines.append(f"  status    {status.status}, {status.seeds_done} of {status.seeds_total} seeds{reason}")
     if status.record is not None:
-        made = status.record
-        lines.append(f"  measured  top1 {made.top1}, top5 {made.top5}, n = {made.top1.n}")
-        lines += [f"  budget    not a full run: {made.budget_note}"] if made.budget_note else []
+        record = status.record
+        lines.append(f"  measured  top1 {record.top1}, top5 {record.top5}, n = {record.top1.n}")
+        lines += [f"  budget    not a full run: {record.budget_note}"] if record.budget_note else []
         lines.append(f"  record    {cell_folder(paper, name)}/")
     return "\n".join([*lines, "settings of the first seed:", _settings(run)])
 

@@ -23,14 +23,14 @@ BASE_VIEWS = {"none": "no augmentation", "flip": "flip", "flip+crop": "flip and 
 
 def write(paper: Paper, statuses: CellStatuses, name: str, item: EpochsFigure, out: Path) -> None:
     """Write the figure to `out`, and its points to plots/ beside it."""
-    found = points(paper, statuses, item)
-    write_figure(name, item, found, partial(_draw, paper, item, found), out)
+    line_points = points(paper, statuses, item)
+    write_figure(name, item, line_points, partial(_draw, paper, item, line_points), out)
 
 
 def view(paper: Paper, statuses: CellStatuses, name: str, item: EpochsFigure) -> ItemView:
     """Return the figure as svg."""
-    found = points(paper, statuses, item)
-    return figure_view(paper, statuses, name, item, found, partial(_draw, paper, item, found))
+    line_points = points(paper, statuses, item)
+    return figure_view(paper, statuses, name, item, line_points, partial(_draw, paper, item, line_points))
 
 
 def points(paper: Paper, statuses: CellStatuses, item: EpochsFigure) -> list[Point]:

@@ -19,14 +19,14 @@ from kdflow.training.record import budget_note, mean_std
 
 def write(paper: Paper, statuses: CellStatuses, name: str, item: PickRatioFigure, out: Path) -> None:
     """Write the figure to `out`, and its points to plots/ beside it."""
-    found = points(paper, statuses, item)
-    write_figure(name, item, found, partial(_draw, paper, item, found), out)
+    line_points = points(paper, statuses, item)
+    write_figure(name, item, line_points, partial(_draw, paper, item, line_points), out)
 
 
 def view(paper: Paper, statuses: CellStatuses, name: str, item: PickRatioFigure) -> ItemView:
     """Return the figure as svg."""
-    found = points(paper, statuses, item)
-    return figure_view(paper, statuses, name, item, found, partial(_draw, paper, item, found))
+    line_points = points(paper, statuses, item)
+    return figure_view(paper, statuses, name, item, line_points, partial(_draw, paper, item, line_points))
 
 
 def points(paper: Paper, statuses: CellStatuses, item: PickRatioFigure) -> list[Point]:
