@@ -283,7 +283,7 @@ def test_a_metric_that_has_drifted_fails_the_flow(server, swept, tmp_path):
         assert [task["name"].rpartition(":")[2] for task in server.tasks(same) if ":" in task["name"]] == [cell]
         baseline = project.folder / PAPER / "baseline.json"
         content = json.loads(baseline.read_text())
-        content["cells"]["digits-resnet20-resnet8-kd"]["figures"]["top1"]["mean"] += 50
+        content["cells"]["digits-resnet20-resnet8-kd"]["metrics"]["top1"]["mean"] += 50
         baseline.write_text(json.dumps(content))
         moved = server.run("drift/nightly", paper=PAPER, force=None)
         state = server.final_state(moved)
