@@ -51,7 +51,7 @@ def test_a_plain_line_is_not_wrapped(width):
 
 
 def test_plain_lines_hold_no_control_codes():
-    text = shown(update(), Note("seed 0", "going on"), update(done=100))
+    text = shown(update(), Note("seed 0", "resumed"), update(done=100))
     assert "\x1b" not in text
     assert "\r" not in text
 
@@ -77,8 +77,8 @@ def test_a_line_is_printed_again_after_a_while(monkeypatch):
 
 
 def test_notes_are_always_printed():
-    text = shown(update(), Note("seed 0", "going on after epoch 3"), Note("seed 0", "again"))
-    assert text.splitlines()[1:] == ["kd seed 0: going on after epoch 3", "kd seed 0: again"]
+    text = shown(update(), Note("seed 0", "resumed after epoch 3"), Note("seed 0", "again"))
+    assert text.splitlines()[1:] == ["kd seed 0: resumed after epoch 3", "kd seed 0: again"]
 
 
 def test_a_terminal_shows_a_bar_for_every_run():
@@ -91,7 +91,7 @@ def test_a_terminal_shows_a_bar_for_every_run():
 
 
 def test_a_terminal_shows_notes_too():
-    assert "kd seed 0: going on" in shown(Note("seed 0", "going on"), update(), terminal=True, width=160)
+    assert "kd seed 0: resumed" in shown(Note("seed 0", "resumed"), update(), terminal=True, width=160)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

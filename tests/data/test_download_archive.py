@@ -49,7 +49,7 @@ def packed(tmp_path, monkeypatch):
 
 
 def files_in(downloads: Path) -> list[str]:
-    """The names of the files in the downloads folder, without its lock."""
+    """Return the names of the files in the downloads folder, without its lock."""
     return sorted(file.name for file in downloads.iterdir() if file.name != "lock")
 
 

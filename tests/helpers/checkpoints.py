@@ -13,7 +13,7 @@ CLASSES = 4
 
 
 def model_of(recipe=SMALL, classes=CLASSES, seed=0, **options):
-    """A model whose running statistics differ from the initial ones."""
+    """Return a model whose running statistics differ from the initial ones."""
     torch.manual_seed(seed)
     recipe = recipe.model_copy(update={"options": {**recipe.options, **options}})
     model = create_model("small", recipe, classes, 8)
@@ -24,7 +24,7 @@ def model_of(recipe=SMALL, classes=CLASSES, seed=0, **options):
 
 
 def logits_of(model):
-    """The model's logits of four fixed images."""
+    """Return the model's logits of four fixed images."""
     torch.manual_seed(7)
     with torch.no_grad():
         return model.eval()(torch.randn(4, 3, 8, 8))
@@ -36,7 +36,7 @@ LOGITS = logits_of(ORIGIN)
 
 
 def renamed(*rules, state=STATE):
-    """The state with other names: pairs of pattern and replacement."""
+    """Return the state with other names; `rules` are pairs of pattern and replacement."""
     names = {key: key for key in state}
     for pattern, replacement in rules:
         names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
@@ -48,5 +48,5 @@ KUANGLIU = renamed((r"^fc\.", "linear."), (r"downsample", "shortcut"))
 
 
 def with_one(key, value):
-    """The state with another value of one weight."""
+    """Return the state with another value of one weight."""
     return {**STATE, key: value}

@@ -22,7 +22,7 @@ NAMES = [f"class_{i}" for i in range(100)]
 
 
 def pickle_content(name: str) -> dict[bytes, object]:
-    """The content of an official pickle: a dictionary with bytes as keys."""
+    """Return the content of an official pickle: a dictionary with bytes as keys."""
     if name == "meta":
         return {
             b"fine_label_names": [text.encode() for text in NAMES],
@@ -54,7 +54,7 @@ class _Python2(pickle._Pickler):
 
 
 def dumps(value: object) -> bytes:
-    """A pickle as Python 2 wrote it."""
+    """Pickle a value as Python 2 did."""
     file = io.BytesIO()
     _Python2(file, protocol=2).dump(value)
     return file.getvalue()
@@ -80,7 +80,7 @@ def pack(folder: Path, archive: Path, members: tuple[str, ...] = ("train", "test
 
 
 def with_values(spec: DatasetSource, **values: object) -> DatasetSource:
-    """The spec with other values."""
+    """Return the spec with other values."""
     return DatasetSource(**{**spec.model_dump(), **values})
 
 

@@ -16,7 +16,7 @@ from kdflow.data.readers.imagenet import DEVKIT, TRAIN, VAL
 
 
 def tar_of(members):
-    """A tar with members (name or TarInfo, content)."""
+    """Return a tar with members (name or TarInfo, content)."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in members:
@@ -27,7 +27,7 @@ def tar_of(members):
 
 
 def devkit(ids, truth):
-    """The two files of the devkit, with a hypernym beside the classes."""
+    """Return the two files of the devkit, with a hypernym beside the classes."""
     kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
     rows = [(number, name, f"word of {name}", 0) for number, name in enumerate(ids, 1)] + [(9, "n99", "a hypernym", 3)]
     meta = io.BytesIO()

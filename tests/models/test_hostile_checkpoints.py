@@ -25,7 +25,7 @@ def saved(content, **options):
 
 
 def repacked(method=zipfile.ZIP_STORED, share=1.0, again=False):
-    """A file of torch.save, written again as a zip archive of another kind."""
+    """Write a file of torch.save again as another zip archive."""
 
     def write(file):
         torch.save(STATE, file)
@@ -42,7 +42,7 @@ def repacked(method=zipfile.ZIP_STORED, share=1.0, again=False):
 
 
 def bomb(file):
-    """100 MB of zeros in 400 kB."""
+    """Write 100 MB of zeros in 400 kB."""
     state = {"conv1.weight": torch.zeros(25_000_000)}
     torch.save(state, file)
     with zipfile.ZipFile(file) as archive:
@@ -53,7 +53,7 @@ def bomb(file):
 
 
 def legacy_claim(file):
-    """An old file whose only storage claims 2**30 numbers."""
+    """Write an old file whose only storage claims 2**30 numbers."""
     torch.save({"fc.bias": torch.zeros(4)}, file, _use_new_zipfile_serialization=False)
     content = file.read_bytes()
     claim = pickle.dumps(2**30, protocol=2)[2:-1]

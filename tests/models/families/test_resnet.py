@@ -46,7 +46,7 @@ def test_number_of_parameters(name, widths, published):
 
 
 def _reference_forward(state: dict[str, torch.Tensor], x: torch.Tensor, depth: int) -> torch.Tensor:
-    """The network in eval mode, as a function of its state dict."""
+    """Compute the logits of the network in eval mode from its state dict."""
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
         mean, var, weight, bias = (
