@@ -1,12 +1,13 @@
-"""How much memory a run of each method takes at CIFAR-100's size, and whether it grows with the steps.
+"""Benchmark of memory: peak of a run of each method at CIFAR-100's size, and growth over many steps.
 
     python benchmarks/memory.py [--methods kd crd_kd ...] [--pair resnet56_to_resnet20] [--steps 6] [--json FILE]
     python benchmarks/memory.py --growth [--methods kd_tlcutmix_pick crd_kd] [--json FILE]
 
-The first prints, for a process of each method: the peak of its resident memory (torch included) once the images are
-there, after some steps at batch 64, and after a test and a checkpoint. 50,000 images for training, of noise: memory
-does not depend on what they show. The second trains for 1,000 steps, as `dvc repro` does, with tests and checkpoints:
-resnet8 -> resnet8, batch 16, 2,000 images of 16 px, and prints the resident memory after every 100 and its slope.
+The first command prints, for a process of each method, the peak of its resident memory (with torch): with the data in
+memory, after some steps at batch 64, and after an evaluation and a checkpoint. The 50,000 training images are noise,
+which does not change the memory. The second command trains for 1,000 steps, as `dvc repro` does, with evaluation and
+checkpoints: resnet8 -> resnet8, batch 16, 2,000 images of 16 px. It prints the resident memory after every 100 steps
+and its slope.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from machine import keep, told
+from machine import describe_machine, save_results
 
 from kdflow import config
 from kdflow.config import RunSettings
@@ -46,30 +47,30 @@ from kdflow.training.teacher_logits import Online
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 MB = 2**20
-GROWN = 8.0  # MB in 1,000 steps: the allocator's own ups and downs are smaller
+GROWTH_LIMIT = 8.0  # MB per 1,000 steps, more than the fluctuations of the allocator
 T = TypeVar("T")
 
 
 def peak() -> float:
-    """The most resident memory that this process has had, in MB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / MB if sys.platform == "darwin" else most / 1024
+    """Return the peak of the resident memory of this process, in MB."""
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maximum / MB if sys.platform == "darwin" else maximum / 1024
 
 
 def resident() -> float:
-    """The resident memory of this process, in MB; its peak where there is no /proc."""
+    """Return the resident memory of this process, in MB; its peak on a system without /proc."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB if statm.exists() else peak()
 
 
 def noise(count: int, classes: int, size: int) -> ImageSet:
-    """Images and labels."""
+    """Return images of noise with labels."""
     pixels = torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
     return ImageSet(pixels.permute(0, 3, 1, 2), torch.arange(count) % classes)
 
 
 def settings(method: str, teacher: str, student: str) -> RunSettings:
-    """A run of CIFAR-100's settings."""
+    """Return a run with CIFAR-100's settings."""
     experiment = config.load(ROOT)
     changed = {"dataset": "cifar100", "train_images": None, "teacher": teacher, "student": student}
     params = experiment.params.model_copy(update=changed)
@@ -77,7 +78,7 @@ def settings(method: str, teacher: str, student: str) -> RunSettings:
 
 
 def source(run: RunSettings) -> Online | None:
-    """A teacher with fresh weights."""
+    """Return a teacher with random weights."""
     if run.teacher is None:
         return None
     model = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
@@ -86,91 +87,91 @@ def source(run: RunSettings) -> Online | None:
 
 
 def measure(method: str, pair: str, steps: int) -> dict[str, float]:
-    """The peaks of one method, in MB."""
+    """Return the peaks of one method, in MB."""
     torch.set_num_threads(1)
     names = config.load(ROOT).pairs[pair]
     run = settings(method, names.teacher, names.student)
     images, test = (noise(count, run.classes, run.image_size) for count in (run.train_images, 1_000))
-    found = {"data": peak()}
+    peaks = {"data": peak()}
     learner, training = new_student(run, images.labels), run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    step, feed = Step(run, learner, source(run), optimizer), InMemoryBatches(images, run.base_view)
+    step, batches = Step(run, learner, source(run), optimizer), InMemoryBatches(images, run.base_view)
     batch_size, strong = training.batch_size, run.method.strong
     plan = draw_plan(run.seed, 0, len(images), batch_size, run.image_size, run.base_view, strong, CPU)
-    for batch in itertools.islice(feed(plan), steps):
+    for batch in itertools.islice(batches(plan), steps):
         step(batch, training.lr)
-    found["steps"] = peak()
+    peaks["steps"] = peak()
     accuracy(learner.student, test, run.base_view)
-    found["test"] = peak()
+    peaks["test"] = peak()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder) / "checkpoint", learner, optimizer, RunProgress(run="", started=""))
-    return {**found, "checkpoint": peak()}
+    return {**peaks, "checkpoint": peak()}
 
 
 def growth(method: str, steps: int = 1_000) -> dict[int, float]:
-    """The resident memory after every 100 steps, in MB."""
+    """Return the resident memory after every 100 steps, in MB."""
     torch.set_num_threads(1)
     run = settings(method, "resnet8", "resnet8")
     images, batch = 2_000, 16
     training = run.training.model_copy(update={"epochs": steps * batch // images, "batch_size": batch})
-    small = {"image_size": 16, "train_images": images, "classes": 10, "training": training}
+    changes = {"image_size": 16, "train_images": images, "classes": 10, "training": training}
     if run.method.loss is not None and run.method.loss.name == "crd":
         few = run.method.loss.model_copy(update={"options": {"negatives": 1_000}})
-        small["method"] = run.method.model_copy(update={"loss": few})
-    run = run.model_copy(update=small)
+        changes["method"] = run.method.model_copy(update={"loss": few})
+    run = run.model_copy(update=changes)
     data = Loaded(noise(images, 10, 16), noise(500, 10, 16), [str(i) for i in range(10)], "")
-    found: dict[int, float] = {}
+    resident_mb: dict[int, float] = {}
 
-    def look(event: Event) -> None:
+    def measure_memory(event: Event) -> None:
         if isinstance(event, RunUpdate) and event.done % 100 == 0:
-            found[event.done] = resident()
+            resident_mb[event.done] = resident()
 
     loop.REPORT_EVERY = 0.0  # an event after every step
     learner = new_student(run, data.train.labels)
     with tempfile.TemporaryDirectory() as folder:
-        fit(method, run, data, learner, source(run), Path(folder) / "checkpoint", "", look)
-    return found
+        fit(method, run, data, learner, source(run), Path(folder) / "checkpoint", "", measure_memory)
+    return resident_mb
 
 
-def alone(work: Callable[..., T], *arguments: object) -> T:
-    """What it returns in a process of its own, with the allocator that runs have."""
+def in_fresh_process(work: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a new process, with the allocator settings of a run, and return its result."""
     os.environ.update(MALLOC_ENV | os.environ)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
-def print_growth(method: str, found: dict[int, float]) -> float:
-    """The figures and their slope, in MB per 1,000 steps once the first 200 have warmed up."""
-    warm = {step: mb for step, mb in found.items() if step > 200}
+def print_growth(method: str, resident_mb: dict[int, float]) -> float:
+    """Print the figures; return their slope after the first 200 steps, in MB per 1,000 steps."""
+    warm = {step: mb for step, mb in resident_mb.items() if step > 200}
     slope = 1_000 * statistics.linear_regression(list(warm), list(warm.values())).slope
-    print(f"{method:20} " + " ".join(f"{mb:.1f}" for mb in found.values()), flush=True)
-    print(f"{'':20} {slope:+.2f} MB per 1,000 steps: {'it grows' if slope > GROWN else 'it does not grow'}")
+    print(f"{method:20} " + " ".join(f"{mb:.1f}" for mb in resident_mb.values()), flush=True)
+    print(f"{'':20} {slope:+.2f} MB per 1,000 steps: {'it grows' if slope > GROWTH_LIMIT else 'it does not grow'}")
     return slope
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help="all, or with --growth kd_tlcutmix_pick and crd_kd")
     parser.add_argument("--pair", default="resnet56_to_resnet20")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--growth", action="store_true")
-    parser.add_argument("--json", type=Path, help="keep the figures here")
-    asked = parser.parse_args()
-    if asked.growth:
-        print(f"resident memory in MB after 100, 200, ... steps; {told()}")
-        grown = {}
-        for method in asked.methods or ["kd_tlcutmix_pick", "crd_kd"]:
-            found = alone(growth, method)
-            grown[method] = {"resident_mb": found, "mb_per_1000_steps": print_growth(method, found)}
-        keep(asked.json, growth=grown)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
+    if args.growth:
+        print(f"resident memory in MB after 100, 200, ... steps; {describe_machine()}")
+        growths = {}
+        for method in args.methods or ["kd_tlcutmix_pick", "crd_kd"]:
+            resident_mb = in_fresh_process(growth, method)
+            growths[method] = {"resident_mb": resident_mb, "mb_per_1000_steps": print_growth(method, resident_mb)}
+        save_results(args.json, growth=growths)
         return
-    print(f"{asked.pair}, batch 64, 50,000 images of 32 px, 1 thread; peak resident memory in MB; {told()}")
+    print(f"{args.pair}, batch 64, 50,000 images of 32 px, 1 thread; peak resident memory in MB; {describe_machine()}")
     peaks = {}
-    for method in asked.methods or config.load(ROOT).methods:
-        peaks[method] = alone(measure, method, asked.pair, asked.steps)
+    for method in args.methods or config.load(ROOT).methods:
+        peaks[method] = in_fresh_process(measure, method, args.pair, args.steps)
         print(f"{method:33} " + "  ".join(f"{name} {mb:5.0f}" for name, mb in peaks[method].items()), flush=True)
-    keep(asked.json, pair=asked.pair, steps=asked.steps, peak_mb=peaks)
+    save_results(args.json, pair=args.pair, steps=args.steps, peak_mb=peaks)
 
 
 if __name__ == "__main__":

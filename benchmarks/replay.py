@@ -1,12 +1,12 @@
-"""How long six methods of one pair and seed take, one after the other, online and with replay; and how far they differ.
+"""Benchmark of replay: six methods of one pair and seed, one after the other, online and with replay.
 
     python benchmarks/replay.py [--data data/cifar100.h5 --teacher data/teacher/model.safetensors] [--images 1024]
                                 [--pair resnet56_to_resnet20] [--epochs 2] [--json FILE]
 
-Whole runs, as `dvc repro` does them one seed at a time, with their tests and checkpoints: online, replayed in float16
-and in float32, in turn method by method; each replay begins with nothing kept. CIFAR-100's settings; without --data
-the images are noise, and without --teacher its weights are fresh. Printed are the seconds, and the largest relative
-difference of an epoch's loss between a replayed run and the online one.
+Whole runs with evaluation and checkpoints, as by `dvc repro`: online, replay in float16 and replay in float32, in turn
+for each method; both replays start without stored logits. The settings are CIFAR-100's; without --data the images are
+noise, and without --teacher its weights are random. It prints the seconds, and the largest relative difference of an
+epoch's loss between a run with replay and the online run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from machine import keep, told
+from machine import describe_machine, save_results
 
 from kdflow import config
 from kdflow.config import Experiment
@@ -43,7 +43,7 @@ SOURCES = ("online", "replay", "replay-float32")
 
 
 def noise(experiment: Experiment, out: Path) -> None:
-    """A dataset of CIFAR-100's form, with 500 images to test on."""
+    """Write a dataset of noise with CIFAR-100's shape and 500 test images."""
     from kdflow import data
 
     spec, rng = experiment.dataset.data, np.random.default_rng(0)
@@ -51,23 +51,23 @@ def noise(experiment: Experiment, out: Path) -> None:
     for count in (spec.train_images, 500):
         images = rng.integers(256, size=(count, spec.image_size, spec.image_size, 3), dtype=np.uint8)
         splits.append(data.Split(images, np.arange(count) % spec.classes))
-    made = data.Splits(splits[0], splits[1], [str(i) for i in range(spec.classes)])
+    dataset = data.Splits(splits[0], splits[1], [str(i) for i in range(spec.classes)])
     with h5py.File(out, "w") as file:
-        file.attrs["classes"], file.attrs["sha256"] = made.class_names, data._digest(made)
+        file.attrs["classes"], file.attrs["sha256"] = dataset.class_names, data._digest(dataset)
         for key, split in zip(data.SPLITS, splits, strict=True):
             file[f"{key}/images"], file[f"{key}/labels"] = split.images, split.labels
 
 
-def job(experiment: Experiment, method: str, source: str, asked: argparse.Namespace, folder: Path) -> Job:
-    """One run."""
+def job(experiment: Experiment, method: str, source: str, args: argparse.Namespace, folder: Path) -> Job:
+    """Return the job of one run."""
     params = experiment.params.model_copy(update={"teacher_logits": source})
     run = experiment.model_copy(update={"params": params}).student_run(method, 0)
     return Job(
         name=f"{method} {source}",
         run=run,
         budget=record.make_budget(run, experiment.dataset),
-        dataset=asked.data,
-        teacher=asked.teacher,
+        dataset=args.data,
+        teacher=args.teacher,
         views_store=None,
         weights=folder / "weights.safetensors",
         log=folder / f"{method}-{source}.json",
@@ -76,52 +76,52 @@ def job(experiment: Experiment, method: str, source: str, asked: argparse.Namesp
     )
 
 
-def silent(event: Event) -> None:
-    """Show nothing."""
+def ignore(event: Event) -> None:
+    """Drop an event."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--teacher", type=Path)
     parser.add_argument("--pair", default="resnet56_to_resnet20")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="keep the figures here")
-    asked = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
     experiment = config.load(ROOT)
-    pair = experiment.pairs[asked.pair]
-    changed = {"dataset": "cifar100", "train_images": asked.images, "epochs": asked.epochs}
+    pair = experiment.pairs[args.pair]
+    changed = {"dataset": "cifar100", "train_images": args.images, "epochs": args.epochs}
     params = experiment.params.model_copy(update={**changed, "teacher": pair.teacher, "student": pair.student})
     experiment = experiment.model_copy(update={"params": params})
     seconds = dict.fromkeys(SOURCES, 0.0)
-    differ = dict.fromkeys(SOURCES, 0.0)
+    largest = dict.fromkeys(SOURCES, 0.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if asked.data is None:
-            asked.data = folder / "noise.h5"
-            noise(experiment, asked.data)
-        if asked.teacher is None:
-            asked.teacher = folder / "teacher.safetensors"
+        if args.data is None:
+            args.data = folder / "noise.h5"
+            noise(experiment, args.data)
+        if args.teacher is None:
+            args.teacher = folder / "teacher.safetensors"
             torch.manual_seed(0)
-            save_weights(create_model(pair.teacher, experiment.models[pair.teacher], 100, 32), asked.teacher)
-        print(f"{asked.pair}, {asked.images} images, {asked.epochs} epochs, {told()}")
+            save_weights(create_model(pair.teacher, experiment.models[pair.teacher], 100, 32), args.teacher)
+        print(f"{args.pair}, {args.images} images, {args.epochs} epochs, {describe_machine()}")
         for method in METHODS:
             curves = {}
             for source in SOURCES:
-                work = job(experiment, method, source, asked, folder)
+                work = job(experiment, method, source, args, folder)
                 start = time.perf_counter()
-                run_job(work, silent)
+                run_job(work, ignore)
                 seconds[source] += time.perf_counter() - start
                 curves[source] = [point.loss for point in record.read_record(work.log, RunLog).curve]
-                far = [abs(a / b - 1) for a, b in zip(curves[source], curves["online"], strict=True)]
-                differ[source] = max(differ[source], *far)
+                differences = [abs(a / b - 1) for a, b in zip(curves[source], curves["online"], strict=True)]
+                largest[source] = max(largest[source], *differences)
             print(f"{method:34} " + "  ".join(f"{key} {value:.0f} s" for key, value in seconds.items()), flush=True)
     for source in SOURCES:
         ratio = seconds["online"] / seconds[source]
-        print(f"{source:15} {seconds[source]:6.0f} s in all, online x{ratio:.2f}, losses within {differ[source]:.1e}")
-    keep(asked.json, pair=asked.pair, images=asked.images, epochs=asked.epochs, seconds=seconds, differ=differ)
+        print(f"{source:15} {seconds[source]:6.0f} s in all, online x{ratio:.2f}, losses within {largest[source]:.1e}")
+    save_results(args.json, pair=args.pair, images=args.images, epochs=args.epochs, seconds=seconds, differ=largest)
 
 
 if __name__ == "__main__":

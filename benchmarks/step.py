@@ -1,16 +1,16 @@
-"""How much faster a training step is than one written in the usual way, doing the same work.
+"""Benchmark of a training step, against one that is written in the usual way and does the same work.
 
     python benchmarks/step.py [--pairs resnet56_to_resnet20 ...] [--methods kd ...] [--sources online ...] [--json FILE]
 
-The reference reads images one by one through PIL and a DataLoader, asks the teacher for x and for the views apart,
-asks it again for the views that were picked, and leaves all layouts as torch makes them. Both start from the same
-weights and see the same crops, flips and boxes, so their first losses must agree: within 1e-5 where the teacher is
-asked online, within 2e-3 where a warm store gives its logits in float16. They take turns, so that a busy machine
-slows both. Images are noise: speed does not depend on what they show.
+The reference reads images one by one through PIL and a DataLoader, runs the teacher separately for x and for the
+views, runs it again for the picked views, and leaves all layouts as torch makes them. Both start from the same weights
+and see the same crops, flips and boxes, so their first losses must agree: within 1e-5 online, within 2e-3 if a warm
+store gives the teacher's logits in float16. They take turns, so that a busy machine slows both. Images are noise,
+which does not change the speed.
 
-Sources: online; folded (online, precision.fold_teacher); views and replay, each warm. The share of the peak is what
-convolutions and fully connected layers compute a second, by `kdflow cost`, in this step (the backward pass counts
-twice the forward), against the fastest of some convolutions alone.
+Sources: online; folded (online, precision.fold_teacher); views and replay, both warm. The share of the peak is the
+speed of convolutions and fully connected layers in this step, by `kdflow cost` (the backward pass counts twice the
+forward pass), divided by that of the fastest of some single convolutions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import keep, told
+from machine import describe_machine, save_results
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,35 +57,35 @@ CPU = torch.device("cpu")
 
 
 class Usual(Dataset[tuple[Tensor, int]]):
-    """Images as files would give them: cropped, flipped and normalised one by one."""
+    """Images cropped, flipped and normalised one by one, as from files."""
 
-    def __init__(self, images: ImageSet, run: RunSettings, rows: list[StepPlan]) -> None:
+    def __init__(self, images: ImageSet, run: RunSettings, plans: list[StepPlan]) -> None:
         self.pictures = [Image.fromarray(image) for image in images.images.permute(0, 2, 3, 1).numpy()]
         self.labels, self.base_view = images.labels.tolist(), run.base_view
         self.index, self.shift, self.flip = (
-            torch.cat([getattr(row, name) for row in rows]).tolist() for name in ("index", "shift", "flip")
+            torch.cat([getattr(plan, name) for plan in plans]).tolist() for name in ("index", "shift", "flip")
         )
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        """The image at a place of the epoch's order, and its label."""
-        (top, left), picture = self.shift[place], self.pictures[self.index[place]]
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        """Return the image at a position of the epoch's order, and its label."""
+        (top, left), picture = self.shift[position], self.pictures[self.index[position]]
         padded = ImageOps.expand(picture, self.base_view.crop)
-        cut = padded.crop((left, top, left + picture.width, top + picture.height))
-        x = pil_to_tensor(ImageOps.mirror(cut) if self.flip[place] else cut).float() / 255
-        return normalize(x, list(self.base_view.mean), list(self.base_view.std)), self.labels[self.index[place]]
+        crop = padded.crop((left, top, left + picture.width, top + picture.height))
+        x = pil_to_tensor(ImageOps.mirror(crop) if self.flip[position] else crop).float() / 255
+        return normalize(x, list(self.base_view.mean), list(self.base_view.std)), self.labels[self.index[position]]
 
 
 def kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """KL of each sample at temperature tau, times tau^2."""
+    """Return the KL of each sample at temperature tau, times tau^2."""
     p, q = F.softmax(teacher / tau, 1), F.log_softmax(student / tau, 1)
     return F.kl_div(q, p, reduction="none").sum(1) * tau**2
 
 
 def cutmix(x: Tensor, draw: dict[str, Tensor]) -> Tensor:
-    """Each image with its partner's box."""
+    """Return each image with its partner's box."""
     top, bottom, left, right = draw["box"].tolist()
     mixed = x.clone()
     mixed[:, :, top:bottom, left:right] = x[draw["partner"][: len(x)]][:, :, top:bottom, left:right]
@@ -93,31 +93,31 @@ def cutmix(x: Tensor, draw: dict[str, Tensor]) -> Tensor:
 
 
 class Reference:
-    """A step in the usual way."""
+    """A training step in the usual way."""
 
     def __init__(self, run: RunSettings, student: nn.Module, teacher: nn.Module) -> None:
         self.run, self.student, self.teacher = run, student, teacher
         training = run.training
         self.optimizer = torch.optim.SGD(student.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
 
-    def __call__(self, x: Tensor, labels: Tensor, row: StepPlan) -> float:
-        """Update the student; returns the loss."""
+    def __call__(self, x: Tensor, labels: Tensor, plan: StepPlan) -> float:
+        """Update the student; return the loss."""
         method, tau = self.run.method, self.run.method.tau
         logits = self.student(x)
         loss = method.ce * F.cross_entropy(logits, labels)
         if method.kl:
             with torch.no_grad():
-                taught = self.teacher(x)
-            loss = loss + method.kl * kl(logits, taught, tau).mean()
+                teacher_logits = self.teacher(x)
+            loss = loss + method.kl * kl(logits, teacher_logits, tau).mean()
         if method.strong:
-            views = torch.cat([cutmix(x, draw) for draw in row.strong])
+            views = torch.cat([cutmix(x, draw) for draw in plan.strong])
             if method.strong.pick:
                 with torch.no_grad():
                     scores = kl(self.student(views), self.teacher(views), tau)
                 views = views[scores.argsort(descending=True)[: len(views) // 2]]
             with torch.no_grad():
-                taught = self.teacher(views)
-            loss = loss + method.kl * kl(self.student(views), taught, tau).mean()
+                teacher_logits = self.teacher(views)
+            loss = loss + method.kl * kl(self.student(views), teacher_logits, tau).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -125,7 +125,7 @@ class Reference:
 
 
 def settings(experiment: Experiment, pair: str, method: str, source: str, images: int) -> RunSettings:
-    """A run of the pair on CIFAR-100's settings."""
+    """Return a run of the pair with CIFAR-100's settings."""
     names = experiment.pairs[pair]
     params = experiment.params.model_copy(
         update={
@@ -141,44 +141,44 @@ def settings(experiment: Experiment, pair: str, method: str, source: str, images
 
 
 def teacher_of(experiment: Experiment, name: str) -> nn.Module:
-    """Fresh weights will do."""
+    """Return a teacher with random weights."""
     torch.manual_seed(1)
     return create_model(name, experiment.models[name], 100, 32).eval().requires_grad_(False)
 
 
 def source_of(
-    run: RunSettings, teacher: nn.Module, feed: InMemoryBatches, plan: EpochPlan, folder: Path
+    run: RunSettings, teacher: nn.Module, batches: InMemoryBatches, plan: EpochPlan, folder: Path
 ) -> TeacherSource | None:
-    """Where the teacher's logits come from; a store has all that the plan will ask for."""
+    """Return the source of the teacher's logits; a store has all views of the plan."""
     if run.teacher is None:
         return None
-    ask, about = teacher_extractor(run, teacher), teacher_logits.cache_key(run, "", "")
+    extractor, key = teacher_extractor(run, teacher), teacher_logits.cache_key(run, "", "")
     kind, dtype = run.logit_source
-    source: TeacherSource = Online(ask)
+    source: TeacherSource = Online(extractor)
     if kind == "views":
-        start = store.create_store(folder / "views.h5", store_shape(run), dtype, about)
-        kept = np.memmap(folder / "views.h5", dtype, "r+", start, store_shape(run))
-        for batch in feed(plan):
-            row = batch.row
-            kept[store_rows(row.index, row.shift, row.flip, run.base_view)] = ask(batch.x).logits.numpy()
-        kept.flush()
+        start = store.create_store(folder / "views.h5", store_shape(run), dtype, key)
+        logits = np.memmap(folder / "views.h5", dtype, "r+", start, store_shape(run))
+        for batch in batches(plan):
+            rows = store_rows(batch.plan.index, batch.plan.shift, batch.plan.flip, run.base_view)
+            logits[rows] = extractor(batch.x).logits.numpy()
+        logits.flush()
         store.finalize(folder / "views.h5")
-        source = StoredViews(ask, read_views(folder / "views.h5", run, dtype, about), run.base_view)
+        source = StoredViews(extractor, read_views(folder / "views.h5", run, dtype, key), run.base_view)
     if kind == "replay":
-        shelf = ReplayCache(folder, about, 10**12)
-        source = Replay(ask, shelf, about, run.classes, dtype, print)
-        learner = new_student(run, feed.images.labels)
+        cache = ReplayCache(folder, key, 10**12)
+        source = Replay(extractor, cache, key, run.classes, dtype, print)
+        learner = new_student(run, batches.images.labels)
         filling = Step(run, learner, source, torch.optim.SGD(learner.parameters(), 0.0))
         source.begin(0, plan)
-        for batch in feed(plan):
-            filling.teach(batch, filling.strong.views(batch) if filling.strong else {})
+        for batch in batches(plan):
+            filling.query_teacher(batch, filling.strong.apply_view(batch) if filling.strong else {})
         source.end()
     source.begin(0, plan)
     return source
 
 
 def peak() -> float:
-    """The most floating point operations a second that a convolution alone reaches here."""
+    """Return the highest speed of a single convolution on this machine, in floating point operations per second."""
     best = 0.0
     for channels, size in ((32, 16), (64, 8), (64, 16), (128, 8), (128, 16), (256, 8)):
         layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
@@ -190,7 +190,7 @@ def peak() -> float:
 
 
 def flops(experiment: Experiment, run: RunSettings) -> float:
-    """Of one image in our step."""
+    """Return the floating point operations of a step, per image."""
     student = count_cost(create_model(run.architecture, run.model, run.classes, run.image_size), run.image_size).flops
     strong = run.method.strong
     scoring = strong.pick.pool if strong and strong.pick else 0
@@ -202,10 +202,10 @@ def flops(experiment: Experiment, run: RunSettings) -> float:
     return float(total)
 
 
-def compare(experiment: Experiment, pair: str, method: str, source: str, asked: argparse.Namespace) -> dict[str, float]:
-    """Both steps in turn; images a second, and the median of the rounds' ratios."""
+def compare(experiment: Experiment, pair: str, method: str, source: str, args: argparse.Namespace) -> dict[str, float]:
+    """Run both steps in turn; return images per second and the median of the rounds' ratios."""
     batch_size = 64
-    n = (asked.rounds + 1) * asked.steps * batch_size
+    n = (args.rounds + 1) * args.steps * batch_size
     run = settings(experiment, pair, method, source, n)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (n, 32, 32, 3), generator=generator, dtype=torch.uint8)
@@ -216,70 +216,70 @@ def compare(experiment: Experiment, pair: str, method: str, source: str, asked: 
     student.load_state_dict(learner.student.state_dict())
     training = run.training
     optimizer = torch.optim.SGD(learner.parameters(), training.lr, 0.9, weight_decay=training.weight_decay)
-    feed = InMemoryBatches(images, run.base_view)
+    batches = InMemoryBatches(images, run.base_view)
     with tempfile.TemporaryDirectory() as folder:
         fast = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
-        step = Step(run, learner, source_of(run, fast, feed, plan, Path(folder)), optimizer)
+        step = Step(run, learner, source_of(run, fast, batches, plan, Path(folder)), optimizer)
         reference = Reference(run, student.train(), teacher)
-        batches = iter(DataLoader(Usual(images, run, list(plan)), batch_size))
+        usual_batches = iter(DataLoader(Usual(images, run, list(plan)), batch_size))
         times, rounds = list[tuple[float, float]](), iter(plan)
-        for i in range(asked.rounds + 1):  # the first warms up
-            mine = list(itertools.islice(rounds, asked.steps))
+        for i in range(args.rounds + 1):  # the first warms up
+            plans = list(itertools.islice(rounds, args.steps))
             works = {
-                "ours": lambda mine=mine: [step(feed.batch(row), training.lr).loss.item() for row in mine],
-                "usual": lambda mine=mine: [reference(*next(batches), row) for row in mine],
+                "kdflow": lambda plans=plans: [step(batches.batch(p), training.lr).loss.item() for p in plans],
+                "usual": lambda plans=plans: [reference(*next(usual_batches), p) for p in plans],
             }
-            found = {name: timed(works[name]) for name in sorted(works, reverse=i % 2 == 1)}
+            results = {name: timed(works[name]) for name in sorted(works, reverse=i % 2 == 1)}
             if i == 0:
-                within = 2e-3 if source in STORES else 1e-5
-                np.testing.assert_allclose(found["ours"][1][:1], found["usual"][1][:1], rtol=within)
-            times.append((found["ours"][0] / asked.steps, found["usual"][0] / asked.steps))
-    ours, usual = (statistics.median(column) for column in zip(*times[1:], strict=True))
-    speed = batch_size / ours
+                tolerance = 2e-3 if source in STORES else 1e-5
+                np.testing.assert_allclose(results["kdflow"][1][:1], results["usual"][1][:1], rtol=tolerance)
+            times.append((results["kdflow"][0] / args.steps, results["usual"][0] / args.steps))
+    seconds, usual = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    speed = batch_size / seconds
     return {
         "images_per_second": speed,
         "reference": batch_size / usual,
         "ratio": statistics.median(b / a for a, b in times[1:]),
-        "share_of_peak": speed * flops(experiment, run) / asked.peak,
+        "share_of_peak": speed * flops(experiment, run) / args.peak,
     }
 
 
 def timed(work: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    """Seconds that it takes, and what it returns."""
+    """Return the seconds of a call, and its result."""
     start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
+    result = work()
+    return time.perf_counter() - start, result
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["resnet56_to_resnet20"])
     parser.add_argument("--methods", nargs="+", default=["ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick"])
     parser.add_argument("--sources", nargs="+", default=["online", "folded", *STORES])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="a round")
-    parser.add_argument("--json", type=Path, help="keep the figures here")
-    asked = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    experiment, asked.peak = config.load(ROOT), peak()
-    print(f"batch 64 at 32 px, 1 thread, {told()}; peak {asked.peak / 1e9:.0f} GFLOP/s")
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for pair, source in itertools.product(asked.pairs, asked.sources):
-        steps = found.setdefault(pair, {}).setdefault(source, {})
-        for method in asked.methods:
+    experiment, args.peak = config.load(ROOT), peak()
+    print(f"batch 64 at 32 px, 1 thread, {describe_machine()}; peak {args.peak / 1e9:.0f} GFLOP/s")
+    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for pair, source in itertools.product(args.pairs, args.sources):
+        steps = results.setdefault(pair, {}).setdefault(source, {})
+        for method in args.methods:
             if source != "online" and not experiment.methods[method].needs_teacher:
                 continue
-            steps[method] = compare(experiment, pair, method, source, asked)
+            steps[method] = compare(experiment, pair, method, source, args)
             figures = "  ".join(f"{name} {value:.2f}" for name, value in steps[method].items())
             print(f"{pair} {source:7} {method:17} {figures}", flush=True)
         if {"kd_tlcutmix", "kd_tlcutmix_pick"} <= steps.keys():
             slower = steps["kd_tlcutmix"]["images_per_second"] / steps["kd_tlcutmix_pick"]["images_per_second"]
             print(f"{pair} {source:7} pick takes {slower:.2f} times as long as TLCutMix", flush=True)
-    keep(asked.json, peak_gflops=asked.peak / 1e9, steps=found)
+    save_results(args.json, peak_gflops=args.peak / 1e9, steps=results)
 
 
 if __name__ == "__main__":
-    if not MALLOC_ENV.keys() <= os.environ.keys():  # as a run has it, and so both steps
+    if not MALLOC_ENV.keys() <= os.environ.keys():  # as in a run, for both steps
         os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC_ENV | os.environ)
     main()

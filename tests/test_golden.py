@@ -1,6 +1,6 @@
-"""Golden numbers: what every method computed when it was last meant to change.
+"""Golden numbers of every method.
 
-A refactoring must leave these files as they are. To change a number on purpose, write the files again with
+A refactoring must not change these files. To change a number on purpose, write the files again with
 `pytest tests/test_golden.py --update-golden [-k METHOD]` and describe the change in CHANGELOG.md.
 """
 
@@ -24,7 +24,7 @@ RELATIVE = 1e-5  # processors differ in the last digits
 
 
 def losses(method: Method, base_view: BaseView) -> list[float]:
-    """Of the first five steps, three of the first epoch and two of the second."""
+    """Return the losses of the first five steps, three of the first epoch and two of the second."""
     run = run_of(method).model_copy(update={"base_view": base_view})
     step = step_of(run, new_student(run, DATA.train.labels), teacher_for(method))
     batches = (batches_of(run) + batches_of(run, epoch=1))[:5]
@@ -32,7 +32,7 @@ def losses(method: Method, base_view: BaseView) -> list[float]:
 
 
 def schedule(method: str, epochs: int) -> list[tuple[int, float]]:
-    """The epochs at which the learning rate changes, and what it is from there on."""
+    """Return the epochs at which the learning rate changes, and the new learning rates."""
     experiment = config.load(ROOT)
     params = experiment.params.model_copy(update={"dataset": "cifar100", "epochs": epochs})
     run = experiment.model_copy(update={"params": params}).student_run(method, 0)
@@ -41,7 +41,7 @@ def schedule(method: str, epochs: int) -> list[tuple[int, float]]:
 
 
 def evaluation() -> dict[str, float]:
-    """Of a fixed model on fixed images: what every method's students are measured by."""
+    """Return the accuracy of a fixed model on fixed images, measured as that of students."""
     torch.manual_seed(0)
     model = create_model("larger", TEACHER, 4, 8)
     logits = predict_logits(model, DATA.test, VIEWS)
@@ -66,23 +66,23 @@ def _numbers(value: object) -> list[float]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_numbers_are_golden(name, pytestconfig):
-    file, found = FOLDER / f"{name}.json", golden(name)
+    file, numbers = FOLDER / f"{name}.json", golden(name)
     if pytestconfig.getoption("update_golden"):
-        file.write_text(json.dumps(found, indent=1) + "\n")
-        pytest.skip(f"{file} is written again")
+        file.write_text(json.dumps(numbers, indent=1) + "\n")
+        pytest.skip(f"{file} was written again")
     expected = json.loads(file.read_text())
-    assert found.keys() == expected.keys()
-    for key, values in found.items():
-        # PKT sums terms that cancel to a thousandth of their size: float32 leaves it a digit less.
-        within = 10 * RELATIVE if name.startswith("pkt") else RELATIVE
-        assert _numbers(values) == pytest.approx(_numbers(expected[key]), rel=within), key
+    assert numbers.keys() == expected.keys()
+    for key, values in numbers.items():
+        # PKT sums terms that cancel to a thousandth of their size, so that float32 has a digit less.
+        tolerance = 10 * RELATIVE if name.startswith("pkt") else RELATIVE
+        assert _numbers(values) == pytest.approx(_numbers(expected[key]), rel=tolerance), key
 
 
-def test_every_golden_file_is_of_a_method():
+def test_every_golden_file_belongs_to_a_method():
     assert {file.stem for file in FOLDER.glob("*.json")} == set(METHODS)
 
 
-def test_a_changed_weight_is_seen():
+def test_a_changed_weight_is_noticed():
     expected = json.loads((FOLDER / "kd.json").read_text())["losses"]["none"]
     changed = METHODS["kd"].model_copy(update={"kl": METHODS["kd"].kl * 1.001})
     assert losses(changed, VIEWS.model_copy(update={"crop": 0, "flip": False})) != pytest.approx(expected, rel=RELATIVE)

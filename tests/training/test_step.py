@@ -212,7 +212,7 @@ def test_every_loss_goes_with_a_picked_view(name):
 
 
 def test_replaced_x_is_not_used():
-    """With `replaces_x` there is one forward pass per step: batch norm has counted as many batches as steps."""
+    """There is one forward pass per step with `replaces_x`: batch norm has counted as many batches as steps."""
     learner = _assert_equals_the_oracle(Method(ce=0.1, kl=0.9, strong=StrongView(view="cutmix", replaces_x=True)))
     assert learner.student.bn1.num_batches_tracked.item() == 3
     assert _assert_equals_the_oracle(METHODS["kd_tlcutmix"]).student.bn1.num_batches_tracked.item() == 6
@@ -248,7 +248,7 @@ def test_identity_is_kd_with_twice_the_weight():
 
 
 def test_weight_decay_is_on_every_parameter():
-    """With a negligible loss every parameter shrinks by lr * decay, biases too."""
+    """Every parameter, biases too, shrinks by lr * decay if the loss is negligible."""
     run = run_of(Method(ce=1e-30, kl=0.0), weight_decay=0.5)
     learner = new_student(run, DATA.train.labels)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Labellers against slow loops in float64."""
+"""Labels of strong views equal slow loops in float64."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from kdflow.methods.views import StrongBatch
 LABELS = {"interpolated": interpolated, "mixed": mixed, "teacher": teacher}
 
 
-def test_all_labellers_are_here():
+def test_every_label_is_tested():
     assert sorted(LABELS) == config.choices("labels")
 
 
@@ -21,8 +21,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum())
 
 
-def _kl(taught: np.ndarray, student: np.ndarray, tau: float) -> float:
-    p, q = _log_softmax(taught / tau), _log_softmax(student / tau)
+def _kl(teacher: np.ndarray, student: np.ndarray, tau: float) -> float:
+    p, q = _log_softmax(teacher / tau), _log_softmax(student / tau)
     return sum(np.exp(p[c]) * (p[c] - q[c]) for c in range(len(p)))
 
 
@@ -46,25 +46,25 @@ def test_losses_equal_slow_loops(name, seed, tau):
     strong, labels, teacher_logits_x, student = _case(seed)
     total = 0.0
     for k, logits in enumerate(student.double().numpy()):
-        i, j, own = strong.index_a[k].item(), strong.index_b[k].item(), strong.lam[k].double().item()
-        of_x = teacher_logits_x.double().numpy()
+        i, j, lam = strong.index_a[k].item(), strong.index_b[k].item(), strong.lam[k].double().item()
+        teacher_x = teacher_logits_x.double().numpy()
         if name == "teacher":
             total += tau**2 * _kl(strong.teacher_logits[k].double().numpy(), logits, tau)
         elif name == "interpolated":
-            total += tau**2 * _kl(own * of_x[i] + (1 - own) * of_x[j], logits, tau)
+            total += tau**2 * _kl(lam * teacher_x[i] + (1 - lam) * teacher_x[j], logits, tau)
         else:
             log_p = _log_softmax(logits)
-            total -= own * log_p[labels[i]] + (1 - own) * log_p[labels[j]]
+            total -= lam * log_p[labels[i]] + (1 - lam) * log_p[labels[j]]
     found = LABELS[name].loss(student, strong, labels, teacher_logits_x, tau).item()
     assert found == pytest.approx(total / len(student), rel=1e-4, abs=1e-5)
 
 
-def test_a_student_that_says_what_it_is_taught_has_no_loss_and_no_gradient():
+def test_a_student_that_equals_its_target_has_no_loss_and_no_gradient():
     strong, labels, teacher_logits_x, _ = _case(0)
-    own = strong.lam[:, None]
+    lam = strong.lam[:, None]
     perfect = {
         "teacher": strong.teacher_logits.clone(),
-        "interpolated": own * teacher_logits_x[strong.index_a] + (1 - own) * teacher_logits_x[strong.index_b],
+        "interpolated": lam * teacher_logits_x[strong.index_a] + (1 - lam) * teacher_logits_x[strong.index_b],
     }
     for name, logits in perfect.items():
         logits.requires_grad_()
@@ -74,14 +74,14 @@ def test_a_student_that_says_what_it_is_taught_has_no_loss_and_no_gradient():
         assert gradient.abs().max() < 1e-5
 
 
-def test_of_unmixed_views_the_labels_are_those_of_x():
-    """own = 1: the mixed label is the image's, the interpolated logits are those of x."""
+def test_labels_of_unmixed_views_are_those_of_x():
+    """The mixed label is that of the image, and the interpolated logits are those of x, if lambda is 1."""
     strong, labels, teacher_logits_x, student = _case(1)
-    whole = StrongBatch(strong.images, strong.index_a, strong.index_b, torch.ones(6), strong.teacher_logits)
+    unmixed = StrongBatch(strong.images, strong.index_a, strong.index_b, torch.ones(6), strong.teacher_logits)
     expected = torch.nn.functional.cross_entropy(student, labels[strong.index_a])
-    assert mixed.loss(student, whole, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert mixed.loss(student, unmixed, labels).item() == pytest.approx(expected.item(), rel=1e-6)
     again = StrongBatch(strong.images, strong.index_a, strong.index_b, torch.ones(6), teacher_logits_x[strong.index_a])
     same = teacher.loss(student, again, labels, None, 4.0)
-    assert interpolated.loss(student, whole, labels, teacher_logits_x, 4.0).item() == pytest.approx(
+    assert interpolated.loss(student, unmixed, labels, teacher_logits_x, 4.0).item() == pytest.approx(
         same.item(), rel=1e-6
     )

@@ -1,4 +1,4 @@
-"""Attention transfer, against its definition."""
+"""Attention transfer equals its definition."""
 
 import math
 import re
@@ -16,7 +16,7 @@ LABELS = torch.arange(20) % 5
 
 
 def _attention(image):
-    """Of nested lists [c][h][w]: the mean of squares over channels, flattened, divided by its length."""
+    """Return the mean of squares over channels of nested lists [c][h][w], flattened, divided by its L2 norm."""
     c, h, w = len(image), len(image[0]), len(image[0][0])
     energy = [sum(image[k][y][x] ** 2 for k in range(c)) / c for y in range(h) for x in range(w)]
     length = math.sqrt(sum(value**2 for value in energy))
@@ -25,10 +25,10 @@ def _attention(image):
 
 def _oracle(student, teacher):
     total = 0.0
-    for ours, theirs in zip(student.maps[1:], teacher.maps[1:], strict=True):
+    for maps in zip(student.maps[1:], teacher.maps[1:], strict=True):
         squares = []
-        for one, other in zip(ours.tolist(), theirs.tolist(), strict=True):
-            squares += [(a - b) ** 2 for a, b in zip(_attention(one), _attention(other), strict=True)]
+        for s, t in zip(*(m.tolist() for m in maps), strict=True):
+            squares += [(a - b) ** 2 for a, b in zip(_attention(s), _attention(t), strict=True)]
         total += sum(squares) / len(squares)
     return total
 
@@ -57,18 +57,18 @@ def test_the_larger_map_is_average_pooled(larger):
     assert found.item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_sizes_that_are_no_multiples_are_compared():
+def test_sizes_need_not_be_multiples():
     student, teacher = outputs(3, sizes=(8, 7, 3)), teacher_outputs(3, sizes=(8, 5, 4))
     assert call(at.AttentionTransfer(), student, teacher) > 0
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 10**6), st.floats(0.01, 100))
-def test_zero_where_equal_and_blind_to_scale(b, seed, scale):
+def test_zero_for_equal_maps_and_invariant_to_scale(b, seed, scale):
     student = outputs(b, seed=seed)
-    louder = Outputs(student.logits, tuple(scale * m for m in student.maps), student.pooled)
+    scaled = Outputs(student.logits, tuple(scale * m for m in student.maps), student.pooled)
     assert call(at.AttentionTransfer(), student, student) == 0
-    assert call(at.AttentionTransfer(), student, louder) < 1e-12
+    assert call(at.AttentionTransfer(), student, scaled) < 1e-12
     assert call(at.AttentionTransfer(), student, outputs(b, seed=seed + 1)) > 0
 
 
@@ -78,7 +78,7 @@ def test_trains_the_student_only(b):
     assert all(grad.any() for grad in grads)
 
 
-def test_maps_of_zeros_give_no_nan():
+def test_maps_of_zeros_give_finite_gradients():
     student = outputs(2, grad=True)
     dead = Outputs(student.logits, tuple((0 * m.detach()).requires_grad_() for m in student.maps), None)
     call(at.AttentionTransfer(), dead, teacher_outputs(2)).backward()

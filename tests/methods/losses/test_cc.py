@@ -1,4 +1,4 @@
-"""Correlation congruence, against its definition."""
+"""Correlation congruence equals its definition."""
 
 import pytest
 import torch
@@ -32,15 +32,15 @@ def _embed(linear, pooled):
 @pytest.mark.parametrize("b", [2, 5])
 def test_equals_a_float64_loop_over_consecutive_pairs(b):
     student, teacher, loss = outputs(b), teacher_outputs(b), _build()
-    ours, theirs = _embed(loss.embed_student, student.pooled), _embed(loss.embed_teacher, teacher.pooled)
-    d = [[abs(x - y) for x, y in zip(one, other, strict=True)] for one, other in zip(ours, theirs, strict=True)]
+    embedded = _embed(loss.embed_student, student.pooled), _embed(loss.embed_teacher, teacher.pooled)
+    d = [[abs(x - y) for x, y in zip(s, t, strict=True)] for s, t in zip(*embedded, strict=True)]
     expected = sum(sum(x * y for x, y in zip(d[i], d[i + 1], strict=True)) for i in range(b - 1)) / (b - 1)
     assert call(loss, student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 10**6))
-def test_zero_where_the_embeddings_are_equal(b, seed):
+def test_zero_for_equal_embeddings(b, seed):
     student, loss = outputs(b, seed=seed), _build(teacher=outputs(2))
     assert b == 1 or call(loss, student, student) > 0
     loss.embed_teacher.load_state_dict(loss.embed_student.state_dict())
@@ -62,7 +62,7 @@ def test_resumes_from_its_state():
     assert_resumes_from_its_state(_build, 4)
 
 
-def test_the_embedding_is_as_wide_as_asked():
+def test_dim_is_the_width_of_the_embedding():
     assert _build(dim=3).embed_student.weight.shape == (3, 6)
     assert cc.build(outputs(2), teacher_outputs(2), LABELS).embed_teacher.weight.shape == (128, 9)
     with pytest.raises(ValueError, match=r"dim: must be 1 or more, not 0; set it in loss.options"):

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation, against its definition. It is not zero where student equals teacher."""
+"""Contrastive representation distillation equals its definition. It is not zero where student equals teacher."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ def _embed(linear, pooled):
 
 
 def _side(v, bank, rows, negatives, z, temperature):
-    """One side's loss by a loop over images, as the paper has it; Z from this batch if there is none."""
+    """Compute the loss of one side by a loop over images, as in the paper; Z is that of this batch if it is None."""
     n, m = len(bank), len(negatives[0])
     power = [
         [
@@ -45,13 +45,13 @@ def _side(v, bank, rows, negatives, z, temperature):
     if z is None:
         z = sum(map(sum, power)) / (len(v) * (m + 1)) * n
     total = 0.0
-    for own, *others in power:
-        total -= math.log(own / z / (own / z + m / n + 1e-7))
-        total -= sum(math.log((m / n) / (other / z + m / n + 1e-7)) for other in others)
+    for positive, *negative in power:
+        total -= math.log(positive / z / (positive / z + m / n + 1e-7))
+        total -= sum(math.log((m / n) / (o / z + m / n + 1e-7)) for o in negative)
     return total / len(v), z
 
 
-def _moved(bank, rows, v, momentum):
+def _updated(bank, rows, v, momentum):
     bank = [list(entry) for entry in bank]
     for row, new in zip(rows, v, strict=True):
         entry = [momentum * a + (1 - momentum) * b for a, b in zip(bank[row], new, strict=True)]
@@ -62,7 +62,7 @@ def _moved(bank, rows, v, momentum):
 @pytest.mark.parametrize("replacement", [False, True])
 def test_three_steps_equal_a_float64_loop(replacement):
     loss = _build(replacement=replacement, temperature=0.2, momentum=0.3).double()
-    banks = [loss.bank_teacher.tolist(), loss.bank_student.tolist()]  # what the student, the teacher compares with
+    banks = [loss.bank_teacher.tolist(), loss.bank_student.tolist()]  # of the student's side, of the teacher's side
     z = [None, None]
     for step in range(3):
         index = torch.arange(4) * 3 + step
@@ -72,15 +72,15 @@ def test_three_steps_equal_a_float64_loop(replacement):
         negatives = loss.sampler(index, _generator(step)).tolist()
         v = [_embed(loss.embed_student, student.pooled), _embed(loss.embed_teacher, teacher.pooled)]
         sides = [_side(v[i], banks[i], rows, negatives, z[i], 0.2) for i in range(2)]
-        z = [found for _, found in sides]
+        z = [side_z for _, side_z in sides]
         assert call(loss, student, teacher, step, index).item() == pytest.approx(sum(s for s, _ in sides), rel=1e-8)
-        banks = [_moved(banks[i], rows, v[1 - i], 0.3) for i in range(2)]
+        banks = [_updated(banks[i], rows, v[1 - i], 0.3) for i in range(2)]
         for i, bank in enumerate((loss.bank_teacher, loss.bank_student)):
             assert torch.allclose(bank, torch.tensor(banks[i], dtype=torch.float64), atol=1e-10)
         assert [loss.log_z_student.exp().item(), loss.log_z_teacher.exp().item()] == pytest.approx(z, rel=1e-9)
 
 
-def test_z_stays_that_of_the_first_batch():
+def test_z_is_kept_from_the_first_batch():
     loss = _build()
     assert loss.log_z_student.isinf()
     call(loss, outputs(4), teacher_outputs(4))
@@ -98,9 +98,9 @@ def test_trains_both_embeddings_and_the_student_only(b):
     assert not any(buffer.requires_grad for buffer in loss.buffers())
 
 
-def test_gradients_are_those_of_the_banks_before_they_move():
+def test_gradients_are_those_before_the_update_of_the_banks():
     loss, teacher = _build().double(), teacher_outputs(4, dtype=torch.float64)
-    call(loss, outputs(4, dtype=torch.float64), teacher)  # Z is fixed
+    call(loss, outputs(4, dtype=torch.float64), teacher)  # fixes Z
     student = outputs(4, seed=5, dtype=torch.float64, grad=True)
     state = copy.deepcopy(loss.state_dict())
     call(loss, student, teacher).backward()
@@ -119,7 +119,7 @@ def test_resumes_from_its_state():
     assert {"bank_student", "bank_teacher", "log_z_student", "log_z_teacher"} < set(_build().state_dict())
 
 
-def test_a_step_is_decided_by_its_generator():
+def test_a_step_depends_on_its_generator():
     loss = _build()
     state = copy.deepcopy(loss.state_dict())
     found = []
@@ -131,14 +131,14 @@ def test_a_step_is_decided_by_its_generator():
     assert found[0] != found[2]
 
 
-def test_no_temperature_overflows():
+def test_extreme_temperatures_give_finite_gradients():
     for temperature in (1e-4, 1e4):
         loss = _build(temperature=temperature)
         for _ in range(2):
             assert_trains_the_student_only(loss, 4)
 
 
-def test_training_lowers_it():
+def test_training_reduces_the_loss():
     loss, student, teacher = _build(), outputs(20), teacher_outputs(20)
     found = []
     for step in range(60):
@@ -150,7 +150,7 @@ def test_training_lowers_it():
     assert found[-1] < 0.8 * found[0]
 
 
-def test_banks_start_as_published_and_are_new_for_each_seed():
+def test_banks_are_initialised_as_published_and_differ_between_seeds():
     torch.manual_seed(3)
     loss, again = _build(torch.arange(3000) % 10, dim=12), _build(torch.arange(3000) % 10, dim=12)
     assert loss.bank_student.shape == loss.bank_teacher.shape == (3000, 12)
@@ -161,7 +161,7 @@ def test_banks_start_as_published_and_are_new_for_each_seed():
     assert not torch.equal(loss.bank_student, again.bank_student)
 
 
-def test_parts_of_a_batch_give_the_same_products(monkeypatch):
+def test_chunks_of_a_batch_give_the_same_products(monkeypatch):
     v, bank = torch.randn(7, 4, generator=_generator()), torch.randn(20, 4, generator=_generator(1))
     rows = torch.randint(20, (7, 5), generator=_generator(2))
     expected = torch.stack([bank[rows[i]] @ v[i] for i in range(7)])
@@ -179,7 +179,7 @@ def _images(sampler, rows):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=40).filter(lambda labels: len(set(labels)) > 1), st.data())
-def test_negatives_are_as_many_as_asked_of_other_classes_and_none_twice(labels, data):
+def test_negatives_are_of_other_classes_and_none_is_drawn_twice(labels, data):
     labels = torch.tensor(labels)
     most = len(labels) - int(labels.bincount().max())
     count = data.draw(st.integers(1, most))
@@ -211,24 +211,24 @@ def test_each_image_of_another_class_is_equally_likely(labels, replacement):
         k = int(eligible.sum())
         assert not times[~eligible].any()
         expected = draws * count / k
-        # Without replacement counts spread less: by (k - count) / (k - 1).
+        # Without replacement the variance is smaller: by (k - count) / (k - 1).
         spread = 1 if replacement else (k - count) / (k - 1)
         chi_square = ((times[eligible] - expected) ** 2 / expected).sum() / spread
         assert chi_square < k - 1 + 5 * math.sqrt(2 * (k - 1))
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_each_set_of_negatives_is_equally_likely_at_every_place_of_the_batch(place):
-    labels = torch.tensor([0, 1, 0, 2, 2, 1, 0])  # of another class than 0: images 1, 3, 4, 5
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_each_set_of_negatives_is_equally_likely_at_every_position_of_the_batch(position):
+    labels = torch.tensor([0, 1, 0, 2, 2, 1, 0])  # images 1, 3, 4 and 5 are of another class than 0
     sampler = crd.NegativeSampler(labels, 2, replacement=False)
-    index, generator = torch.tensor([0, 3, 5]).roll(place), _generator(place)
-    images = [_images(sampler, sampler(index, generator)[place]).tolist() for _ in range(1200)]
+    index, generator = torch.tensor([0, 3, 5]).roll(position), _generator(position)
+    images = [_images(sampler, sampler(index, generator)[position]).tolist() for _ in range(1200)]
     found = Counter(frozenset(drawn) for drawn in images)
     assert set(found) == {frozenset(pair) for pair in ((1, 3), (1, 4), (1, 5), (3, 4), (3, 5), (4, 5))}
     assert sum((times - 200) ** 2 / 200 for times in found.values()) < 25  # 5 degrees of freedom: p < 0.0002
 
 
-def test_images_of_a_batch_have_negatives_of_their_own():
+def test_images_of_a_batch_have_different_negatives():
     sampler = crd.NegativeSampler(torch.arange(1000) % 10, 100, replacement=False)
     rows = sampler(torch.arange(0, 100, 10), _generator()).tolist()  # all of class 0
     assert len({frozenset(row) for row in rows}) == 10
@@ -239,7 +239,7 @@ def test_images_of_a_batch_have_negatives_of_their_own():
 
 
 class _Largest(TorchDispatchMode):
-    """The size of the largest tensor that any operation returns, in bytes."""
+    """Size of the largest tensor that any operation returns, in bytes."""
 
     def __init__(self):
         super().__init__()
@@ -253,8 +253,8 @@ class _Largest(TorchDispatchMode):
         return found
 
 
-def test_nothing_is_larger_than_a_bank():
-    """CRD's own code holds [b, negatives, dim] twice: 20 MB here, where a bank has 1 MB; in CIFAR-100 0.5 GB each."""
+def test_no_tensor_is_larger_than_a_bank():
+    """The authors' code has two tensors [b, negatives, dim]: 20 MB in this test, where a bank has 1 MB."""
     n, b, m, dim = 4000, 16, 1000, 64
     loss = _build(torch.arange(n) % 100, negatives=m, dim=dim)
     with _Largest() as largest:
@@ -262,7 +262,7 @@ def test_nothing_is_larger_than_a_bank():
     assert 4 * n * dim <= largest.bytes < 1.2 * 4 * n * dim < 4 * b * m * dim
 
 
-# --- what does not suit ------------------------------------------------------------------------------------
+# --- refused options ---------------------------------------------------------------------------------------
 
 
 def test_refuses_more_negatives_than_there_are():

@@ -50,7 +50,7 @@ def _kl(p, q):
 
 
 def _oracle(student, teacher, labels, alpha, beta, temperature):
-    """The paper's Eq. 7 by a loop over images."""
+    """Compute the paper's Eq. 7 by a loop over images."""
     total = 0.0
     for s, t, label in zip(student.logits.tolist(), teacher.logits.tolist(), labels.tolist(), strict=True):
         p_s, p_t = (_softmax([value / temperature for value in logits]) for logits in (s, t))
@@ -158,7 +158,7 @@ def test_refuses_an_unknown_option():
 
 
 def test_the_warm_up_is_that_of_the_authors_code():
-    """Of 240 epochs the weight of epoch 1, 2, ... is min(epoch / 20, 1)."""
+    """The weight of epoch 1, 2, ... of 240 is min(epoch / 20, 1)."""
     student, teacher, loss = outputs(4), teacher_outputs(4), dkd.build(NONE, NONE, torch.arange(20))
     full = call(loss, student, teacher).item()
     for epoch in (1, 2, 10, 19, 20, 21, 240):

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer, against its definition."""
+"""Probabilistic knowledge transfer equals its definition."""
 
 import math
 
@@ -25,8 +25,8 @@ def _rows(pooled):
 
 
 def _oracle(student, teacher):
-    ours, theirs, eps = _rows(student.pooled), _rows(teacher.pooled), 1e-7
-    pairs = [(p, q) for one, other in zip(theirs, ours, strict=True) for p, q in zip(one, other, strict=True)]
+    p_student, p_teacher, eps = _rows(student.pooled), _rows(teacher.pooled), 1e-7
+    pairs = [(p, q) for rows in zip(p_teacher, p_student, strict=True) for p, q in zip(*rows, strict=True)]
     return sum(p * math.log((p + eps) / (q + eps)) for p, q in pairs) / len(pairs)
 
 
@@ -41,14 +41,14 @@ def test_equals_a_float64_loop(b):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 8), st.integers(0, 10**6), st.floats(0.01, 100))
-def test_zero_where_equal_never_negative_and_blind_to_scale(b, seed, scale):
+def test_zero_for_equal_features_never_negative_and_invariant_to_scale(b, seed, scale):
     student, teacher = (outputs(b, seed=s, dtype=torch.float64) for s in (seed, seed + 1))
-    louder = Outputs(student.logits, student.maps, scale * student.pooled)
+    scaled = Outputs(student.logits, student.maps, scale * student.pooled)
     loss = pkt.ProbabilisticTransfer()
     assert call(loss, student, student) == 0
-    assert abs(call(loss, student, louder)) < 1e-14
+    assert abs(call(loss, student, scaled)) < 1e-14
     assert call(loss, student, teacher) > -1e-6 / b
-    assert call(loss, louder, teacher).item() == pytest.approx(call(loss, student, teacher).item(), rel=1e-9)
+    assert call(loss, scaled, teacher).item() == pytest.approx(call(loss, student, teacher).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("b", [1, 4])
@@ -59,12 +59,12 @@ def test_trains_the_student_only(b):
 
 
 @pytest.mark.parametrize("pooled", [torch.zeros(3, 6), torch.eye(1, 6) * torch.tensor([[1.0], [-1.0], [1.0]])])
-def test_dead_and_opposite_features_give_no_nan(pooled):
+def test_zero_and_opposite_features_give_finite_gradients(pooled):
     pooled.requires_grad_()
     student = outputs(3)
     for pair in ((Outputs(student.logits, (), pooled), student), (student, Outputs(student.logits, (), pooled))):
-        found = call(pkt.ProbabilisticTransfer(), *pair)
-        assert found.isfinite()
-        if found.requires_grad:
-            found.backward()
+        value = call(pkt.ProbabilisticTransfer(), *pair)
+        assert value.isfinite()
+        if value.requires_grad:
+            value.backward()
             assert pooled.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation, against its definition."""
+"""Similarity-preserving distillation equals its definition."""
 
 import math
 
@@ -21,9 +21,9 @@ def _rows(maps):
 
 
 def _oracle(student, teacher):
-    ours, theirs = _rows(student.maps[-1]), _rows(teacher.maps[-1])
-    b = len(ours)
-    return sum((ours[i][j] - theirs[i][j]) ** 2 for i in range(b) for j in range(b)) / b**2
+    g_student, g_teacher = _rows(student.maps[-1]), _rows(teacher.maps[-1])
+    b = len(g_student)
+    return sum((g_student[i][j] - g_teacher[i][j]) ** 2 for i in range(b) for j in range(b)) / b**2
 
 
 @pytest.mark.parametrize("sizes", [(8, 4, 2), (5, 3, 3)])
@@ -37,15 +37,15 @@ def test_equals_a_float64_loop_over_the_last_maps_of_any_size(sizes):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 6), st.integers(0, 10**6), st.floats(0.01, 100))
-def test_zero_where_equal_and_blind_to_scale_and_to_the_order_of_features(b, seed, scale):
+def test_zero_for_equal_maps_and_invariant_to_scale_and_order_of_features(b, seed, scale):
     student = outputs(b, seed=seed)
-    like = Outputs(student.logits, (scale * student.maps[-1].flip(1),), None)
+    similar = Outputs(student.logits, (scale * student.maps[-1].flip(1),), None)
     assert call(sp.SimilarityPreserving(), student, student) == 0
-    assert call(sp.SimilarityPreserving(), student, like) < 1e-10
+    assert call(sp.SimilarityPreserving(), student, similar) < 1e-10
     assert call(sp.SimilarityPreserving(), student, outputs(b, seed=seed + 1)) > 0
 
 
-def test_a_batch_of_one_has_nothing_to_compare():
+def test_a_batch_of_one_has_a_loss_of_0():
     assert call(sp.SimilarityPreserving(), outputs(1), teacher_outputs(1)).item() == pytest.approx(0, abs=1e-12)
 
 
@@ -55,9 +55,9 @@ def test_trains_the_student_only(b):
     assert b == 1 or all(grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_refuses_a_model_without_maps(who):
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_refuses_a_model_without_maps(role):
     some, none = outputs(2), outputs(2, (), ())
-    pair = (none, some) if who == "student" else (some, none)
-    with pytest.raises(ValueError, match=f"the {who} has none; .* in recipes/models.yaml"):
+    pair = (none, some) if role == "student" else (some, none)
+    with pytest.raises(ValueError, match=f"the {role} has none; .* in recipes/models.yaml"):
         sp.build(*pair, LABELS)

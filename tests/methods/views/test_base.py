@@ -47,7 +47,7 @@ def test_crop_and_flip_equals_a_slow_loop(data):
 
 
 @pytest.mark.parametrize("crop", [0, 3])
-def test_the_middle_without_flip_is_the_identity(crop):
+def test_the_centre_crop_without_flip_is_the_identity(crop):
     images = _images(5, 8)
     shift, flip = torch.full((5, 2), crop), torch.zeros(5, dtype=torch.bool)
     assert torch.equal(crop_and_flip(images, shift, flip, crop), images)

@@ -35,7 +35,10 @@ def test_apply_equals_a_slow_loop(data):
     partner = data.draw(st.permutations(range(n)))
     x = torch.randn(n, 3, height, width, generator=_generator(data.draw(st.integers(0, 99))))
     before = x.clone()
-    draw = {"box": torch.tensor([*rows, *columns]), "partner": torch.tensor([*partner, 0, 0])}  # a longer row's rest
+    draw = {
+        "box": torch.tensor([*rows, *columns]),
+        "partner": torch.tensor([*partner, 0, 0]),
+    }  # padding of a longer row
     found = cutmix.apply(x, draw)
     assert np.array_equal(found.images.numpy(), _slow(x.numpy(), [*rows, *columns], list(partner)))
     assert torch.equal(x, before)
@@ -46,7 +49,7 @@ def test_apply_equals_a_slow_loop(data):
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40))
 def test_the_label_weight_is_the_area_that_is_left(seed, size):
-    """Of images of one colour each, the share of pixels that keep it."""
+    """Lambda is the fraction of the pixels of a uniform image that keep its colour."""
     draws = cutmix.draw([3], size, _generator(seed))
     x = torch.arange(3.0)[:, None, None, None].expand(3, 3, size, size)
     found = cutmix.apply(x, {key: value[0] for key, value in draws.items()})
@@ -69,7 +72,7 @@ def test_drawn_boxes_applied_equal_a_slow_loop():
 
 
 def test_box_is_the_square_of_lambda_around_its_centre_clipped_at_the_border():
-    """lambda and centre are drawn again here, from the same stream, and the box made of them by hand."""
+    """The test draws lambda and centre from the same generator and computes the box from them."""
     steps, size = 500, 32
     boxes = cutmix.draw([2] * steps, size, _generator(5))["box"].tolist()
     stream = _generator(5)
@@ -77,7 +80,7 @@ def test_box_is_the_square_of_lambda_around_its_centre_clipped_at_the_border():
     centres = torch.randint(size, (steps, 2), generator=stream).tolist()
     clipped = 0
     for box, lam, centre in zip(boxes, lambdas, centres, strict=True):
-        half = int(size * (1 - lam) ** 0.5) // 2  # CutMix's published code cuts in whole pixels like this
+        half = int(size * (1 - lam) ** 0.5) // 2  # as in CutMix's published code
         expected = []
         for middle in centre:
             expected += [max(middle - half, 0), min(middle + half, size)]
@@ -97,7 +100,7 @@ def test_boxes_lie_within_the_image(size):
     assert (left <= right).all()
 
 
-def test_area_of_unclipped_boxes_is_one_minus_a_uniform_lambda():
+def test_the_area_of_unclipped_boxes_is_one_minus_a_uniform_lambda():
     """A box of side s stays unclipped with probability (1 - s)^2: weighed by its inverse, areas are uniform."""
     size, steps = 1000, 40_000
     draws = cutmix.draw([1] * steps, size, _generator(1))
@@ -107,7 +110,7 @@ def test_area_of_unclipped_boxes_is_one_minus_a_uniform_lambda():
             side = (bottom - top) / size
             assert right - left == bottom - top
             share[int(side**2 * 10)] += 1 / (1 - side) ** 2 / steps  # type: ignore[assignment]
-    for tenth in range(4):  # larger boxes are hardly ever unclipped
+    for tenth in range(4):  # larger boxes are rarely unclipped
         assert share[tenth] == pytest.approx(0.1, abs=0.015)
 
 
@@ -151,7 +154,7 @@ def test_derangements_of_four_are_equally_frequent():
     assert chi_square < 26.1  # the 99.9 % quantile of 8 degrees of freedom
 
 
-def test_partner_of_a_short_last_batch_stays_within_it():
+def test_partners_of_a_short_last_batch_are_within_it():
     for seed in range(20):
         partner = cutmix.draw([8, 8, 3], 8, _generator(seed))["partner"]
         assert partner.shape == (3, 8)
@@ -160,7 +163,7 @@ def test_partner_of_a_short_last_batch_stays_within_it():
             assert all(i != other for i, other in enumerate(row[:size]))
 
 
-def test_a_last_batch_of_one_is_left_as_it_is():
+def test_a_last_batch_of_one_is_unchanged():
     draws = cutmix.draw([4, 1], 8, _generator())
     x = torch.randn(1, 3, 8, 8)
     assert torch.equal(cutmix.apply(x, {key: value[1] for key, value in draws.items()}).images, x)

@@ -1,4 +1,4 @@
-"""The other strong views: identity, cutout, mixup; what all of them have in common; and pools of several draws."""
+"""Properties of all strong views; identity, cutout and mixup; and pools of several draws."""
 
 from collections import Counter
 
@@ -25,14 +25,14 @@ def _row(view, sizes: list[int], size: int, seed: int, step: int = 0) -> dict[st
     return {key: value[step] for key, value in view.draw(sizes, size, _generator(seed)).items()}
 
 
-def test_all_views_are_here():
+def test_every_view_is_tested():
     assert sorted(VIEWS) == config.choices("views")
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(VIEWS)), st.integers(1, 9), st.integers(4, 33), st.integers(0, 999))
-def test_what_every_view_keeps(name, n, size, seed):
-    """Shape and layout, the batch it was made of, shares within 0 and 1, partners within the batch."""
+def test_properties_of_every_view(name, n, size, seed):
+    """Shape and layout are kept, x is not changed, lambda is within 0 and 1, partners are within the batch."""
     view, x = VIEWS[name], _x(n, size)
     before = x.clone()
     found = view.apply(x, _row(view, [12, n], size, seed, step=1))  # a short last batch
@@ -58,12 +58,12 @@ def test_identity_is_x():
 def test_mixup_is_the_weighted_mean_with_its_partner(seed):
     x, row = _x(5, 4, seed), _row(mixup, [5], 4, seed)
     found = mixup.apply(x, row)
-    own, partner = row["lam"].double().item(), row["partner"].tolist()
+    lam, partner = row["lam"].double().item(), row["partner"].tolist()
     assert sorted(partner) == list(range(5))
     for i in range(5):
-        expected = own * x[i].double() + (1 - own) * x[partner[i]].double()
+        expected = lam * x[i].double() + (1 - lam) * x[partner[i]].double()
         torch.testing.assert_close(found.images[i].double(), expected, rtol=1e-5, atol=1e-5)
-    assert found.lam.tolist() == pytest.approx([own] * 5)
+    assert found.lam.tolist() == pytest.approx([lam] * 5)
 
 
 def test_mixup_draws_uniform_lambdas_and_permutations():
@@ -77,9 +77,9 @@ def test_mixup_draws_uniform_lambdas_and_permutations():
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 8), (64, 16), (224, 56), (16, 4)])
-def test_cutout_cuts_one_square_of_a_quarter_of_the_sides(size, side):
+def test_cutout_removes_one_square_with_a_quarter_of_the_sides(size, side):
     draws = cutout.draw([2] * 60, size, _generator(size))
-    whole = 0
+    unclipped = 0
     for corner in draws["corner"]:
         x = torch.ones(2, 3, size, size)
         hole = cutout.apply(x, {"corner": corner}).images == 0
@@ -92,11 +92,11 @@ def test_cutout_cuts_one_square_of_a_quarter_of_the_sides(size, side):
                 expected[i, j] = True
         assert torch.equal(hole[0, 0], expected)
         assert -side // 2 <= row < size - side // 2
-        whole += int(hole[0, 0].sum() == side**2)
-    assert whole > 20
+        unclipped += int(hole[0, 0].sum() == side**2)
+    assert unclipped > 20
 
 
-def test_the_pool_is_all_draws_one_after_the_other():
+def test_the_pool_has_all_draws_one_after_the_other():
     x = _x(3, 8)
     draws = [cutmix.apply(x, _row(cutmix, [3], 8, seed)) for seed in (1, 2)]
     pool = concat_draws(draws)
@@ -108,7 +108,7 @@ def test_the_pool_is_all_draws_one_after_the_other():
     assert concat_draws(draws[:1]) is draws[0]
 
 
-def test_taking_rows_takes_them_of_everything():
+def test_take_selects_rows_of_all_fields():
     x = _x(4, 8)
     strong = cutmix.apply(x, _row(cutmix, [4], 8, 3))
     strong = StrongBatch(

@@ -1,4 +1,4 @@
-"""With replay, a run has the same digits whichever run is first and whichever files exist."""
+"""A run with replay has the same digits whichever run is first and whichever files exist."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
