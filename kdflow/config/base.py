@@ -1,13 +1,13 @@
-"""The base class of all settings, and the types and checks that they share."""
+"""The base class of all settings, and types and checks that they share."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ from kdflow.core.errors import UserError
 PACKAGE = Path(__file__).parents[1]
 
 PREPARED = "data/dataset.json"
+"""The file in which `prepare` describes the dataset."""
 
 FOLDERS = {
     "data": "data/readers",
@@ -26,11 +27,11 @@ FOLDERS = {
     "losses": "methods/losses",
     "formats": "export/formats",
 }
-"""The folder of the package whose modules are the choices of each kind."""
+"""For each kind of choice, the folder in the package whose modules are the choices."""
 
 
 def choices(kind: str) -> list[str]:
-    """Names that a setting may take: the modules in the folder of that kind, found without importing them."""
+    """Return the names that a setting of this kind may have: the modules in its folder, which are not imported."""
     return sorted(file.stem for file in (PACKAGE / FOLDERS[kind]).glob("*.py") if file.stem != "__init__")
 
 
@@ -53,26 +54,28 @@ def module_flag(kind: str, name: str, flag: str) -> bool:
 def _one_of(kind: str) -> AfterValidator:
     def check(name: str) -> str:
         if name not in choices(kind):
-            raise ValueError(f"unknown name {name!r}{_allowed(name, choices(kind))}")
+            raise ValueError(f"unknown name {name!r}{suggestion(name, choices(kind))}")
         return name
 
     return AfterValidator(check)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """What a user is told of a name that is not there: a close match, or all that are."""
-    return UserError(f"{what}: unknown name {name!r}{_allowed(name, sorted(set(known)))}")
+    """Return the error for a name that does not exist, with a similar name or all known names."""
+    return UserError(f"{what}: unknown name {name!r}{suggestion(name, sorted(set(known)))}")
 
 
-def _allowed(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
+def suggestion(name: str, names: list[str]) -> str:
+    """Return the end of a message about an unknown name: the most similar of `names`, or all of them."""
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else f"; allowed: {', '.join(names)}"
 
 
 def no_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse what stands twice."""
-    if len(set(values)) != len(values):
-        raise ValueError(f"each entry may stand there once, got {list(values)}")
+    """Refuse a list that has an entry twice."""
+    duplicates = dict.fromkeys(str(value) for value in values if values.count(value) > 1)
+    if duplicates:
+        raise ValueError(f"duplicate entries: {', '.join(duplicates)}")
     return values
 
 
@@ -88,16 +91,24 @@ Seeds = Annotated[
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-# Not strict as a container only: YAML's lists become tuples, their items are still checked strictly.
+# strict=False lets a list of YAML become a tuple; its items are still checked strictly.
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class Settings(BaseModel):
-    """Settings that cannot change, with no key that is not known and no silent conversion."""
+    """Immutable settings: unknown keys are refused, and values are not converted to another type.
+
+    `renamed_keys` maps keys of earlier versions to their present names, and `renamed_kind` is the earlier name of an
+    entry's `kind`: the messages that refuse them give the present name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    renamed_kind: ClassVar[str | None] = None
+
 
 T = TypeVar("T", bound=Settings)
-
-Percent = Annotated[float, Field(ge=0, le=100)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,7 +15,10 @@ BaseViewName = Literal["none", "flip", "flip+crop"]
 
 
 class DatasetSource(Settings):
-    """What the `prepare` stage reads and must find there. Without a reader, models can be counted on it, no more."""
+    """The images that `prepare` reads, and their expected number, size and classes.
+
+    Without a reader, the dataset cannot be prepared, but the cost of models can be computed for it.
+    """
 
     reader: Annotated[str, _one_of("data")] | None = None
     classes: Annotated[int, Field(ge=2)]
@@ -26,55 +30,65 @@ class DatasetSource(Settings):
 
 
 class Resize(Settings):
-    """How images of any size come to `image_size`.
+    """Resizing of images of any size to `image_size`.
 
-    In training a window at random, of a share of the image within `area`, is resized (torchvision's RandomResizedCrop);
-    without `area`, and in testing, the image is resized until its shorter side is `side`, and its centre is taken.
+    In training, a random crop with a fraction of the image's area within `area` is resized (torchvision's
+    RandomResizedCrop). In testing, and without `area`, the shorter side is resized to `side` px, and the centre is
+    cropped.
     """
 
     side: Positive
     area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None
 
     @model_validator(mode="after")
-    def _is_a_span(self) -> Resize:
+    def _check_order(self) -> Resize:
         if self.area is not None and self.area[0] > self.area[1]:
-            raise ValueError(f"area: the smaller share comes first, got {list(self.area)}")
+            raise ValueError(f"area: the smaller fraction comes first, got {list(self.area)}")
         return self
 
 
 class BaseView(Settings):
-    """The base view of an image: zero-pad by `crop` pixels, crop at random, flip at random, normalise.
+    """The base view of an image: zero-pad by `crop` px and crop at random, flip at random, normalise.
 
-    Images that stay in their files, of any size, have `resize` instead of a padded crop.
+    Images that are read from their files, which may have any size, have `resize` instead of `crop`.
     """
 
     crop: Annotated[int, Field(ge=0)]
     flip: bool
-    resize: Resize | None = Field(None, exclude_if=lambda value: value is None)  # settings without it keep their hash
+    resize: Resize | None = Field(
+        None, exclude_if=lambda value: value is None
+    )  # so that settings without it keep their hash
     mean: Triple
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=3, max_length=3)]
 
     @model_validator(mode="after")
-    def _is_cropped_once(self) -> BaseView:
+    def _check_crops(self) -> BaseView:
         if self.resize is not None and self.crop:
-            raise ValueError(f"crop: must be 0 beside resize, got {self.crop}: one of the two crops")
+            raise ValueError(f"crop: must be 0 beside resize, got {self.crop}: resize crops too")
         return self
 
     def reduced_to(self, base_view: BaseViewName | None) -> BaseView:
-        """With no more random crop and flip than `base_view` says; None leaves all as it is."""
+        """Return these settings without the random crop and flip that `base_view` excludes; None excludes nothing."""
         if base_view is None:
             return self
-        own: dict[str, Any] = {"flip": base_view != "none"}
+        changes: dict[str, Any] = {"flip": base_view != "none"}
         if base_view != "flip+crop":
-            own |= {"crop": 0, "resize": self.resize and self.resize.model_copy(update={"area": None})}
-        return self.model_copy(update=own)
+            changes |= {"crop": 0, "resize": self.resize and self.resize.model_copy(update={"area": None})}
+        return self.model_copy(update=changes)
 
 
 class Training(Settings):
-    """The optimiser and its schedule; `epochs` is what counts as a full run.
+    """The optimiser and its schedule: SGD whose `lr` is multiplied by `lr_gamma` at each of `lr_milestones`.
 
-    The curve's accuracy is measured after every `eval_every` epochs, and after the last.
+    Milestones are fractions of the run. `epochs` is the number of epochs of a full run. The student is evaluated after
+    every `eval_every` epochs and after the last.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "decay_at": "lr_milestones",
+        "decay_by": "lr_gamma",
+        "test_every": "eval_every",
+    }
 
     epochs: Positive
     batch_size: Positive
@@ -89,29 +103,31 @@ class Training(Settings):
 class Dataset(Settings):
     """One entry of recipes/datasets.yaml."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"views": "base_view"}
+
     data: DatasetSource
     base_view: BaseView | None = None
     training: Training | None = None
     demo: bool = False
 
     @model_validator(mode="after")
-    def _can_be_trained_on(self) -> Dataset:
+    def _check_training(self) -> Dataset:
         missing = [key for key in ("base_view", "training") if getattr(self, key) is None]
         if self.data.reader is not None and missing:
-            raise ValueError(f"data.reader is given, {' and '.join(missing)} not")
+            raise ValueError(f"data.reader is given, so {' and '.join(missing)} must be given too")
         resize, size = self.base_view.resize if self.base_view else None, self.data.image_size
         if resize is not None and resize.side < size:
-            raise ValueError(f"views.resize.side: {resize.side} is less than data.image_size, {size}")
+            raise ValueError(f"base_view.resize.side: {resize.side} is less than data.image_size, {size}")
         return self
 
 
 class UserFolder(Settings):
-    """Images of one's own: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
+    """A dataset of the user: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
 
-    valid/, validation/ or test/ may take val/'s place. Where there are classes alone, a share `val_share` of each is
-    kept for testing: which, `split_seed` says and the files' names. Files that cannot be read are refused, or left out
-    if `skip_broken`. Mirror images are of another class, or none, where `flip` is false. `side`: pixels of the shorter
-    side in testing, of which the centre is taken; none: recipes/user_folder.yaml's share.
+    `val/` may also be named valid, validation or test. With `<class>/` alone, the fraction `val_share` of each class is
+    the test set, chosen by the files' names and `split_seed`. Files that cannot be read are refused, or left out with
+    `skip_broken`. `flip` must be false if a mirrored image has another class or none. `side` is the shorter side in
+    testing, in px, before the centre is cropped; null: `image_size` times `side` of recipes/user_folder.yaml.
     """
 
     folder: Annotated[str, Field(min_length=1)]
@@ -123,21 +139,22 @@ class UserFolder(Settings):
     flip: bool = True
 
     @model_validator(mode="after")
-    def _is_not_enlarged(self) -> UserFolder:
+    def _check_side(self) -> UserFolder:
         if self.side is not None and self.side < self.image_size:
             raise ValueError(f"side: {self.side} is less than image_size, {self.image_size}")
         return self
 
     @property
     def name(self) -> str:
-        """What it is called in records and tables: as its folder."""
-        return Path(os.path.abspath(Path(self.folder).expanduser())).name  # noqa: PTH100 (not where a link leads)
+        """The dataset's name in records and tables: that of its folder."""
+        return Path(os.path.abspath(Path(self.folder).expanduser())).name  # noqa: PTH100 (symlinks are not resolved)
 
 
 class UserFolderRecipe(Settings):
-    """recipes/user_folder.yaml: the views and the training of images of one's own, whatever their number and size.
+    """recipes/user_folder.yaml: base view and training of users' datasets.
 
-    In testing the shorter side becomes `side` times the image size; in training a window of a share within `area`.
+    In testing, the shorter side is resized to `side` times the image size; in training, a random crop with a fraction
+    of the image's area within `area` is resized.
     """
 
     side: Annotated[float, Field(ge=1)]
@@ -146,7 +163,7 @@ class UserFolderRecipe(Settings):
 
 
 class PreparedDataset(Settings):
-    """data/dataset.json: the dataset in hand as `prepare` found it. `source`: the setting that it was made from."""
+    """data/dataset.json: the dataset as `prepare` has read it; `source` is the value of `dataset` in params.yaml."""
 
     name: str
     source: str | UserFolder
@@ -160,5 +177,5 @@ class PreparedDataset(Settings):
 
     @property
     def dataset(self) -> Dataset:
-        """As an entry of recipes/datasets.yaml would be."""
+        """The dataset as an entry of recipes/datasets.yaml."""
         return Dataset(data=self.data, base_view=self.base_view, training=self.training, demo=self.demo)

@@ -1,9 +1,10 @@
-"""Settings of an experiment: params.yaml together with the recipes that it names."""
+"""Settings of an experiment: params.yaml and the recipes that it names."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -15,7 +16,7 @@ from kdflow.core.errors import UserError
 
 
 class TeacherWeights(Settings):
-    """Weights from a file instead of a teacher trained here: all three or none."""
+    """Teacher weights from a file, instead of a trained teacher: all three keys are given, or none."""
 
     file: str | None
     sha256: Sha256 | None
@@ -25,12 +26,21 @@ class TeacherWeights(Settings):
     def _all_or_none(self) -> TeacherWeights:
         missing = [key for key in ("file", "sha256", "top1") if getattr(self, key) is None]
         if 0 < len(missing) < 3:
-            raise ValueError(f"file, sha256 and top1 go together, {' and '.join(missing)} not given")
+            raise ValueError(f"file, sha256 and top1 must be given together; {' and '.join(missing)} not given")
         return self
 
 
 class Compute(Settings):
-    """Where a run is computed: recorded, and no reason to compute it again. `replay_gb` is at most on disk."""
+    """Settings of the computation. They are part of a record, but a change of them makes no stage stale.
+
+    `replay_gb` is the limit of the replay cache on disk, in GB.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "side_by_side": "max_parallel_runs",
+        "processes": "processes_per_run",
+        "workers": "loader_workers",
+    }
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     threads: Positive
@@ -41,12 +51,14 @@ class Compute(Settings):
 
     @property
     def resolved_workers(self) -> int:
-        """How many processes read the image files of one run; 0: the run itself does."""
+        """The number of processes that read the image files of one run; 0: the run's process reads them."""
         return min(8, os.cpu_count() or 1) if self.loader_workers is None else self.loader_workers
 
 
 class Params(Settings):
-    """params.yaml: the experiment in hand. Every key must be there, null means the dataset's or model's own."""
+    """params.yaml. All keys are required; null is the default of the dataset's or the model's recipe."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"logits": "teacher_logits"}
 
     dataset: Annotated[
         Annotated[str, Tag("<name>")] | Annotated[UserFolder, Tag("<folder>")],
@@ -70,12 +82,12 @@ class Params(Settings):
 
     @property
     def dataset_name(self) -> str:
-        """What the dataset is called in records and tables."""
+        """The dataset's name in records and tables."""
         return self.dataset if isinstance(self.dataset, str) else self.dataset.name
 
 
 class Recipes(Settings):
-    """All of recipes/."""
+    """The content of recipes/, without teachers.yaml."""
 
     datasets: dict[str, Dataset]
     models: dict[str, Model]
@@ -85,59 +97,64 @@ class Recipes(Settings):
 
 
 class Experiment(Recipes):
-    """The experiment in hand together with the recipes that it names."""
+    """params.yaml and the recipes that it names.
+
+    It resolves the settings of each run. Those depend on code, not on values in files alone, so that this module is a
+    dependency of the stages that train (dvc.yaml).
+    """
 
     params: Params
     prepared: PreparedDataset | None = None
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset in hand.
+        """The experiment's dataset.
 
         Raises:
-            UserError: it is a folder that was not prepared as params.yaml now says.
+            UserError: it is a folder that was not prepared with the present settings.
         """
         source = self.params.dataset
         if isinstance(source, str):
             return self.datasets[source]
         if self.prepared is None:
-            raise UserError(f"dataset: {source.folder} is not prepared yet; `dvc repro prepare` does it")
+            raise UserError(f"dataset: {source.folder} is not prepared yet; run `dvc repro prepare`")
         return self.prepared.dataset
 
     @property
     def train_images(self) -> int:
-        """How many training images are used."""
+        """The number of training images that are used."""
         return self.params.train_images or self.dataset.data.train_images
 
     def student_run(self, method: str, seed: int) -> RunSettings:
-        """The run that distils the student by `method` (a key of recipes/methods.yaml) from `seed`."""
+        """Return the run that distils the student by `method`, a key of recipes/methods.yaml, from `seed`.
+
+        The learning rate is that of params.yaml, or else the model's, or else the dataset's.
+        """
         if method not in self.methods:
             raise unknown_name("method", method, self.methods)
-        params = self.params
-        own = self.dataset.training
-        assert own is not None
-        return self._run(
-            "student",
-            params.student,
-            self.methods[method],
-            seed,
-            own.model_copy(
-                update={
-                    "epochs": params.epochs or own.epochs,
-                    "batch_size": params.batch_size or own.batch_size,
-                    "lr": params.lr or self.models[params.student].lr or own.lr,
-                }
-            ),
-        )
+        params, default = self.params, self._training
+        changes = {
+            "epochs": params.epochs or default.epochs,
+            "batch_size": params.batch_size or default.batch_size,
+            "lr": params.lr or self.models[params.student].lr or default.lr,
+        }
+        training = default.model_copy(update=changes)
+        return self._run("student", params.student, self.methods[method], seed, training)
 
     def teacher_run(self) -> RunSettings:
-        """The run that trains the teacher: cross-entropy on the labels, seed 0."""
-        params = self.params
-        own = self.dataset.training
-        assert own is not None
-        lr = self.models[params.teacher].lr or own.lr
-        training = own.model_copy(update={"epochs": params.teacher_epochs or own.epochs, "lr": lr})
-        return self._run("teacher", params.teacher, Method(ce=1.0, kl=0.0), 0, training)
+        """Return the run that trains the teacher: cross-entropy on the labels, seed 0."""
+        params, default = self.params, self._training
+        changes = {
+            "epochs": params.teacher_epochs or default.epochs,
+            "lr": self.models[params.teacher].lr or default.lr,
+        }
+        return self._run("teacher", params.teacher, Method(ce=1.0, kl=0.0), 0, default.model_copy(update=changes))
+
+    @property
+    def _training(self) -> Training:
+        training = self.dataset.training
+        assert training is not None, "a dataset that can be prepared has training settings"
+        return training
 
     def _run(
         self,
@@ -147,10 +164,10 @@ class Experiment(Recipes):
         seed: int,
         training: Training,
     ) -> RunSettings:
-        data, views = self.dataset.data, self.dataset.base_view
-        assert views is not None
+        data, base_view = self.dataset.data, self.dataset.base_view
+        assert base_view is not None
         if role == "student":
-            views = views.reduced_to(self.params.base_view)
+            base_view = base_view.reduced_to(self.params.base_view)
         teacher, precision = None, self.params.precision
         if method.needs_teacher:
             teacher = Architecture(name=self.params.teacher, model=self.models[self.params.teacher])
@@ -161,7 +178,7 @@ class Experiment(Recipes):
             train_images=self.train_images,
             classes=data.classes,
             image_size=data.image_size,
-            base_view=views,
+            base_view=base_view,
             role=role,
             architecture=architecture,
             model=self.models[architecture],

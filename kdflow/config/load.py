@@ -1,4 +1,4 @@
-"""Reading and checking of params.yaml and recipes/."""
+"""Reading and validation of params.yaml and recipes/."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from kdflow.config.base import PREPARED, T, _allowed
+from kdflow.config.base import PREPARED, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
 from kdflow.config.method import Method, Model, Pair
 from kdflow.core.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def load(root: Path = Path()) -> Experiment:
@@ -44,24 +47,26 @@ def load(root: Path = Path()) -> Experiment:
         if params.data_folder is not None:
             raise UserError(f"{file}: data_folder: must be empty where dataset.folder says where the images are")
         if experiment.prepared is None:
-            return experiment  # how many images there are is found by `prepare`
+            return experiment  # `prepare` counts the images
     else:
         check_has_reader(file, params.dataset, recipes)
     available = experiment.dataset.data.train_images
     if params.train_images is not None and params.train_images > available:
-        raise UserError(f"{file}: train_images: {params.train_images} asked for, {params.dataset_name} has {available}")
+        raise UserError(
+            f"{file}: train_images: {params.train_images} is more than {params.dataset_name} has, {available}"
+        )
     return experiment
 
 
 def _prepared(file: Path, source: str | UserFolder) -> PreparedDataset | None:
-    """What `prepare` found of images of one's own, if it was made from this very setting."""
+    """Read the description of a prepared folder; None if it was not prepared, or with other settings."""
     if isinstance(source, str):
         return None
     try:
-        found = PreparedDataset.model_validate_json(file.read_bytes())
+        prepared = PreparedDataset.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return found if found.source == source else None
+    return prepared if prepared.source == source else None
 
 
 def load_recipes(root: Path = Path()) -> Recipes:
@@ -79,29 +84,30 @@ def load_recipes(root: Path = Path()) -> Recipes:
 
 
 def check_has_reader(where: Path, dataset: str, recipes: Recipes) -> None:
-    """Refuse a dataset that models can only be counted on.
+    """Refuse a dataset that cannot be prepared.
 
     Raises:
-        UserError: it has no reader.
+        UserError: its recipe has no reader.
     """
     if recipes.datasets[dataset].data.reader is None:
         raise UserError(
             f"{where}: dataset: {dataset} cannot be prepared yet, recipes/datasets.yaml has no data.reader for it; "
-            f"`kdflow cost --dataset {dataset}` counts models on it"
+            f"`kdflow cost --dataset {dataset}` computes the cost of models for it"
         )
 
 
 NameChecks = list[tuple[Path, str, str, Collection[str]]]
+"""Names to check: file, field, name, and the names that exist."""
 
 
 def check_names(named: NameChecks) -> None:
-    """Refuse every name that is not among those known: file, field, name, known names.
+    """Refuse names that do not exist.
 
     Raises:
-        UserError: one line per name, with a close match or all that are known.
+        UserError: one line per name, with a similar name or all names.
     """
     wrong = [
-        f"{file}: {field}: unknown name {name!r}{_allowed(name, sorted(known))}"
+        f"{file}: {field}: unknown name {name!r}{suggestion(name, sorted(known))}"
         for file, field, name, known in named
         if name not in known
     ]
@@ -110,16 +116,24 @@ def check_names(named: NameChecks) -> None:
 
 
 def _recipes(folder: Path, mistakes: list[str]) -> Recipes:
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "models": read_entries(folder / "models.yaml", Model, mistakes),
         "datasets": read_entries(folder / "datasets.yaml", Dataset, mistakes),
         "methods": read_entries(folder / "methods.yaml", Method, mistakes),
         "pairs": read_entries(folder / "pairs.yaml", Pair, mistakes),
-        "user_folder": read_settings(folder / "user_folder.yaml", UserFolderRecipe, mistakes),
+        "user_folder": _user_folder_recipe(folder, mistakes),
     }
-    if found["user_folder"] is None:  # what is wrong with the others was said as well
+    if content["user_folder"] is None:  # the mistakes have those of the other files too
         raise UserError("\n".join(mistakes))
-    return Recipes(**found)
+    return Recipes(**content)
+
+
+def _user_folder_recipe(folder: Path, mistakes: list[str]) -> UserFolderRecipe | None:
+    file, old_file = folder / "user_folder.yaml", folder / "own.yaml"
+    if old_file.exists() and not file.exists():
+        mistakes.append(f"{old_file}: was renamed to {file.name}")
+        return None
+    return read_settings(file, UserFolderRecipe, mistakes)
 
 
 def _names_in_pairs(folder: Path, recipes: Recipes) -> NameChecks:
@@ -132,48 +146,57 @@ def _names_in_pairs(folder: Path, recipes: Recipes) -> NameChecks:
 
 
 def read_entries(file: Path, kind: type[T] | Mapping[str, type[T]], mistakes: list[str]) -> dict[str, T]:
-    """Read a file of named entries, of one kind or each of what its key `kind` says.
+    """Read a file of named entries, of one class or of the class that `kind` has for an entry's key `kind`.
 
-    What is wrong is added to `mistakes`, a line each.
+    Mistakes are appended to `mistakes`, one line each.
     """
-    found = {}
+    entries = {}
     for name, value in (_read_yaml(file, mistakes) or {}).items():
-        # DVC builds targets and file names from these: no dot, no slash, no blank.
+        # DVC builds targets and file names from these names, so that they must not have dots, slashes and blanks.
         if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
-            mistakes.append(f"{file}: {name!r} is no name: lower-case letters, digits and _ only")
+            mistakes.append(f"{file}: {name!r} is not a valid name: lower-case letters, digits and _ only")
             continue
-        said = value.get("kind") if isinstance(value, dict) else None
-        if isinstance(kind, Mapping) and said not in kind:
-            mistakes.append(f"{file}: {name}.kind: unknown name {said!r}{_allowed(str(said), sorted(kind))}")
-            continue
-        one = kind[said] if isinstance(kind, Mapping) and said is not None else kind
-        entry = _validate(file, cast("type[T]", one), value, f"{name}.", mistakes)
+        if isinstance(kind, Mapping):
+            entry_kind = value.get("kind") if isinstance(value, dict) else None
+            if not isinstance(entry_kind, str) or entry_kind not in kind:
+                mistakes.append(f"{file}: {name}.kind: {_unknown_kind(entry_kind, kind)}")
+                continue
+            entry = _validate(file, kind[entry_kind], value, f"{name}.", mistakes)
+        else:
+            entry = _validate(file, kind, value, f"{name}.", mistakes)
         if entry is not None:
-            found[name] = entry
-    return found
+            entries[name] = entry
+    return entries
+
+
+def _unknown_kind(name: object, kinds: Mapping[str, type[T]]) -> str:
+    present = {kind.renamed_kind: present for present, kind in kinds.items() if kind.renamed_kind is not None}
+    if name in present:
+        return f"{name} was renamed to {present[str(name)]}"
+    return f"unknown name {name!r}{suggestion(str(name), sorted(kinds))}"
 
 
 def read_settings(file: Path, kind: type[T], mistakes: list[str]) -> T | None:
-    """Read a file that is one entry as a whole; what is wrong is added to `mistakes`, a line each."""
+    """Read a file that is one entry as a whole; mistakes are appended to `mistakes`, one line each."""
     return _validate(file, kind, _read_yaml(file, mistakes), "", mistakes)
 
 
 def settings_from_options(where: str, kind: type[T], values: dict[str, Any]) -> T:
-    """Settings that a command was given.
+    """Return settings from the options of a command.
 
     Raises:
         UserError: one line per mistake, each naming the field.
     """
     mistakes: list[str] = []
-    found = _validate(Path(where), kind, values, "", mistakes)
-    if found is None:
+    options = _validate(Path(where), kind, values, "", mistakes)
+    if options is None:
         raise UserError("\n".join(mistakes))
-    return found
+    return options
 
 
 @lru_cache(maxsize=32)
 def _parse(content: bytes) -> Any:
-    # YAML 1.2 only in pure Python, at 0.1 s for the recipes: who looks at many experiments parses them once.
+    # Only the pure Python parser has YAML 1.2. It takes 0.1 s for the recipes, which some commands read many times.
     return YAML(typ="safe", pure=True).load(content)
 
 
@@ -196,36 +219,59 @@ def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
 
 def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: list[str]) -> T | None:
     if value is None and not prefix:
-        return None  # the file could not be read, and that was said
+        return None  # the file could not be read; its mistake is in the list
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         problems = error.errors(include_url=False)
+        renamed = {_location(problem): _new_name(kind, problem) for problem in problems}
         for problem in problems:
-            location = tuple(part for part in problem["loc"] if not str(part).startswith("<"))  # a union's tag
-            # Of a list with a bad item pydantic says as well that it is too short.
+            location = _location(problem)
+            # A list with an invalid item is also reported as too short.
             if problem["type"] == "too_short" and any(other["loc"][:-1] == location for other in problems):
+                continue
+            # A key that is given under its old name is also reported as missing.
+            if problem["type"] == "missing" and any(
+                new == location[-1] and old[:-1] == location[:-1] for old, new in renamed.items()
+            ):
                 continue
             where = prefix + ".".join(str(part) for part in location)
             text = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                text = "unknown key" + _allowed(str(location[-1]), _keys(kind, location[:-1]))
+            if renamed[location] is not None:
+                text = f"was renamed to {renamed[location]}"
+            elif problem["type"] == "extra_forbidden":
+                text = "unknown key" + suggestion(
+                    str(location[-1]), sorted(_class_at(kind, location[:-1]).model_fields)
+                )
             elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
                 text = f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
             mistakes.append(": ".join(filter(None, (str(file), where.strip("."), text))))
         return None
 
 
-def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the model found by following `path` from `kind` through nested models, lists and dicts."""
+def _location(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Return the path of keys to a problem, without the tags of unions."""
+    return tuple(part for part in problem["loc"] if not str(part).startswith("<"))
+
+
+def _new_name(kind: type[Settings], problem: ErrorDetails) -> str | None:
+    """Return the present name of an unknown key, if it is the name of an earlier version."""
+    location = _location(problem)
+    if problem["type"] != "extra_forbidden":
+        return None
+    return _class_at(kind, location[:-1]).renamed_keys.get(str(location[-1]))
+
+
+def _class_at(kind: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:
+    """Follow `path` from `kind` through nested settings, lists and dicts; return the class of the settings there."""
     for part in path:
-        if part in kind.model_fields:  # else an index of a list or a key of a dict: of the model that it holds
-            kind = next(_models(kind.model_fields[str(part)].annotation))
-    return sorted(kind.model_fields)
+        if part in kind.model_fields:  # otherwise an index of a list or a key of a dict, whose items have class `kind`
+            kind = next(_classes(kind.model_fields[str(part)].annotation))
+    return kind
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _classes(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models(inner)
+        yield from _classes(inner)

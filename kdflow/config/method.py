@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -10,10 +11,10 @@ from kdflow.config.base import OpenFraction, Percent, Settings, _one_of, module_
 
 
 class Model(Settings):
-    """One entry of recipes/models.yaml: a family, its options, its named layers, a learning rate of its own.
+    """One entry of recipes/models.yaml: a family with its options, named layers, and a learning rate if it needs one.
 
-    The outputs of the layers `features` are the model's feature maps, first to last; what enters the layer
-    `head` is its pooled feature. Losses on features need them.
+    The outputs of the layers `features` are the model's feature maps, from first to last; the input of the layer `head`
+    is its pooled feature. Losses on features need both. `lr` has precedence over the dataset's.
     """
 
     family: Annotated[str, _one_of("models")]
@@ -24,7 +25,12 @@ class Model(Settings):
 
 
 class Pick(Settings):
-    """Which of the strong views are learned from: of `pool` draws per image, the hardest share `keep` of all."""
+    """Data pick: of `pool` draws per image, the fraction `keep` with the highest score is used (paper, Section 3.2).
+
+    `student_mode` is the mode of the student's batch norm and dropout while it computes the score.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"by": "criterion", "scoring": "student_mode"}
 
     criterion: Annotated[str, _one_of("picks")]
     pool: Annotated[int, Field(ge=2)] = 2
@@ -33,7 +39,12 @@ class Pick(Settings):
 
 
 class StrongView(Settings):
-    """x': a stronger view of the batch, who labels it, its weight (null: that of kl), and whether x is left out."""
+    """The strong view x': how it is made and labelled, and the weight of its loss (null: that of kl).
+
+    With `replaces_x`, the base view x has no loss.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"mix": "view", "instead": "replaces_x"}
 
     view: Annotated[str, _one_of("views")]
     label: Annotated[str, _one_of("labels")] = "teacher"
@@ -44,12 +55,12 @@ class StrongView(Settings):
     @model_validator(mode="after")
     def _can_be_picked_from(self) -> StrongView:
         if self.pick is not None and self.view == "identity":
-            raise ValueError("pick: every draw of identity is the same; pick from a view that is drawn, such as cutmix")
+            raise ValueError("pick: all draws of identity are the same; use a random view, such as cutmix")
         return self
 
 
 class ExtraLoss(Settings):
-    """L(x): a loss of its own beside CE and KL, with its weight and what else it may be told."""
+    """L(x): a loss beside CE and KL, with its weight and options."""
 
     name: Annotated[str, _one_of("losses")]
     weight: Annotated[float, Field(gt=0)]
@@ -62,14 +73,14 @@ class ExtraLoss(Settings):
 
     @property
     def needs_features(self) -> bool:
-        """Whether the loss compares features, not logits alone; its module sets NEEDS_FEATURES."""
+        """True if the loss compares features, not logits alone; its module sets NEEDS_FEATURES."""
         return module_flag("losses", self.name, "NEEDS_FEATURES")
 
 
 class Method(Settings):
-    """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (x' and its label).
+    """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (loss of x').
 
-    With `strong.replaces_x` x' takes x's place: ce CE(x', mixed label) + strong.weight (x' and its label).
+    With `strong.replaces_x`, x' is used in place of x: ce CE(x', mixed label) + strong.weight (loss of x').
     """
 
     ce: Annotated[float, Field(ge=0)]
@@ -82,28 +93,28 @@ class Method(Settings):
     def _has_a_loss(self) -> Method:
         strong = self.strong
         if self.ce == 0 and self.kl == 0 and self.loss is None and strong is None:
-            raise ValueError("ce and kl are both 0, and there is no loss: nothing would be learned")
+            raise ValueError("ce and kl are both 0, and there is no other loss: nothing would be learned")
         if strong is not None and strong.weight is None and self.kl == 0 and not strong.replaces_x:
-            raise ValueError("strong: x' has the weight of kl, which is 0; give strong.weight")
+            raise ValueError("strong: the weight of x' is that of kl, which is 0; set strong.weight")
         if strong is not None and strong.replaces_x and self.loss is not None:
-            raise ValueError("strong.replaces_x: the loss sees x, which would be left out; drop one of the two")
+            raise ValueError("strong.replaces_x: the loss needs x, which would be left out; remove one of the two")
         return self
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is asked."""
+        """True if the loss needs a teacher."""
         strong = self.strong
-        asked = strong is not None and (strong.weight is not None or strong.pick is not None)
-        return self.kl > 0 or self.loss is not None or asked
+        strong_needs_teacher = strong is not None and (strong.weight is not None or strong.pick is not None)
+        return self.kl > 0 or self.loss is not None or strong_needs_teacher
 
     @property
     def needs_features(self) -> bool:
-        """Whether features of student and teacher are needed; otherwise logits are enough."""
+        """True if the loss needs features of student and teacher; otherwise logits are enough."""
         return self.loss is not None and self.loss.needs_features
 
 
 class PaperAccuracy(Settings):
-    """What the paper quotes for a pair on a dataset, in percent: the teacher, the student without one."""
+    """Accuracy, in percent, that the paper quotes for a teacher, and for a student without a teacher."""
 
     teacher_top1: Percent
     student_top1: Percent
@@ -112,7 +123,7 @@ class PaperAccuracy(Settings):
 
 
 class Pair(Settings):
-    """One entry of recipes/pairs.yaml: a teacher, a student, their datasets; null: the paper quotes nothing there."""
+    """One entry of recipes/pairs.yaml: a teacher, a student and their datasets; null where the paper quotes nothing."""
 
     teacher: str
     student: str

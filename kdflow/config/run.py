@@ -12,7 +12,7 @@ from kdflow.config.method import Method, Model
 
 
 class Precision(Settings):
-    """What is faster and costs last digits, or more: part of a run's settings, so of its record."""
+    """Options that are faster and change the last digits, or more. They are part of a run's settings and its record."""
 
     fold_teacher: bool = False
     teacher: Literal["float32", "bfloat16"] = "float32"
@@ -25,14 +25,14 @@ LogitSource = Literal["online", "views", "views-float32", "replay", "replay-floa
 
 
 class Architecture(Settings):
-    """A model by the name of its recipe."""
+    """A model and its name in recipes/models.yaml."""
 
     name: str
     model: Model
 
 
 class RunSettings(Settings):
-    """Everything that decides a run's numbers apart from data, teacher weights and code; nothing else."""
+    """Everything that determines the numbers of a run, except data, teacher weights and code; nothing else."""
 
     dataset: str
     train_images: int
@@ -51,7 +51,7 @@ class RunSettings(Settings):
 
     @property
     def logit_source(self) -> tuple[str, str]:
-        """Where the teacher's logits come from, online, views or replay, and the dtype that a store keeps them in."""
+        """The source of the teacher logits (online, views or replay), and the dtype in which they are stored."""
         kind, _, dtype = self.teacher_logits.partition("-")
         return kind, dtype or "float16"
 

@@ -118,7 +118,7 @@ SETTINGS = [
     ("params.yaml", "methods", ["kd", "kd_tlcutmixx"], "params.yaml: methods.1: unknown name 'kd_tlcutmixx'"),
     ("params.yaml", "student", "resnet9", "params.yaml: student: unknown name 'resnet9'; did you mean 'resnet"),
     ("params.yaml", "dataset", "cifar1000", "params.yaml: dataset: unknown name 'cifar1000'; did you mean 'cifar100'?"),
-    ("params.yaml", "seeds", [1, 1], "params.yaml: seeds: each entry may stand there once"),
+    ("params.yaml", "seeds", [1, 1], "params.yaml: seeds: duplicate entries: 1"),
     ("params.yaml", "teacher_weights.sha256", "f2", "params.yaml: teacher_weights.sha256: string should match"),
     ("params.yaml", "data_folder", "/tmp", "data_folder: digits come with scikit-learn"),
     ("recipes/methods.yaml", "kd.gamma", 1.0, "recipes/methods.yaml: kd.gamma: unknown key"),
