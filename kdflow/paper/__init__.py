@@ -1,8 +1,9 @@
 """A paper's tables and figures as DVC stages: tables.yaml -> cells -> dvc.yaml."""
 
+from kdflow.paper.budget import PaperBudget
 from kdflow.paper.cells import CellStatuses
 from kdflow.paper.paper import Cell, Paper, Teacher, load_paper, total_epochs
-from kdflow.paper.tables import CellSpec, Item, PaperBudget
+from kdflow.paper.tables import CellSpec, Item
 
 __all__ = [
     "Cell",

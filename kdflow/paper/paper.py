@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdflow import config
-from kdflow.config import (
-    BaseViewName,
-    Compute,
-    Experiment,
-    Params,
-    Precision,
-    Recipes,
-    Settings,
-    TeacherWeights,
-)
+from kdflow.config import BaseViewName, Experiment, Params, Recipes, Settings, TeacherWeights
 from kdflow.core.errors import UserError
-from kdflow.paper.tables import KINDS, CellSpec, Item, PaperBudget
+from kdflow.paper.budget import FULL_BUDGET, PaperBudget
+from kdflow.paper.tables import KINDS, CellSpec, Item
 
 
 class Teacher(Settings):
@@ -227,21 +219,6 @@ class Paper:
             precision=budget.precision,
             compute=budget.compute,
         )
-
-
-FULL_BUDGET = PaperBudget(
-    seeds=(0,),
-    epoch_scale=1.0,
-    teacher_epoch_scale=1.0,
-    train_share=1.0,
-    data_folders={},
-    teacher_weights={},
-    teacher_logits="online",
-    precision=Precision(),
-    compute=Compute(
-        device="auto", threads=1, max_parallel_runs=None, replay_gb=1.0, loader_workers=None, processes_per_run=1
-    ),
-)
 
 
 def load_paper(folder: Path = Path("paper"), root: Path = Path()) -> Paper:

@@ -1,4 +1,4 @@
-"""Settings of a paper's tables and figures (tables.yaml) and of its budget (params.yaml).
+"""Settings of a paper's tables and figures: tables.yaml.
 
 A kind of table or figure is a subclass of `Item` and the module of kdflow.report that has the name of its `kind`. To
 add one, write both and list the class in `KINDS`.
@@ -6,26 +6,14 @@ add one, write both and list the class in `KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
 from kdflow import config
-from kdflow.config import (
-    BaseViewName,
-    Compute,
-    NameChecks,
-    Pair,
-    Percent,
-    Positive,
-    Precision,
-    Recipes,
-    Seeds,
-    Settings,
-    TeacherWeights,
-)
+from kdflow.config import BaseViewName, NameChecks, Pair, Percent, Positive, Recipes, Settings
 
 GOLDEN = Path("tests/golden")
 
@@ -139,11 +127,14 @@ class AccuracyRow(Settings):
     paper: PaperValues | None = None
     quoted_from: str | None = None
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"quoted": "quoted_from"}
+
 
 class AccuracyTable(Item):
     """A table of test accuracies: one row for each method, one column for each pair."""
 
     kind: Literal["accuracy_table"]
+    renamed_kind: ClassVar[str | None] = "results"
     dataset: str
     pairs: UniqueNames
     seeds: Positive = 3
@@ -205,6 +196,7 @@ class CostTable(Item):
     """A table of parameters (1e6) and FLOPs (1e9); `paper` has one value for each pair."""
 
     kind: Literal["cost_table"]
+    renamed_kind: ClassVar[str | None] = "costs"
     dataset: str
     pairs: UniqueNames
     paper: dict[str, Numbers] = Field(default_factory=dict)
@@ -235,6 +227,7 @@ class EpochsFigure(Item):
     """A figure of the test error against the total number of epochs: one panel for each pair and base view."""
 
     kind: Literal["epochs_figure"]
+    renamed_kind: ClassVar[str | None] = "epochs"
     dataset: str
     pairs: UniqueNames
     methods: UniqueNames
@@ -276,6 +269,7 @@ class PickRatioFigure(Item):
     """A figure of the pick ratio r (Eq. 4) during training."""
 
     kind: Literal["pick_ratio_figure"]
+    renamed_kind: ClassVar[str | None] = "pick_ratio"
     method: str
     curves: Annotated[tuple[Curve, ...], Field(strict=False, min_length=1)]
     seeds: Positive = 3
@@ -299,6 +293,8 @@ class DisagreementFigure(Item):
     """
 
     kind: Literal["disagreement_figure"]
+    renamed_kind: ClassVar[str | None] = "disagreement"
+    renamed_keys: ClassVar[Mapping[str, str]] = {"mix": "view"}
     dataset: str
     pair: str
     view: str
@@ -331,24 +327,6 @@ KINDS: dict[str, type[Item]] = {
     "pick_ratio_figure": PickRatioFigure,
     "disagreement_figure": DisagreementFigure,
 }
-
-
-class PaperBudget(Settings):
-    """The budget of the paper's runs, and the files that they start from. Every key is required.
-
-    Every number of epochs is multiplied by `epoch_scale`; `train_share` is the fraction of each dataset that is used.
-    `teacher_weights` maps the name of a teacher's stage to a file with its weights; such a teacher is not trained.
-    """
-
-    seeds: Seeds
-    epoch_scale: Annotated[float, Field(gt=0)]
-    teacher_epoch_scale: Annotated[float, Field(gt=0)]
-    train_share: config.Fraction
-    data_folders: dict[str, str | None]
-    teacher_weights: dict[str, TeacherWeights | None]
-    teacher_logits: Literal["online", "replay", "replay-float32"]
-    precision: Precision
-    compute: Compute
 
 
 def paper_accuracy(pair: Pair, dataset: str, role: Literal["teacher", "student"], metric: Metric) -> float | None:

@@ -195,15 +195,20 @@ def test_a_generated_file_that_is_out_of_date_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: cost_table", "kind: costs", "table6.kind: unknown name 'costs'; allowed: accuracy_table, cost_table,"),
+        ("kind: cost_table", "kind: costs", "table6.kind: costs was renamed to cost_table"),
+        (
+            "kind: cost_table",
+            "kind: cost_tables",
+            "table6.kind: unknown name 'cost_tables'; did you mean 'cost_table'?",
+        ),
         ("method: kd, paper", "method: kdd, paper", "table1: method: unknown name 'kdd'; did you mean 'kd'?"),
         ("pairs: [resnet20_to_resnet8]\n", "pairs: [resnet20_to_resnet9]\n", "figure1: pair: unknown name"),
         ("  dataset: digits\n", "  dataset: digit\n", "table1: dataset: unknown name 'digit'"),
         ("label: KD, method", "label: KD, methd", "table1.rows.2.methd: unknown key; did you mean 'method'?"),
         ("top1: [90.0, null]", "top1: [90.0]", "table1: rows: KD: paper.top1: 1 of 2 pairs"),
         ("dataset: digits", "dataset: cifar100", "pair: resnet20_to_resnet8 is not for cifar100"),
-        ("epochs: [40, 80]", "epochs: [40, 40]", "figure1.epochs: each entry may stand there once, got [40, 40]"),
-        ("label: Pick", "label: KD", "table1: each entry may stand there once"),
+        ("epochs: [40, 80]", "epochs: [40, 40]", "figure1.epochs: duplicate entries: 40"),
+        ("label: Pick", "label: KD", "table1: duplicate entries: KD"),
         ("epochs: 80, error", "epochs: -80, error", "figure1.paper.0.epochs: input should be greater than 0, got -80"),
     ],
 )
