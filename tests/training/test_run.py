@@ -8,7 +8,7 @@ import safetensors
 import torch
 from small import CPU, DATA, METHODS, TEACHER, batches_of, online_source, run_of, same, state_of, step_of, teacher_for
 
-from kdflow.config import Compute, DatasetSource, RunSettings
+from kdflow.config import Compute, DatasetSource, Precision, RunSettings
 from kdflow.core.errors import UserError
 from kdflow.core.progress import Event, Finished, Note, RunUpdate
 from kdflow.data import prepare
@@ -285,6 +285,17 @@ def test_parallel_runs_are_assigned_to_gpus_in_turn():
         "cuda:0",
         "cuda:1",
     ]
+
+
+def test_a_folded_teacher_is_refused_for_losses_on_features_only(inputs, tmp_path):
+    jobs = {name: _job(inputs, tmp_path, tmp_path / "scratch", name) for name in ("dkd", "sp")}
+    for name, job in jobs.items():
+        run = job.run.model_copy(update={"precision": Precision(fold_teacher=True)})
+        jobs[name] = job.model_copy(update={"run": run})
+    with pytest.raises(UserError, match=r"precision\.fold_teacher: .* features"):
+        run_job(jobs["sp"], lambda event: None)
+    run_job(jobs["dkd"], lambda event: None)
+    assert read_record(jobs["dkd"].log, RunLog).settings.precision.fold_teacher
 
 
 def test_modules_of_a_loss_are_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
