@@ -47,7 +47,7 @@ PORT := 4200
 serve: export PREFECT_HOME := $(CURDIR)/.kdflow/server
 serve: export PREFECT_API_URL := http://127.0.0.1:$(PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
-serve: $(VENV)/demo.ok  ## Prefect on this machine: server, deployments and a worker, until Ctrl-C
+serve: $(VENV)/demo.ok  ## Prefect server, deployments and a worker on this machine, until Ctrl-C
 	mkdir -p $(PREFECT_HOME)
 	python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))'  # fails if the port is in use
 	python -m kdflow.core.parent $$$$ prefect server start --host 127.0.0.1 --port $(PORT) >$(PREFECT_HOME)/server.log 2>&1 & \

@@ -1,10 +1,10 @@
-"""What a flow costs over plain `dvc repro`: a graph of cells that do nothing, run by each, on a server of its own.
+"""Measure the overhead of a flow over `dvc repro`, on a pipeline of cells that do nothing.
 
     python benchmarks/flow.py [--cells 6 60] [--rounds 3] [--json FILE]
 
-`dvc repro` runs all cells in one process, one after the other. A flow starts `dvc repro -s` for each, two at a time, so
-that they can be watched, tried again and cancelled one by one. Printed are medians of alternating rounds, and the
-difference per cell. A cell of the demo takes some ten seconds, one of the paper hours.
+`dvc repro` runs all cells in one process, one after the other. A flow starts `dvc repro -s` for each cell, so they
+can run in parallel and be retried and cancelled one by one. The output has the medians of alternating rounds and the
+difference per cell. A cell of the demo takes about ten seconds, a cell of the paper hours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from machine import keep, told
+from machine import describe_machine, save_results
 from ruamel.yaml import YAML
 
 from kdflow.sweep.processes import NO_TELEMETRY
@@ -34,7 +34,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 
 def project(root: Path, count: int) -> None:
-    """A graph of `count` cells, one upstream of all, in a git repository of its own."""
+    """Create a pipeline of `count` cells that depend on one stage, in a new git repository."""
     stages = {
         "prepare": {"cmd": "echo data > data", "outs": ["data"]},
         "cell": {
@@ -47,8 +47,8 @@ def project(root: Path, count: int) -> None:
         subprocess.run(command, cwd=root, check=True, env={**os.environ, **NO_TELEMETRY})
 
 
-def again(root: Path) -> None:
-    """Forget that anything has run."""
+def reset(root: Path) -> None:
+    """Remove all outputs and DVC's record of them."""
     for name in ("dvc.lock", ".dvc/cache"):
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -56,25 +56,27 @@ def again(root: Path) -> None:
         out.unlink(missing_ok=True)
 
 
-async def run_here(at_once: int) -> None:
-    """The flow: what kdflow's flows do with a graph."""
+async def run_flow(max_parallel: int) -> None:
+    """Run the stale stages as kdflow's flows do."""
     from prefect import flow
 
     from kdflow.sweep import dvc_graph
     from kdflow.sweep.flows import repro
-    from kdflow.sweep.tasks import StageTimeouts, registered_flow_run, run_local
+    from kdflow.sweep.recovery import registered_flow_run
+    from kdflow.sweep.tasks import StageTimeouts, run_local
 
     @flow
     async def cells() -> None:
         async with registered_flow_run():
-            await run_local(await asyncio.to_thread(dvc_graph.stale, []), repro(), at_once, StageTimeouts())
+            stages = await asyncio.to_thread(dvc_graph.stale, [])
+            await run_local(stages, repro(), max_parallel, StageTimeouts())
 
     await cells()
 
 
 @contextlib.contextmanager
 def server(home: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server on loopback; yields the environment of those who talk to it."""
+    """Run a Prefect server on the loopback interface; yields the environment of its clients."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -88,7 +90,7 @@ def server(home: Path) -> Iterator[dict[str, str]]:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api/health"):
                 break
             if process.poll() is not None:
-                raise SystemExit("the server has not started")
+                raise SystemExit("the server did not start")
             time.sleep(0.2)
         yield environment
     finally:
@@ -97,7 +99,7 @@ def server(home: Path) -> Iterator[dict[str, str]]:
 
 
 def seconds(root: Path, environment: dict[str, str], *command: str) -> float:
-    """Of a command in `root`; it must succeed."""
+    """Return the time that a command in `root` takes, in seconds."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -106,37 +108,37 @@ def seconds(root: Path, environment: dict[str, str], *command: str) -> float:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=[6, 60])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--run-here", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.run_here:
-        asyncio.run(run_here(given.run_here))
+    parser.add_argument("--run-flow", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run_flow:
+        asyncio.run(run_flow(args.run_flow))
         return
-    found = {}
-    ways = {"dvc repro": (*DVC, "repro")}
-    here = (sys.executable, str(Path(__file__).resolve()), "--run-here")
-    ways |= {f"flow, {n} at once": (*here, str(n)) for n in (1, 2)}
+    medians = {}
+    run_flow_command = (sys.executable, str(Path(__file__).resolve()), "--run-flow")
+    modes = {"dvc repro": (*DVC, "repro")}
+    modes |= {f"flow, {n} in parallel": (*run_flow_command, str(n)) for n in (1, 2)}
     with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "prefect") as environment:
-        for count in given.cells:
+        for count in args.cells:
             root = Path(folder) / str(count)
             root.mkdir()
             project(root, count)
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(given.rounds):
-                for way, command in ways.items():
-                    again(root)
-                    times[way].append(seconds(root, environment, *command))
-            found[str(count)] = {way: statistics.median(values) for way, values in times.items()}
-            plain = found[str(count)]["dvc repro"]
-            for way, value in found[str(count)].items():
-                more = "" if way == "dvc repro" else f"  {(value - plain) / count:+.2f} s a cell"
-                print(f"{count:4} cells  {way:16} {value:7.1f} s{more}")
-    print(told())
-    keep(given.json, seconds=found)
+            times: dict[str, list[float]] = {mode: [] for mode in modes}
+            for _ in range(args.rounds):
+                for mode, command in modes.items():
+                    reset(root)
+                    times[mode].append(seconds(root, environment, *command))
+            medians[str(count)] = {mode: statistics.median(values) for mode, values in times.items()}
+            without_flow = medians[str(count)]["dvc repro"]
+            for mode, value in medians[str(count)].items():
+                overhead = "" if mode == "dvc repro" else f"  {(value - without_flow) / count:+.2f} s per cell"
+                print(f"{count:4} cells  {mode:19} {value:7.1f} s{overhead}")
+    print(describe_machine())
+    save_results(args.json, seconds=medians)
 
 
 if __name__ == "__main__":

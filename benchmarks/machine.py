@@ -1,4 +1,4 @@
-"""What the benchmarks' figures were measured on, kept with them."""
+"""The machine that the benchmarks run on, printed and saved with their results."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine() -> dict[str, str | int]:
-    """This machine's name, its processor and cores, and torch's version."""
+    """Return the machine's name, its CPU, its number of cores, and torch's version."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     models = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
     cpu = models[0] if models else platform.processor() or platform.machine()
     return {"name": platform.node(), "cpu": cpu, "cores": os.cpu_count() or 1, "torch": torch.__version__}
 
 
-def told() -> str:
-    """The same in a line."""
+def describe_machine() -> str:
+    """Return the machine in one line."""
     return ", ".join(f"{key} {value}" for key, value in machine().items())
 
 
-def keep(file: Path | None, **figures: Any) -> None:
-    """Write figures and machine to `file` as JSON, if it was asked for."""
+def save_results(file: Path | None, **results: Any) -> None:
+    """Write results and machine to `file` as JSON, if there is one."""
     if file is not None:
-        file.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+        file.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")

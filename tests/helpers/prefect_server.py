@@ -114,7 +114,7 @@ class Server:
             time.sleep(1)
         return response
 
-    def run(self, deployment: str, **parameters: object) -> str:
+    def run(self, deployment: str, /, **parameters: object) -> str:
         """Create a run of a deployment; return the id of the flow run."""
         deployment_id = self._call("GET", f"deployments/name/{deployment}").json()["id"]
         response = self.post(f"deployments/{deployment_id}/create_flow_run", parameters=parameters)
