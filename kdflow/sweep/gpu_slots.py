@@ -17,7 +17,7 @@ POLL_SECONDS = 2.0  # between two attempts to get free GPUs
 
 
 class GpuSlots:
-    """At most `max_parallel` stages of a flow in parallel, each on `gpus_per_run` GPUs if the machine has any.
+    """Limits a flow to `max_parallel` stages in parallel, each on `gpus_per_run` GPUs if the machine has any.
 
     The GPUs are those of CUDA_VISIBLE_DEVICES if it is set, else all. Flows of one machine share them through a
     concurrency limit of Prefect per GPU.

@@ -38,7 +38,7 @@ class Process(Settings):
 
     @property
     def alive(self) -> bool:
-        """Whether this process is running; a later process with the same number does not count."""
+        """True while this process is running; a later process with the same number does not count."""
         current = find_process(self.pid)
         return current is not None and abs(current.start_time - self.start_time) < START_TIME_TOLERANCE
 
@@ -90,7 +90,7 @@ class FlowRunProcess(Settings):
 
     @property
     def orphaned(self) -> bool:
-        """Whether the process or its worker has ended: Prefect then learns nothing more about the flow run."""
+        """True if the process or its worker has ended: Prefect then learns nothing more about the flow run."""
         return not self.process.alive or (self.worker is not None and not self.worker.alive)
 
 

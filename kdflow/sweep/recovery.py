@@ -1,4 +1,4 @@
-"""What a flow does about flow runs whose process or worker has ended without reporting it to Prefect."""
+"""Clean-up after flow runs whose process or worker has ended without reporting it to Prefect."""
 
 from __future__ import annotations
 
