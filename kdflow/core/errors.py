@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong: one line, exit code 1, no traceback."""
+"""Errors of the user: printed in one line without a traceback, with exit code 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAILURE_FILE = "KDFLOW_FAILURE_FILE"
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: the field or file, what is wrong, what is allowed.
+    """Bad input. The message is one line: the field or file, the problem, and the allowed values.
 
     `retryable` is true where the same command may succeed the next time, such as after a process was killed.
     """
@@ -47,25 +47,25 @@ def read_failure(file: Path) -> UserError | None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without its line breaks."""
+    """Return the text of an error without line breaks."""
     return " ".join(str(error).split())
 
 
 def escape_control(text: str) -> str:
-    """Text for a terminal: what is no character to be seen, and might steer it, as an escape."""
+    """Escape the characters that do not print: in a terminal they might be control sequences."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def decode_filename(path: bytes) -> str:
-    """A file's name as text; what is no UTF-8 in it as its bytes in hex."""
+    """Decode a file name; bytes that are not UTF-8 become hex escapes."""
     return path.decode(errors="backslashreplace")
 
 
 def user_message(error: Exception) -> str | None:
-    """One line for an error that a user can do something about, None for a defect of ours."""
+    """Return the message of an error that the user can correct; None for a defect of the program."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError):  # a full disk, a missing right, a broken mount
+    if isinstance(error, OSError):  # such as a full disk or a missing permission
         reason = os.strerror(error.errno) if error.errno else one_line(error)
         return f"{error.filename}: {reason}" if error.filename else reason
     return None
@@ -73,12 +73,12 @@ def user_message(error: Exception) -> str | None:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn bad input into one line on stderr and exit code 1, Ctrl-C into one line and exit code 130."""
+    """End the process with one line on stderr: exit code 1 for bad input, 130 for Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         print(
-            "interrupted: what was trained so far is kept, the same command goes on from there",
+            "interrupted: checkpoints are kept, and the same command resumes from them",
             file=sys.stderr,
         )
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their hashes."""
+"""Atomic writes, locks and hashes of files."""
 
 from __future__ import annotations
 
@@ -11,77 +11,77 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PART = ".part"
+PART = ".part"  # suffix of files that are being written
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is fsynced and renamed over `path`.
+    """Yield a temporary file in the folder of `path` to write to; on success, fsync it and rename it to `path`.
 
-    When the block fails, `path` stays as it was and nothing is left beside it. What a killed process leaves, the
-    next one that writes `path` removes.
+    If the block fails, `path` is unchanged and the temporary file is removed. The temporary file of a process that was
+    killed is removed by the next write to `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = _beside(path)
+    handle, temporary = _temporary_file(path)
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else the rename itself may be lost with the power
+            os.fsync(folder)  # otherwise a power failure may undo the rename
         finally:
             os.close(folder)
     except OSError as error:
-        if error.filename is None:  # a full disk does not say which file it cut short
+        if error.filename is None:  # the error of a full disk has no file name
             error.filename = str(path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _beside(path: Path) -> tuple[int, Path]:
-    """A new file beside `path`, locked while its writer lives; those of writers that were killed are removed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
-        with suppress(OSError), left.open() as file:  # locked, or renamed meanwhile: its writer lives
+def _temporary_file(path: Path) -> tuple[int, Path]:
+    """Create a file beside `path` that is locked while its process lives; remove the files of killed processes."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with suppress(OSError), old.open() as file:  # it is locked or was renamed: its process lives
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            old.unlink()
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:  # else another writer came between and took it for one of the dead
+        if os.fstat(handle).st_nlink:  # otherwise another process removed it before it was locked
             return handle, Path(name)
         os.close(handle)
 
 
 @contextmanager
-def exclusive_folder(folder: Path, what: str, tell: Callable[[str], None]) -> Iterator[Path]:
-    """Hold a scratch folder: a second process that wants it for the same work waits, then goes on from there."""
+def exclusive_folder(folder: Path, what: str, report: Callable[[str], None]) -> Iterator[Path]:
+    """Lock a folder: a second process that needs it for the same work, `what`, waits, and then resumes that work."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # let go when the process ends, however it ends
+    with (folder / "lock").open("w") as lock:  # the system releases it in any case when the process ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"another process is at {what}: waiting for it")
+            report(f"another process works on {what}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path`, all of it or nothing."""
-    with atomic_write(path) as beside:
-        beside.write_bytes(content)
+    """Write `content` to `path` atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write `content` to `path` as UTF-8, all of it or nothing."""
+    """Write `content` to `path` as UTF-8, atomically."""
     write_bytes(path, content.encode())
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a user is told: one line and an exit code, and a traceback for defects only."""
+"""Errors: one line and an exit code for bad input, a traceback for defects only."""
 
 import errno
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from kdflow.core.errors import UserError, exit_on_user_error, user_message
 
 
-def ended(error, capsys):
+def end_of(error, capsys):
     with pytest.raises(SystemExit) as caught, exit_on_user_error():
         raise error
     out, err = capsys.readouterr()
@@ -18,21 +18,21 @@ def ended(error, capsys):
 
 
 def test_bad_input_is_one_line_and_exit_code_1(capsys):
-    assert ended(UserError("params.yaml: epochs: bad"), capsys) == (1, "error: params.yaml: epochs: bad\n")
+    assert end_of(UserError("params.yaml: epochs: bad"), capsys) == (1, "error: params.yaml: epochs: bad\n")
 
 
 def test_an_error_of_the_system_names_its_file(capsys):
     full = OSError(errno.ENOSPC, "anything", "data/a.h5")
-    assert ended(full, capsys) == (1, "error: data/a.h5: No space left on device\n")
+    assert end_of(full, capsys) == (1, "error: data/a.h5: No space left on device\n")
 
 
 def test_an_error_of_the_system_without_a_file(capsys):
-    assert ended(OSError(errno.ENOSPC, "anything"), capsys) == (1, "error: No space left on device\n")
-    assert ended(OSError("a\nb  c"), capsys) == (1, "error: a b c\n")
+    assert end_of(OSError(errno.ENOSPC, "anything"), capsys) == (1, "error: No space left on device\n")
+    assert end_of(OSError("a\nb  c"), capsys) == (1, "error: a b c\n")
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
-    code, line = ended(KeyboardInterrupt(), capsys)
+    code, line = end_of(KeyboardInterrupt(), capsys)
     assert code == 130
     assert line.startswith("interrupted: ")
     assert line.count("\n") == 1
@@ -41,9 +41,9 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
 @pytest.mark.parametrize("defect", [ZeroDivisionError, ValueError, KeyError, AssertionError])
 def test_a_defect_keeps_its_traceback(defect, capsys):
     with pytest.raises(defect), exit_on_user_error():
-        raise defect("ours")
+        raise defect("a defect")
     assert capsys.readouterr() == ("", "")
-    assert user_message(defect("ours")) is None
+    assert user_message(defect("a defect")) is None
 
 
 def test_nothing_happens_without_an_error(capsys):

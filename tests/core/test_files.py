@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Atomic writes: a file has its old content or its new content, never a part of it."""
 
 import hashlib
 import os
@@ -43,7 +43,7 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error, old):
     assert old is None or path.read_text() == old
 
 
-def test_everyone_may_read_what_is_written(tmp_path):
+def test_written_files_are_readable_by_all_users(tmp_path):
     before = os.umask(0o077)
     try:
         files.write_text(tmp_path / "a", "x")
@@ -99,22 +99,22 @@ with files.atomic_write(Path(sys.argv[1])) as beside:
 """
 
 
-def test_what_a_killed_writer_leaves_goes_with_the_next_and_a_living_one_s_stays(tmp_path):
+def test_the_next_write_removes_the_file_of_a_killed_process_and_no_other(tmp_path):
     path, other = tmp_path / "a[1]", tmp_path / "b"
     for file in (path, other):
         subprocess.run([sys.executable, "-c", KILLED, file], check=False)
-    mine = tmp_path / ".a[1].swp"  # a user's own
-    mine.write_text("mine")
+    unrelated = tmp_path / ".a[1].swp"  # of another program
+    unrelated.write_text("unrelated")
     assert len(names(tmp_path)) == 3
     with files.atomic_write(path) as living:
         living.write_text("first")
         files.write_text(path, "second")
         assert path.read_text() == "second"
         (left,) = tmp_path.glob(".b.*")
-        assert sorted(tmp_path.iterdir()) == sorted([left, living, mine, path])
+        assert sorted(tmp_path.iterdir()) == sorted([left, living, unrelated, path])
     assert path.read_text() == "first"
     files.write_text(other, "third")
-    assert sorted(tmp_path.iterdir()) == sorted([mine, path, other])
+    assert sorted(tmp_path.iterdir()) == sorted([unrelated, path, other])
 
 
 FULL_DISK = """

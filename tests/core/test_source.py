@@ -1,4 +1,4 @@
-"""Which copy of the project runs, where there are several."""
+"""The copy of the project that runs, where there are several."""
 
 import os
 import shutil
