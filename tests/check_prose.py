@@ -44,8 +44,8 @@ PHRASES = {
     r"in any way it likes": "with any exception",
 }
 # First words of docstrings.
-FRAGMENT = r"(About|As|At|By|For|From|How|In|Of|On|Than|To|What|Where|Whether|Which|Who|With)\b"
-NOUN = r"(A|All|An|Any|Each|Every|It|Its|Some|That|The|Their|These|This|Those)\b"
+FRAGMENT = r"(About|As|At|By|For|From|How|In|Of|On|Than|To|What|Where|Which|Who|With)\b"
+NOUN = r"(A|All|An|Any|Each|Every|It|Its|Some|That|The|Their|These|This|Those|Whether)\b"
 SUFFIXES = {".md", ".yaml", ".yml", ".j2", ".toml"}
 SKIPPED = ("LICENSE", "tests/golden/", "tests/check_prose.py", "tests/test_prose.py")
 
