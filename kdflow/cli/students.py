@@ -236,9 +236,11 @@ def _print_summary(summary: Summary, out: Path) -> None:
         table.add_row(*row)
     print_whole(table)
     best = summary.models[1].weights[0]
-    if summary.warning:
-        typer.echo(summary.warning)
+    for warning in summary.warnings:
+        typer.echo(warning)
     typer.echo(f"teacher: {summary.teacher_source}\n{summary.compression}\n{summary.verdict}")
     if summary.budget_note:
         typer.echo(f"Not a full run: {summary.budget_note}.")
-    typer.echo(f"summary: {out / 'summary.json'}\nnext: kdflow export {best} --format onnx --out student.onnx")
+    typer.echo(f"summary: {out / 'summary.json'}")
+    if summary.student_is_useful:
+        typer.echo(f"next: kdflow export {best} --format onnx --out student.onnx")

@@ -30,7 +30,7 @@ def evaluate_students(
     from kdflow.data import load
     from kdflow.models import create_model, load_exact
     from kdflow.training.device import pick_device
-    from kdflow.training.evaluate import agreement, predict_logits, topk_accuracy
+    from kdflow.training.evaluate import agreement, correct_images, predict_logits, topk_accuracy
 
     device = pick_device(experiment.params.compute.device)
     test = load(dataset, experiment.train_images, device, experiment.params.compute.resolved_workers).test
@@ -47,6 +47,7 @@ def evaluate_students(
             final=topk_accuracy(logits, test),
             best=record.best_epoch(log),
             agreement=None if teacher_classes is None else agreement(logits, teacher_classes),
+            correct=record.pack_bits(correct_images(logits, test)),
         )
         record.write_record(out / f"seed{seed}.json", result)
         records.append(result)

@@ -32,6 +32,7 @@ from kdflow.pipeline.prepare import prepare_dataset
 from kdflow.pipeline.teacher import make_teacher
 from kdflow.pipeline.train import train
 from kdflow.report import gain
+from kdflow.report.gain import BASELINE
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import RunLog, RunRecord, TeacherRecord
@@ -39,7 +40,6 @@ from kdflow.training.record import RunLog, RunRecord, TeacherRecord
 if TYPE_CHECKING:
     from kdflow.models.cost import Cost
 
-BASELINE = "ce"  # the method that the others are compared with
 LIBRARY_FAMILIES = ("torchvision", "timm")
 
 
@@ -250,17 +250,21 @@ def _summary(
     for name in (method, *params.methods[:-1]):
         paths = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
         rows.append(gain.student_row(name, records[name], student_cost, paths))
-    baseline, from_file = records.get(BASELINE), params.teacher_weights.file is not None
+    results, majority_accuracy = records[method], largest_class(dataset)
+    measured = None
+    if BASELINE in records:
+        measured = gain.compute_gain(results, records[BASELINE], data.test_images, majority_accuracy)
     return gain.Summary(
         dataset=params.dataset_name,
         classes=data.classes,
         image_size=data.image_size,
         train_images=data.train_images,
         test_images=data.test_images,
-        epochs=records[method][0].settings.training.epochs,
+        epochs=results[0].settings.training.epochs,
         budget_note=record.budget_note(run for runs in records.values() for run in runs),
         teacher_source=teacher_record.source,
-        majority_accuracy=largest_class(dataset) if from_file else None,
+        teacher_trained=params.teacher_weights.file is None,
+        majority_accuracy=majority_accuracy,
         models=tuple(rows),
-        gain=None if baseline is None else gain.compute_gain(records[method], baseline, data.test_images),
+        gain=measured,
     )

@@ -12,23 +12,52 @@ from kdflow.config import Settings
 from kdflow.training.record import MeanStd, RunRecord, TeacherRecord, mean_std
 
 SIGNIFICANT = 2.0  # standard errors; a smaller gain is within noise
+BASELINE = "ce"  # the method that the others are compared with
+STUDENT_ADVICE = "Train longer (--epochs), on more images, or choose another student"
+TRAINED_TEACHER_ADVICE = "Train it longer (--teacher-epochs), on more images, or choose another teacher"
+GIVEN_TEACHER_ADVICE = (
+    "Check that it has the same classes in the same order, and that its images were resized the same way (--side)"
+)
+
+
+def min_useful_accuracy(majority_accuracy: float, test_images: int) -> float:
+    """Return the accuracy in percent of a constant prediction plus two of its standard errors.
+
+    A model that is not above it may be as good as one that always predicts the largest class.
+    """
+    p = majority_accuracy / 100
+    return majority_accuracy + SIGNIFICANT * 100 * math.sqrt(p * (1 - p) / test_images)
 
 
 class Gain(Settings):
     """The difference in accuracy between a method and cross-entropy alone, seed by seed, in percentage points.
 
-    `standard_error` is the larger of two: the binomial standard error of the difference between two accuracies on this
-    number of test images, and the standard error of the mean over seeds. The first treats the two sets of images as
-    independent, so it is an upper bound; more seeds do not reduce it.
+    `standard_error` is the larger of two. The first is that of a paired comparison, because both students predict the
+    same images: for one seed it is sqrt(b + c) / n, as in McNemar's test (McNemar, 1947, Psychometrika 12), where b and
+    c are the numbers of images that only one of the two predicts right, and n is the number of images. The second is
+    the standard error of the mean over seeds; more images do not reduce it. `top1` and `baseline_top1` are the mean
+    accuracies of both, `majority_accuracy` is that of always predicting the largest class, in percent.
     """
 
     difference: MeanStd
     test_images: int
     standard_error: float
+    top1: float
+    baseline_top1: float
+    majority_accuracy: float
 
     @property
     def verdict(self) -> str:
-        """A sentence on whether distillation improved the accuracy."""
+        """A sentence on whether distillation improved the accuracy, or on why that cannot be judged."""
+        arms = {"distillation": self.top1, "cross-entropy alone": self.baseline_top1}
+        required = min_useful_accuracy(self.majority_accuracy, self.test_images)
+        failed = [f"{name} ({top1:.2f} %)" for name, top1 in arms.items() if top1 <= required]
+        if failed:
+            return (
+                f"No verdict on distillation: the student trained by {' and by '.join(failed)} is not better than a "
+                f"constant prediction ({self.majority_accuracy:.2f} %, or {required:.2f} % with two standard errors). "
+                f"{STUDENT_ADVICE}."
+            )
         mean, n = self.difference.mean, self.difference.n
         evidence = f"n = {n}, {self.test_images:,} test images, standard error {self.standard_error:.2f}"
         points = f"{self.difference.signed} points against cross-entropy alone ({evidence})"
@@ -39,14 +68,27 @@ class Gain(Settings):
         return f"Distillation {verb} accuracy: {points}{one_seed}."
 
 
-def compute_gain(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], test_images: int) -> Gain:
-    """Compare the runs of a method with runs of cross-entropy alone with the same seeds."""
+def compute_gain(
+    runs: Sequence[RunRecord], baseline: Sequence[RunRecord], test_images: int, majority_accuracy: float
+) -> Gain:
+    """Compare the runs of a method with runs of cross-entropy alone with the same seeds, image by image."""
     pairs = list(zip(runs, baseline, strict=True))
     difference = mean_std([run.final.top1 - other.final.top1 for run, other in pairs])
-    accuracies = [mean_std([record.final.top1 for record in records]).mean / 100 for records in (runs, baseline)]
-    images = 100 * math.sqrt(sum(p * (1 - p) for p in accuracies) / test_images)
+    image_differences = [0] * test_images  # summed over the seeds
+    for run, other in pairs:
+        bits = zip(run.correct_images(test_images), other.correct_images(test_images), strict=True)
+        for image, (correct, baseline_correct) in enumerate(bits):
+            image_differences[image] += correct - baseline_correct
+    images = 100 * math.sqrt(sum(d**2 for d in image_differences)) / (test_images * len(pairs))
     seeds = 0.0 if difference.std is None else difference.std / math.sqrt(difference.n)
-    return Gain(difference=difference, test_images=test_images, standard_error=max(images, seeds))
+    return Gain(
+        difference=difference,
+        test_images=test_images,
+        standard_error=max(images, seeds),
+        top1=mean_std([run.final.top1 for run in runs]).mean,
+        baseline_top1=mean_std([run.final.top1 for run in baseline]).mean,
+        majority_accuracy=majority_accuracy,
+    )
 
 
 class SummaryRow(Settings):
@@ -64,8 +106,9 @@ class SummaryRow(Settings):
 class Summary(Settings):
     """The result of a distillation.
 
-    `budget_note` states a reduced budget; it is empty for a full one. `majority_accuracy` is the accuracy in percent of
-    a constant prediction of the test set's largest class; it is None if the teacher was trained by this command.
+    `budget_note` states a reduced budget; it is empty for a full one. `teacher_trained` is whether the teacher was
+    trained by this command, not taken from a file. `majority_accuracy` is the accuracy in percent of a constant
+    prediction of the test set's largest class.
     """
 
     dataset: str
@@ -76,7 +119,8 @@ class Summary(Settings):
     epochs: int
     budget_note: str
     teacher_source: str
-    majority_accuracy: float | None
+    teacher_trained: bool
+    majority_accuracy: float
     models: Annotated[tuple[SummaryRow, ...], Field(strict=False, min_length=2)]
     gain: Gain | None
 
@@ -89,15 +133,29 @@ class Summary(Settings):
         )
 
     @property
-    def warning(self) -> str | None:
-        """A warning about a teacher from a file that is no better than a constant prediction."""
-        if self.majority_accuracy is None or self.models[0].top1.mean > self.majority_accuracy:
-            return None
-        return (
-            "warning: the teacher is no better than a constant prediction, which is right on "
-            f"{self.majority_accuracy:.2f} % of the test images; check that it has the same classes in the same order, "
-            "and that its images were resized the same way (--side)"
-        )
+    def student_is_useful(self) -> bool:
+        """True if the distilled student is better than a constant prediction by more than two standard errors."""
+        return self.models[1].top1.mean > min_useful_accuracy(self.majority_accuracy, self.test_images)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about models no better than a constant prediction, and a teacher worse than the baseline."""
+        required = min_useful_accuracy(self.majority_accuracy, self.test_images)
+        teacher, *students = self.models
+        teacher_advice = TRAINED_TEACHER_ADVICE if self.teacher_trained else GIVEN_TEACHER_ADVICE
+        lines = [
+            f"warning: {row.role} ({row.top1.mean:.2f} %): is not better than a constant prediction, which is right on "
+            f"{self.majority_accuracy:.2f} % of the test images, or {required:.2f} % with two standard errors. {advice}"
+            for row, advice in zip(self.models, (teacher_advice, *(STUDENT_ADVICE for _ in students)), strict=True)
+            if row.top1.mean <= required
+        ]
+        baseline = next((row for row in students if row.role == student_role(BASELINE)), None)
+        if baseline is not None and teacher.top1.mean < baseline.top1.mean:
+            lines.append(
+                f"warning: the teacher ({teacher.top1.mean:.2f} %) is less accurate than the student that was trained "
+                f"without it ({baseline.top1.mean:.2f} %), so distillation is unlikely to help. {teacher_advice}"
+            )
+        return lines
 
     @property
     def verdict(self) -> str:
@@ -140,11 +198,16 @@ def teacher_row(model: str, record: TeacherRecord, cost: tuple[int, int], weight
     )
 
 
+def student_role(method: str) -> str:
+    """Return the text of the first column for students of a method."""
+    return f"student, {method}"
+
+
 def student_row(method: str, runs: Sequence[RunRecord], cost: tuple[int, int], weights: Sequence[str]) -> SummaryRow:
     """Return a student's row over its seeds; `cost` is its parameters and FLOPs."""
     agreements, (params, flops) = [run.agreement for run in runs if run.agreement is not None], cost
     return SummaryRow(
-        role=f"student, {method}",
+        role=student_role(method),
         model=runs[0].settings.architecture,
         params=params,
         flops=flops,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kdflow.config import BaseView
@@ -34,9 +34,19 @@ def accuracy(model: nn.Module, images: Images, base_view: BaseView) -> Accuracy:
 
 def topk_accuracy(logits: Float[Tensor, "n classes"], images: Images) -> Accuracy:
     """Return the top-1 and top-5 accuracy of logits in percent."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
+    hits = _hits(logits, images)
     top1, top5 = hits[:, 0].sum().item(), hits.sum().item()
     return Accuracy(top1=100 * top1 / len(images), top5=100 * top5 / len(images))
+
+
+def correct_images(logits: Float[Tensor, "n classes"], images: Images) -> list[bool]:
+    """Return whether the most likely class of each image is the right one, as in `topk_accuracy`."""
+    return list(_hits(logits, images)[:, 0].tolist())
+
+
+def _hits(logits: Float[Tensor, "n classes"], images: Images) -> Bool[Tensor, "n k"]:
+    """Return whether each of the at most five most likely classes is the right one, most likely first."""
+    return logits.topk(min(5, logits.shape[1])).indices == images.labels[:, None]
 
 
 def agreement(logits: Float[Tensor, "n classes"], teacher_classes: Int64[Tensor, " n"]) -> float:

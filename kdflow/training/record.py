@@ -157,11 +157,24 @@ class RunRecord(RunLog):
         final: accuracy of the exported weights of the last epoch.
         best: the best epoch.
         agreement: percentage of test images for which student and teacher predict the same class; None without teacher.
+        correct: one bit per test image in order, 1 if the exported weights predict its class, as hex digits.
     """
 
     final: Accuracy
     best: Best
     agreement: float | None
+    correct: Annotated[str, Field(pattern="^[0-9a-f]+$")]
+
+    def correct_images(self, test_images: int) -> list[bool]:
+        """Return whether the class of each of the `test_images` images is predicted.
+
+        Raises:
+            UserError: the record is of another number of images.
+        """
+        bits = f"{int(self.correct, 16):0{test_images}b}"
+        if len(bits) != test_images or 100 * bits.count("1") / test_images != self.final.top1:
+            raise UserError(f"{self.name}: its record is not of {test_images:,} test images; evaluate it again")
+        return [bit == "1" for bit in bits]
 
 
 class MeanStd(Settings):
@@ -189,6 +202,12 @@ def mean_std(values: Sequence[float]) -> MeanStd:
 def budget_note(runs: Iterable[RunLog]) -> str:
     """Return the budget notes of reduced runs, each once; empty if all runs are full."""
     return "; ".join(sorted({run.budget.budget_note for run in runs} - {""}))
+
+
+def pack_bits(values: Iterable[bool]) -> str:
+    """Return booleans as hex digits, four in each, the first in the highest bit."""
+    bits = "".join("1" if value else "0" for value in values)
+    return f"{int(bits, 2):0{(len(bits) + 3) // 4}x}"
 
 
 def best_epoch(log: RunLog) -> Best:

@@ -43,12 +43,22 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
     )
 
 
-def make_record(seed=0, top1=90.0, curve=None, method="kd", budget=FULL, top5=99.0):
+def make_record(seed=0, top1=90.0, curve=None, method="kd", budget=FULL, top5=99.0, correct="1"):
     """A record of one seed that ended at `top1`."""
     log = make_log(seed, top1, curve, method, budget)
     return record.RunRecord(
-        **dict(log), final=record.Accuracy(top1=top1, top5=top5), best=record.best_epoch(log), agreement=95.0
+        **dict(log),
+        final=record.Accuracy(top1=top1, top5=top5),
+        best=record.best_epoch(log),
+        agreement=95.0,
+        correct=correct,
     )
+
+
+def make_predictions(correct, seed=0):
+    """A record of one seed that predicts the images right for which `correct` is true."""
+    top1 = 100 * sum(correct) / len(correct)
+    return make_record(seed, top1, correct=record.pack_bits(correct))
 
 
 def make_teacher(top1=95.5):
