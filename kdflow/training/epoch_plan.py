@@ -36,6 +36,7 @@ class StepPlan:
         strong: draws of each strong view of the pool.
         noise: uniform noise for `picks.random`.
         seed: seed for a loss whose draws in a step would be too large for a plan.
+        model_seed: seed of torch's default generators, from which dropout and stochastic depth draw.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class StepPlan:
     strong: list[Draws]
     noise: Float[Tensor, " pool"]
     seed: int
+    model_seed: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class EpochPlan:
     strong: list[Draws]
     noise: Float[Tensor, "steps pool"]
     seeds: list[int]
+    model_seeds: list[int]
     image_seeds: Int64[Tensor, " n"]
     batch_size: int
 
@@ -78,6 +81,7 @@ class EpochPlan:
                 strong=[{key: value[step] for key, value in draws.items()} for draws in self.strong],
                 noise=self.noise[step, : len(self.strong) * len(index)],
                 seed=self.seeds[step],
+                model_seed=self.model_seeds[step],
             )
 
 
@@ -109,6 +113,7 @@ def draw_plan(
             pool.append({key: value.to(device) for key, value in draws.items()})
     noise = torch.rand(len(sizes), len(pool) * batch_size, generator=generator("noise")).to(device)
     seeds = torch.randint(2**31, (len(sizes),), generator=generator("seed")).tolist()
+    model_seeds = torch.randint(2**31, (len(sizes),), generator=generator("model")).tolist()
     image_seeds = torch.randint(2**32, (images,), generator=generator("image"))
     return EpochPlan(
         epoch=epoch,
@@ -118,6 +123,7 @@ def draw_plan(
         strong=pool,
         noise=noise,
         seeds=seeds,
+        model_seeds=model_seeds,
         image_seeds=image_seeds,
         batch_size=batch_size,
     )

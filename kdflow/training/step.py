@@ -21,7 +21,7 @@ from kdflow.models import create_model
 from kdflow.models.features import FeatureExtractor, Outputs, output_shapes, without_features
 from kdflow.models.precision import Forward, make_forward
 from kdflow.training.batches import Batch
-from kdflow.training.distributed import all_gather_rows, all_reduce_mean, scale_to_global_mean, shard, wrap_ddp
+from kdflow.training.distributed import all_gather_rows, all_reduce_mean, rank, scale_to_global_mean, shard, wrap_ddp
 from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
 
 
@@ -204,7 +204,11 @@ class Step:
         self.teacher_views = teacher_views(method)
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
-        """Update the student at learning rate `lr`."""
+        """Update the student at learning rate `lr`.
+
+        It seeds torch's default generators, so that models with dropout give the same weights again, resumed or not.
+        """
+        torch.manual_seed(batch.plan.model_seed + rank())  # processes have other images, and draw other masks
         draws = self.strong.apply_view(batch) if self.strong else {}
         teacher, draws = self.query_teacher(batch, draws)
         loss, pick_ratio = batch.x.new_zeros(()), None
