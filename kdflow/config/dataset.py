@@ -50,7 +50,8 @@ class Resize(Settings):
 class BaseView(Settings):
     """The base view of an image: zero-pad by `crop` px and crop at random, flip at random, normalise.
 
-    Images that are read from their files, which may have any size, have `resize` instead of `crop`.
+    Images that are read from their files, which may have any size, have `resize` instead of `crop`. `grey16_max` is the
+    value of grey images of 16 bits that becomes 255.
     """
 
     crop: Annotated[int, Field(ge=0)]
@@ -58,6 +59,9 @@ class BaseView(Settings):
     resize: Resize | None = Field(
         None, exclude_if=lambda value: value is None
     )  # so that settings without it keep their hash
+    grey16_max: Annotated[int, Field(ge=1, lt=2**16)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     mean: Triple
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=3, max_length=3)]
 
@@ -163,7 +167,10 @@ class UserFolderRecipe(Settings):
 
 
 class PreparedDataset(Settings):
-    """data/dataset.json: the dataset as `prepare` has read it; `source` is the value of `dataset` in params.yaml."""
+    """data/dataset.json: the dataset as `prepare` has read it; `source` is the value of `dataset` in params.yaml.
+
+    `left_out` lists the files that cannot be read, `notes` is what `prepare` has found out about the images of a user.
+    """
 
     name: str
     source: str | UserFolder
@@ -174,6 +181,7 @@ class PreparedDataset(Settings):
     sha256: str
     class_names: Annotated[tuple[str, ...], Field(strict=False)]
     left_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    notes: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda value: not value)] = ()
 
     @property
     def dataset(self) -> Dataset:

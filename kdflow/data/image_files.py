@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kdflow.config import BaseView
-from kdflow.core.errors import UserError, one_line
+from kdflow.core.errors import UserError
 from kdflow.core.progress import track
+from kdflow.data.decode import decode
 
 ImageRequests = list[list[int]]
 """The images of one batch: pairs of index in the file list and seed of the view."""
@@ -157,7 +156,12 @@ class ImageFiles:
 
     def _loader(self, base_view: BaseView, *, training: bool) -> _Loader:
         return DataLoader(
-            _Views(self.folder, self.files, transforms(base_view, self.image_size, training=training)),
+            _Views(
+                self.folder,
+                self.files,
+                transforms(base_view, self.image_size, training=training),
+                base_view.grey16_max,
+            ),
             sampler=_Batches(),
             batch_size=None,
             num_workers=self.workers,
@@ -184,8 +188,8 @@ class _Batches:
 class _Views(Dataset[Tensor | UserError]):
     """Batches of views [b, 3, size, size] uint8 on the CPU, read in a worker."""
 
-    def __init__(self, folder: Path, files: FileList, transform: nn.Module) -> None:
-        self.folder, self.files, self.transform = folder, files, transform
+    def __init__(self, folder: Path, files: FileList, transform: nn.Module, grey16_max: int | None) -> None:
+        self.folder, self.files, self.transform, self.grey16_max = folder, files, transform, grey16_max
 
     def __getitem__(self, requests: ImageRequests) -> Tensor | UserError:
         try:
@@ -195,46 +199,11 @@ class _Views(Dataset[Tensor | UserError]):
             return error  # raised in a worker, its text would include the worker's traceback
 
     def _view(self, index: int, seed: int) -> Tensor:
-        image = decode(self.files.open(self.folder, index), str(self.folder / os.fsdecode(self.files.paths[index])))
+        name = str(self.folder / os.fsdecode(self.files.paths[index]))
+        image = decode(self.files.open(self.folder, index), name, grey16_max=self.grey16_max)
         torch.default_generator.manual_seed(seed)
         view: Tensor = self.transform(image)
         return view
-
-
-@cache
-def formats() -> dict[str, list[str]]:
-    """Return the suffixes of each format that Pillow reads without other programs, as EPS needs, or plugins."""
-    Image.init()
-    excluded = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
-    suffixes: dict[str, list[str]] = {name: [] for name in Image.OPEN if name not in excluded}
-    for suffix, name in sorted(Image.registered_extensions().items()):
-        if name in suffixes:
-            suffixes[name].append(suffix)
-    return suffixes
-
-
-def decode(file: Path | io.BytesIO, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
-    """Read an image of any format as RGB: grey of 8 and 16 bits, palette and CMYK are converted.
-
-    Args:
-        name: the file's name for messages; None: `file`.
-        max_pixels: upper bound of height times width; None: Pillow's limit.
-
-    Raises:
-        UserError: the file is not an image, is cut short, or has too many pixels.
-    """
-    try:
-        with Image.open(file, formats=list(formats())) as image:
-            limit = max_pixels or Image.MAX_IMAGE_PIXELS or sys.maxsize
-            if image.width * image.height > limit:
-                raise UserError(f"{image.width} x {image.height} pixels, at most {limit:,} are allowed")
-            if image.mode in ("I", "F"):
-                raise UserError(f"pixels of 32 bits (Pillow's mode {image.mode}) have no defined range")
-            if image.mode.startswith("I;16"):  # convert would clip at 255
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except Exception as error:  # Damaged files raise exceptions of many types.
-        raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
 
 
 def map_in_threads(title: str, task: Callable[[int], int], items: Sequence[int], count: int) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kdflow import data
-from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, Triple, UserFolder, UserFolderRecipe
+from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, UserFolder, UserFolderRecipe
 from kdflow.core import files
-from kdflow.core.errors import UserError, decode_filename, one_line
+from kdflow.core.errors import UserError, decode_filename
 from kdflow.data import Splits
-from kdflow.data.image_files import FileList, decode, formats, map_in_threads, transforms
-from kdflow.data.readers.image_folder import class_folders
+from kdflow.data.decode import formats
+from kdflow.data.folder_notes import folder_notes
+from kdflow.data.image_files import FileList
+from kdflow.data.measure import mean_std, measure, with_grey16_max
+from kdflow.data.readers.image_folder import class_folders, is_system_name
 
 TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # of any case
 BROKEN_LIST = "broken.txt"
@@ -40,7 +45,7 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path) -> Prepared
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     parts = _parts(folder)
-    names, images = _list(folder, parts)
+    names, images, other_files = _list(folder, parts)
     side = source.side or round(source.image_size * recipe.side)
     base_view = BaseView(
         crop=0,
@@ -49,13 +54,17 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path) -> Prepared
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    sums, broken = _read_all(folder, images, base_view, source.image_size)
+    measured, broken = measure(folder, images, base_view, source.image_size)
     _report_broken(folder, broken, len(images.labels), out.parent / BROKEN_LIST, source)
-    readable = np.array([path not in broken for path in images.paths.tolist()])
-    images, sums = images.take(np.flatnonzero(readable)), sums[readable]
+    readable = np.flatnonzero([path not in broken for path in images.paths.tolist()])
+    images, measured = images.take(readable), measured.take(readable)
     is_test = _test_images(folder, parts, images, names, source)
     train, test = images.take(np.flatnonzero(~is_test)), images.take(np.flatnonzero(is_test))
-    mean, std = _mean_std(sums[~is_test], source.image_size)
+    base_view, measured = with_grey16_max(folder, images, base_view, source.image_size, measured)
+    mean, std = mean_std(measured.sums[~is_test], source.image_size)
+    notes = folder_notes(images, is_test, names, measured, std, other_files)
+    for note in notes:
+        print(f"{folder}: {note}")
     sha256 = data.write(source.name, source.image_size, Splits(train, test, names, folder.resolve()), out)
     return PreparedDataset(
         name=source.name,
@@ -73,6 +82,7 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path) -> Prepared
         sha256=sha256,
         class_names=tuple(names),
         left_out=tuple(map(decode_filename, broken)),
+        notes=tuple(notes),
     )
 
 
@@ -114,18 +124,24 @@ def _folders(names: Sequence[str]) -> str:
     return ", ".join(f"{name}/" for name in names)
 
 
-def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileList]:
-    """Return the class names and all image files, with paths relative to `folder`."""
+def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileList, Counter[str]]:
+    """Return the class names, all image files with paths relative to `folder`, and the number of others by ending."""
     suffixes = tuple(suffix for of_format in formats().values() for suffix in of_format)
-    names = _class_names(folder, parts)
-    class_paths = [(folder / part / name, label) for part in parts or ("",) for label, name in enumerate(names)]
+    classes = _classes(folder, parts)
+    names = [*classes[0]]
+    class_paths = [
+        (folder / part / name, label)
+        for part, folders in zip(parts or ("",), classes, strict=True)
+        for label, name in enumerate(folders.values())
+    ]
     visited: set[str] = set()
+    other_files: Counter[str] = Counter()
     for path in (folder, *(folder / part for part in parts or ()), *(path for path, _ in class_paths)):
         if not _is_new(path, visited):
             raise UserError(f"{path}: is a link to another folder of this dataset")
     paths, labels = [], []
     for class_path, label in class_paths:
-        found = _image_files(class_path, suffixes, visited)
+        found = _image_files(class_path, suffixes, visited, other_files)
         below = {Path(path).relative_to(class_path).parts[0] for path in found}
         if parts is None and len(below) > 1 and all((class_path / name).is_dir() for name in below):
             raise UserError(
@@ -137,12 +153,13 @@ def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileL
     if not paths:
         raise UserError(f"{folder}: has no images ({', '.join(suffixes)})")
     sizes = [_size(folder / os.fsdecode(path)) for path in paths]
-    return names, FileList(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
+    images = FileList(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
+    return names, images, other_files
 
 
-def _class_names(folder: Path, parts: tuple[str, str] | None) -> list[str]:
-    """Return the class names, which must be the same in both parts."""
-    names: list[str] = []
+def _classes(folder: Path, parts: tuple[str, str] | None) -> list[dict[str, str]]:
+    """Return the class names of each part, which must be the same, with the names of their folders."""
+    found: list[dict[str, str]] = []
     for part in parts or ("",):
         classes = class_folders(folder / part)
         if len(classes) < 2:
@@ -150,20 +167,32 @@ def _class_names(folder: Path, parts: tuple[str, str] | None) -> list[str]:
                 f"{folder / part}: has {len(classes)} class folders, at least 2 are needed"
                 " (<class>/*, or train/<class>/* and val/<class>/*)"
             )
-        if parts and names and classes != names:
-            name = min(set(names) ^ set(classes))
-            raise UserError(f"{folder}: class {name} is in {parts[name not in names]}/ only")
-        names = classes
-    return names
+        if parts and found and [*classes] != [*found[0]]:
+            name = min(set(found[0]) ^ set(classes))
+            raise UserError(f"{folder}: class {name} is in {parts[name not in found[0]]}/ only")
+        found.append(classes)
+    return found
 
 
-def _image_files(folder: Path, suffixes: tuple[str, ...], visited: set[str]) -> list[str]:
-    """Return the image files below a folder in torchvision's order, without hidden and already visited folders."""
+def _image_files(folder: Path, suffixes: tuple[str, ...], visited: set[str], other_files: Counter[str]) -> list[str]:
+    """Return the image files below a folder in torchvision's order, and count the others in `other_files`.
+
+    Already visited folders and the hidden files and folders of `is_system_name` are left out.
+    """
+    images = []
     below = []
     for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if name[0] != "." and _is_new(Path(path, name), visited)]
-        below.append((path, sorted(names)))
-    return [f"{path}/{name}" for path, names in sorted(below) for name in names if name.lower().endswith(suffixes)]
+        folders[:] = [
+            name for name in sorted(folders) if not is_system_name(name) and _is_new(Path(path, name), visited)
+        ]
+        below.append((path, sorted(name for name in names if not is_system_name(name))))
+    for path, names in sorted(below):
+        for name in names:
+            if name.lower().endswith(suffixes):
+                images.append(f"{path}/{name}")
+            else:
+                other_files[Path(name).suffix.lower()] += 1
+    return images
 
 
 def _is_new(folder: Path, visited: set[str]) -> bool:
@@ -178,33 +207,6 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return 0
-
-
-def _read_all(
-    folder: Path, images: FileList, base_view: BaseView, size: int
-) -> tuple[npt.NDArray[np.int64], dict[bytes, str]]:
-    """Read the test view of every image.
-
-    Returns:
-        Sum and sum of squares of each channel [n, 2, 3], and the paths that cannot be read, with the reasons.
-    """
-    transform = transforms(base_view, size, training=False)
-
-    paths = images.paths.tolist()
-    sums = np.zeros((len(paths), 2, 3), dtype=np.int64)
-    broken: dict[int, str] = {}
-
-    def read(index: int) -> int:
-        try:
-            view = transform(decode(folder / os.fsdecode(paths[index]), ".")).numpy().astype(np.int64)
-        except UserError as error:
-            broken[index] = one_line(error).removeprefix(".: ")
-        else:
-            sums[index] = view.sum((1, 2)), (view**2).sum((1, 2))
-        return 1
-
-    map_in_threads("images", read, range(len(paths)), len(paths))
-    return sums, {paths[index]: broken[index] for index in sorted(broken)}
 
 
 def _test_images(
@@ -222,7 +224,7 @@ def _test_images(
         is_test = np.zeros(len(paths), dtype=bool)
         for label in range(len(names)):
             of_class = np.flatnonzero(images.labels == label).tolist()
-            of_class.sort(key=lambda index: hashlib.sha256(b"%d\0%b" % (source.split_seed, paths[index])).digest())
+            of_class.sort(key=lambda index: _rank(source.split_seed, paths[index]))
             is_test[of_class[: max(1, round(source.val_share * len(of_class)))]] = True
     for label, name in enumerate(names):
         of_this = is_test[images.labels == label]
@@ -232,11 +234,7 @@ def _test_images(
     return is_test
 
 
-def _mean_std(sums: npt.NDArray[np.int64], size: int) -> tuple[Triple, Triple]:
-    """Return mean and standard deviation of each channel, of pixels from 0 to 1, rounded to four digits."""
-    mean, square = sums.sum(0) / (len(sums) * size * size * 255.0 ** np.array([[1], [2]]))
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    mean_r, mean_g, mean_b = (round(float(value), 4) for value in mean)
-    # At least 1e-4: the standard deviation of images of a single color is 0.
-    std_r, std_g, std_b = (max(round(float(value), 4), 1e-4) for value in std)
-    return (mean_r, mean_g, mean_b), (std_r, std_g, std_b)
+def _rank(split_seed: int, path: bytes) -> bytes:
+    """Return the hash that orders the images of a class: the same for both Unicode forms of accents."""
+    composed = os.fsencode(unicodedata.normalize("NFC", os.fsdecode(path)))
+    return hashlib.sha256(b"%d\0%b" % (split_seed, composed)).digest()

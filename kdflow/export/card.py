@@ -17,13 +17,19 @@ ALLOWED_SIDES = range(8, 4097)  # pixels; the file may come from anyone, and lar
 
 
 class Preprocessing(Settings):
-    """The steps from an image to the model's input: convert to RGB, resize, crop the centre.
+    """The steps from an image to the model's input: EXIF orientation, conversion to RGB, resizing, cropping the centre.
+
+    `transparency` is the background of images that are not opaque. `grey16_max` is the value of grey images of 16 bits
+    that becomes 255; None: such images are refused.
 
     `shorter_side` is the shorter side after resizing, in pixels. If it is None, both sides are resized to `image_size`.
     `mean` and `std` are for values from 0 to 1. An ONNX or .pt2 file normalises its input itself.
     """
 
+    orientation: Literal["as in the EXIF data"] = "as in the EXIF data"
     colour: Literal["RGB"] = "RGB"
+    transparency: Literal["composited over white"] = "composited over white"
+    grey16_max: int | None = None
     interpolation: Literal["bilinear with antialiasing, as in Pillow"] = "bilinear with antialiasing, as in Pillow"
     shorter_side: int | None
     image_size: int
@@ -62,6 +68,7 @@ def make_card(log: RunLog, class_names: list[str]) -> ModelCard:
         preprocessing=Preprocessing(
             shorter_side=run.base_view.resize.side if run.base_view.resize else None,
             image_size=run.image_size,
+            grey16_max=run.base_view.grey16_max,
             mean=run.base_view.mean,
             std=run.base_view.std,
         ),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdflow.config import Settings
 from kdflow.core.errors import UserError
-from kdflow.data.image_files import decode
+from kdflow.data.decode import decode
 from kdflow.export.formats import format_by_suffix, make_preprocessing, read_card
 
 TOP_K = 5
@@ -42,7 +42,7 @@ def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool 
     predictions = []
     for file in images:
         try:
-            pixels = preprocess(_read_image(file))
+            pixels = preprocess(_read_image(file, card.settings.base_view.grey16_max))
         except UserError as error:
             predictions.append(Prediction(image=str(file), error=str(error)))
             continue
@@ -55,14 +55,14 @@ def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool 
     return predictions
 
 
-def _read_image(file: Path) -> Image.Image:
-    """Read an image as RGB.
+def _read_image(file: Path, grey16_max: int | None) -> Image.Image:
+    """Read an image as RGB; `grey16_max` is the value of grey of 16 bits that becomes 255.
 
     Raises:
-        UserError: it is no image, or has more pixels than Pillow allows.
+        UserError: it is no image, has more pixels than Pillow allows, or is grey of 16 bits and `grey16_max` is None.
     """
     if not file.is_file():
         raise UserError(f"{file}: {'is a folder, not a file' if file.is_dir() else 'no such file'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode refuses such an image
-        return decode(file)
+        return decode(file, grey16_max=grey16_max)

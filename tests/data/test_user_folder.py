@@ -198,7 +198,9 @@ def test_hidden_folders_and_links_to_other_classes_are_left_out(photos, tmp_path
     shutil.copytree(photos / "dog", photos / "dog/.ipynb_checkpoints")
     (photos / "dog/all").symlink_to("../..")
     (photos / "dog/cats").symlink_to("../cat ä")
-    assert user_folder.prepare(source, recipe, tmp_path / "b.h5") == before
+    with_links = user_folder.prepare(source, recipe, tmp_path / "b.h5")
+    assert with_links.notes == ("1 file of other kinds left out (.h5 1)",)  # the link leads to the dataset file too
+    assert with_links.model_copy(update={"notes": ()}) == before
     (tmp_path / "more").mkdir()
     shutil.copy(photos / "dog/p0.jpg", tmp_path / "more")
     (photos / "dog/more").symlink_to(tmp_path / "more")

@@ -18,8 +18,9 @@ from shipped import STUDENT, fresh, make
 from kdflow import cli
 from kdflow.core.errors import UserError
 from kdflow.data import load
-from kdflow.data.image_files import decode
+from kdflow.data.decode import decode
 from kdflow.export import export, latency, locate
+from kdflow.export.card import make_card
 from kdflow.export.formats import format_by_name, read_card
 from kdflow.export.predict import predict
 from kdflow.training.evaluate import predict_logits
@@ -58,11 +59,39 @@ def test_images_of_any_mode_are_read(made, tmp_path, mode, size):
     wide = ramp.astype({"I;16": "<u2", "I;16B": ">u2"}.get(mode, "u1"))
     image = Image.frombytes(mode, size, (wide * 257).tobytes()) if mode.startswith("I;16") else grey.convert(mode)
     image.save(file)
-    decoded = np.asarray(decode(file)).astype(int)
+    wide16 = mode.startswith("I;16")
+    decoded = np.asarray(decode(file, grey16_max=2**16 - 1 if wide16 else None)).astype(int)
     assert np.abs(decoded - np.asarray(grey)[:, :, None]).max() <= 1
     (prediction,) = predict([file], made / "s.safetensors")
+    if wide16:  # the training images had none
+        assert "grey of 16 bits has no defined range" in prediction.error
+        return
     assert prediction.error is None
     assert sum(p for _, p in prediction.classes) == pytest.approx(1)
+
+
+def test_grey_of_16_bits_is_scaled_as_in_training(made, tmp_path, monkeypatch):
+    card = read_card(made / "s.safetensors")
+    base_view = card.settings.base_view.model_copy(update={"grey16_max": 4080})
+    scaled = card.model_copy(update={"settings": card.settings.model_copy(update={"base_view": base_view})})
+    monkeypatch.setattr("kdflow.export.predict.read_card", lambda _: scaled)
+    levels = np.random.RandomState(0).randint(0, 256, (40, 50))
+    Image.fromarray((levels * 16).astype(np.uint16)).save(tmp_path / "wide.png")
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "narrow.png")
+    wide, narrow = predict([tmp_path / "wide.png", tmp_path / "narrow.png"], made / "s.safetensors")
+    assert wide.error is None
+    assert wide.classes == narrow.classes
+
+
+def test_the_model_card_has_the_treatment_of_grey_transparency_and_orientation(made):
+    log = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None).log
+    assert make_card(log, ["a", "b"]).preprocessing.grey16_max is None
+    base_view = log.settings.base_view.model_copy(update={"grey16_max": 4080})
+    scaled = log.model_copy(update={"settings": log.settings.model_copy(update={"base_view": base_view})})
+    preprocessing = make_card(scaled, ["a", "b"]).preprocessing
+    assert preprocessing.grey16_max == 4080
+    assert preprocessing.transparency == "composited over white"
+    assert preprocessing.orientation == "as in the EXIF data"
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])

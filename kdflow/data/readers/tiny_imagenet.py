@@ -19,7 +19,8 @@ import numpy.typing as npt
 from kdflow.config import DatasetSource
 from kdflow.core.errors import UserError, one_line
 from kdflow.data import Split, Splits, archives, download_archive
-from kdflow.data.image_files import decode, map_in_threads
+from kdflow.data.decode import decode
+from kdflow.data.image_files import map_in_threads
 
 FOLDER = "tiny-imagenet-200"
 ARCHIVE = FOLDER + ".zip"
