@@ -168,8 +168,22 @@ class Summary(Settings):
     def compression(self) -> str:
         """A sentence on the student's size and cost relative to the teacher's."""
         teacher, student = self.models[:2]
-        params, flops = teacher.params / student.params, teacher.flops / student.flops
-        return f"{student.model} has 1/{params:.1f} of {teacher.model}'s parameters and 1/{flops:.1f} of its FLOPs."
+        params, flops = _share(student.params, teacher.params), _share(student.flops, teacher.flops)
+        sentence = f"{student.model} has {params} {teacher.model}'s parameters and {flops} its FLOPs."
+        larger = [
+            text
+            for text, of_student, of_teacher in (
+                ("is larger", student.params, teacher.params),
+                ("needs more computation", student.flops, teacher.flops),
+            )
+            if of_student > of_teacher
+        ]
+        return sentence + (f" The student {' and '.join(larger)} than its teacher." if larger else "")
+
+
+def _share(student: int, teacher: int) -> str:
+    """Return the student's count as a share or a multiple of the teacher's."""
+    return f"1/{teacher / student:.1f} of" if student <= teacher else f"{student / teacher:.1f} times"
 
 
 COLUMNS = ("", "Model", "Test top-1 %", "Agreement %", "Params 1e6", "GFLOPs")
