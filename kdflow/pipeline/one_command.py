@@ -40,6 +40,7 @@ from kdflow.training.record import RunLog, RunRecord, TeacherRecord
 if TYPE_CHECKING:
     from kdflow.models.cost import Cost
 
+STUDENTS = "students"  # the folder in `out` of the students' weights
 LIBRARY_FAMILIES = ("torchvision", "timm")
 
 
@@ -77,9 +78,11 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
         experiment = experiment.model_copy(update={"prepared": prepared, "datasets": datasets})
         pair = (experiment.params.teacher, experiment.params.student)
         costs = [row.cost for row in cost.compare(experiment, prepared.name, pair)]
+        if costs[1].params > costs[0].params:
+            print(f"warning: the student {pair[1]} has more parameters than the teacher {pair[0]}")
         _make_teacher(experiment, dataset, sha256, teacher, work_dir)
         methods = experiment.params.methods
-        students = {method: out / "students" / method for method in methods}
+        students = {method: out / STUDENTS / method for method in methods}
         jobs = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, work_dir)]
         teacher_sha256 = files.sha256(teacher / "model.safetensors")
         missing = [job for job in jobs if not _is_finished(job, sha256, teacher_sha256)]
@@ -179,12 +182,16 @@ def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, P
             raise UserError(message) from None
     if not file.is_file():
         raise UserError(f"--teacher: {file}: no such file, and no model of that name")
+    if file.resolve().is_relative_to((options.out / STUDENTS).resolve()):
+        raise UserError(f"--teacher: {file}: is a student of --out, which may be replaced; choose another --out")
     if options.teacher_model is not None:
         return _model("--teacher-model", options.teacher_model, recipes), file
     for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
         if log.is_file():
             run = record.read_record(log, RunLog).settings
             return Architecture(name=run.architecture, model=run.model), file
+    if (teacher := file.with_name("record.json")).is_file():  # of a teacher whose weights were taken from a file
+        return _model("--teacher", record.read_record(teacher, TeacherRecord).architecture, recipes), file
     raise UserError(f"--teacher: {file}: its architecture is not known; give --teacher-model MODEL")
 
 
@@ -193,13 +200,13 @@ def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, P
 
 def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path, work_dir: Path) -> None:
     """Make the teacher, unless a finished one with these settings exists."""
-    run, weights = experiment.teacher_run(), out / "model.safetensors"
-    trained = experiment.params.teacher_weights.file is None
+    run, weights, given = experiment.teacher_run(), out / "model.safetensors", experiment.params.teacher_weights.file
+    trained = given is None
     complete = all((out / name).is_file() for name in ("record.json", TEACHER_CLASSES))
     if trained and complete and _matches(out / "training.json", weights, run.sha256, sha256, None):
         print(f"teacher {run.architecture}: exists")
         return
-    if not trained:
+    if given is not None and Path(given).resolve() != weights.resolve():
         (out / "training.json").unlink(missing_ok=True)  # of an earlier teacher that was trained
     make_teacher(experiment, dataset, out, work_dir)
 

@@ -18,7 +18,8 @@ from kdflow.training.record import TeacherRecord
 def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
     """Train the teacher, or take its weights from a file, and evaluate it on the test set.
 
-    Writes its weights, its record and its class for each test image to `out`.
+    Writes its weights, its record and its class for each test image to `out`. If the file is the one in `out`, it is
+    evaluated again and kept, with its origin.
 
     Raises:
         UserError: weights from a file measure more than `TEACHER_TOLERANCE` below their expected accuracy.
@@ -34,28 +35,18 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     for method in experiment.params.methods:  # before hours of training
         check_last_batch(experiment.student_run(method, 0))
     if given.file is None:
-        check_last_batch(run)
-        job = Job(
-            name="seed 0",
-            run=run,
-            budget=record.make_budget(run, experiment.dataset),
-            dataset=dataset,
-            teacher=None,
-            views_store=None,
-            weights=weights,
-            log=out / "training.json",
-            work_dir=work_dir,
-            compute=experiment.params.compute,
-        )
-        train(f"teacher {run.architecture}", [job], experiment.params.compute)
+        _train(experiment, dataset, out, work_dir)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source, origin = weights, "trained here"
+    source, origin, keep = weights, "trained in this project", True
     if given.file is None:
         load_exact(model, weights)
     else:
         source = Path(given.file).expanduser()
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
+        keep = source.resolve() == weights.resolve()
+        if keep and (out / "record.json").is_file():
+            origin = record.read_record(out / "record.json", TeacherRecord).source
     device = pick_device(experiment.params.compute.device)
     images = load(dataset, run.train_images, device, experiment.params.compute.resolved_workers).test
     logits = predict_logits(model.to(device), images, run.base_view)
@@ -68,9 +59,27 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     result = TeacherRecord(
         architecture=run.architecture,
         source=origin,
-        sha256=files.sha256(weights) if given.file is None else save_weights(model, weights),
+        sha256=files.sha256(weights) if keep else save_weights(model, weights),
         accuracy=accuracy,
     )
     files.write_text(out / TEACHER_CLASSES, json.dumps(logits.argmax(1).tolist()) + "\n")
     record.write_record(out / "record.json", result)
     print(f"teacher {run.architecture}: {accuracy.top1:.2f} % top-1 on {len(images):,} test images")
+
+
+def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
+    run, compute = experiment.teacher_run(), experiment.params.compute
+    check_last_batch(run)
+    job = Job(
+        name="seed 0",
+        run=run,
+        budget=record.make_budget(run, experiment.dataset),
+        dataset=dataset,
+        teacher=None,
+        views_store=None,
+        weights=out / "model.safetensors",
+        log=out / "training.json",
+        work_dir=work_dir,
+        compute=compute,
+    )
+    train(f"teacher {run.architecture}", [job], compute)
