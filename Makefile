@@ -35,10 +35,11 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow check
 	kdflow plan --check
 	kdflow plan --check --paper paper/miniature
+	kdflow plan --check --paper paper/micro
 
-micro: $(VENV)/demo.ok  ## four cells of the miniature, compared with their baseline
-	dvc repro --force $(MICRO:%=$(MINIATURE):cell@digits-%)
-	kdflow drift --paper paper/miniature
+micro: $(VENV)/demo.ok  ## four cells with a teacher from a file, compared with their baseline
+	dvc repro --force $(MICRO:%=paper/micro/dvc.yaml:cell@digits-%)
+	kdflow drift --paper paper/micro
 
 miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and the HTML page
 	dvc repro $(MINIATURE):report

@@ -90,7 +90,7 @@ def test_every_value_of_the_paper_s_tables_is_in_tables_yaml():
 
 
 def test_the_generated_files_are_up_to_date():
-    for folder in ("paper", "paper/miniature"):
+    for folder in ("paper", "paper/miniature", "paper/micro"):
         check_generated(load_paper(Path(folder), ROOT))
 
 
