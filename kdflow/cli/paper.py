@@ -56,6 +56,8 @@ def cells(
         typer.echo("\n".join([*teachers, *names]))
         return
     statuses, counts = CellStatuses(loaded), Counter[str]()
+    for name in names:
+        statuses.runs(name)  # refuses edited records
     for name in teachers:
         teacher = statuses.teacher(name)
         top1 = "" if teacher is None else f"{teacher.record.accuracy.top1:.2f}"

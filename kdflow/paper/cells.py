@@ -17,6 +17,8 @@ from kdflow.training.record import MeanStd, RunLog, RunRecord, TeacherRecord, me
 
 Status = Literal["done", "partial", "stale", "missing"]
 TEACHERS, CELLS, CELL_RECORD = "teachers", "cells", "cell.json"
+# The fields of a cell's record that are computed from those of its seeds.
+SUMMARISED = ("budget_note", "top1", "top5", "agreement", "loss", "first_step_loss")
 
 
 class SeedHashes(Settings):
@@ -117,6 +119,10 @@ def make_cell_record(paper: Paper, name: str, records: list[RunRecord]) -> CellR
     )
 
 
+def _edited(file: Path) -> UserError:
+    return UserError(f"{file}: changed after training; `dvc checkout` or `dvc repro` restores it")
+
+
 class CellStatuses:
     """The statuses of a paper's cells. Each file is read once, when it is first needed."""
 
@@ -174,7 +180,7 @@ class CellStatuses:
         """Return the records of a cell's seeds; none if the cell is stale or missing.
 
         Raises:
-            UserError: a record is missing or invalid, or was changed after training.
+            UserError: a record is missing or invalid, or a record or the cell's means were changed after training.
         """
         return self._runs(name)
 
@@ -182,14 +188,17 @@ class CellStatuses:
         status = self(name)
         if status.record is None or status.seeds_done == 0:
             return []
-        seeds = self.paper.experiment(self.paper.cells[name]).params.seeds
-        runs = []
-        for seed in (seed for seed in seeds if seed in status.record.runs):
+        runs = {}
+        for seed, hashes in status.record.runs.items():
             file = _seed_file(self.paper, name, seed)
-            runs.append(record.read_record(file, RunRecord))
-            if files.sha256(file) != status.record.runs[seed].record_sha256:
-                raise UserError(f"{file}: changed after training; `dvc checkout` or `dvc repro` restores it")
-        return runs
+            runs[seed] = record.read_record(file, RunRecord)
+            if files.sha256(file) != hashes.record_sha256:
+                raise _edited(file)
+        summary = make_cell_record(self.paper, name, list(runs.values()))
+        if any(getattr(summary, metric) != getattr(status.record, metric) for metric in SUMMARISED):
+            raise _edited(cell_folder(self.paper, name) / CELL_RECORD)
+        seeds = self.paper.experiment(self.paper.cells[name]).params.seeds
+        return [runs[seed] for seed in seeds if seed in runs]
 
     def teacher(self, name: str) -> TeacherResult | None:
         """Return a teacher's record, or None if it is missing or made with other settings."""

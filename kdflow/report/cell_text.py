@@ -19,7 +19,9 @@ def describe_cell(paper: Paper, name: str) -> str:
     """
     if name in paper.teachers:
         return _describe_teacher(paper, name)
-    cell, status = paper.get_cell(name), CellStatuses(paper)(name)
+    cell, statuses = paper.get_cell(name), CellStatuses(paper)
+    status = statuses(name)
+    statuses.runs(name)  # refuses edited records
     params = paper.experiment(cell).params
     run = paper.experiment(cell).student_run(cell.method, params.seeds[0])
     inputs = [f"{paper.data}/{cell.dataset}.h5", f"{GOLDEN}/{cell.method}.json"]

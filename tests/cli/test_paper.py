@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from commands import fails_in_one_line, run
-from papers import CE, KD, PICK, make_paper, write_cell, write_paper, write_teacher
+from papers import CE, KD, PICK, edit, make_paper, write_cell, write_paper, write_teacher
 from paths import ROOT
 
 from kdflow.paper import cells
@@ -52,6 +52,18 @@ def test_show(root):
     output = run("show", "digits-resnet20", cwd=root).stdout
     assert "status    done, top1 95.50" in output and "teacher@digits-resnet20" in output
     fails_in_one_line(run("show", KD[:-1], cwd=root), "cell: unknown name", f"did you mean '{KD}'?")
+
+
+def test_edited_means_and_records_are_refused(root):
+    file = root / "data/paper/cells" / KD / "cell.json"
+    before = file.read_text()
+    edit(file, top1={"mean": 99.0, "std": 0.1, "n": 3})
+    for command in (("cells", "--status"), ("show", KD)):
+        fails_in_one_line(run(*command, cwd=root), f"{KD}/cell.json: changed after training; `dvc checkout`")
+    file.write_text(before)
+    record_file = file.with_name("seed1.json")
+    edit(record_file, final=json.loads(record_file.read_text())["final"] | {"top1": 99.0})
+    fails_in_one_line(run("cells", "--status", cwd=root), f"{KD}/seed1.json: changed after training")
 
 
 @pytest.mark.slow
