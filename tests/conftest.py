@@ -6,22 +6,22 @@ import signal
 import pytest
 import torch
 
-# A background job of a shell ignores Ctrl-C and hands that on to whatever it starts: tests that interrupt would not.
+# A background job of a shell ignores SIGINT, and so do its children. Some tests send SIGINT to processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# As a run has it. Digits may depend on it, and small tensors are no faster on more.
+# As in a run. Results may depend on the number of threads, and small tensors are no faster with more.
 torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    """The option of tests/test_golden.py."""
+    """Add the option of tests/test_golden.py."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ again instead of comparing")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A Prefect server, for all tests of a process."""
-    from prefect_server import Server  # only here: Prefect takes a second
+    from prefect_server import Server  # not at the top: importing Prefect takes a second
 
     found = Server(tmp_path_factory.mktemp("prefect"))
     yield found
