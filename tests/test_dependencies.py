@@ -43,18 +43,18 @@ def exempt(stage: str) -> list[str]:
 
 
 def needed(stage: str) -> set[str]:
-    """The files that can change a stage's output."""
+    """Return the files that can change a stage's output."""
     return {file for file in REACHED[stage] if not any(fnmatch(file, pattern) for pattern in exempt(stage))}
 
 
 def code_dependencies(stage: str) -> list[str]:
-    """Files and folders of code that a stage depends on."""
+    """Return the files and folders of code that a stage depends on."""
     entry = STAGES[stage].get("do", STAGES[stage])
     return [path for path in entry["deps"] if path.startswith(("kdflow/", "stages/"))]
 
 
 def files_of(path: str) -> set[str]:
-    """The modules that a dependency covers, without packages' files that have a docstring only."""
+    """Return the modules that a dependency covers, except those that have no definitions, such as empty packages."""
     covered = {SOURCES.path(name): module for name, module in SOURCES.modules.items()}
     return {file for file, module in covered.items() if module.definitions and (f"{file}/").startswith(f"{path}/")}
 

@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, how long things may be, and what must be said about them."""
+"""Rules of the code: its layout, the direction of imports, lengths, docstrings and annotations."""
 
 import ast
 import importlib
@@ -15,8 +15,8 @@ SOURCES = sorted((ROOT / "kdflow").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
 
-# From the bottom up: a package imports from lower rows only, wherever in the file it does so. Packages of one row do
-# not import each other. "" is kdflow itself: its version.
+# A package imports packages of the rows above it only, at the top of a file and in a function. Packages of one row do
+# not import each other. "" is kdflow/__init__.py, which has the version.
 LAYERS = (
     {""},
     {"core"},
@@ -29,14 +29,18 @@ LAYERS = (
     {"pipeline"},
     {"cli", "stages"},
 )
-# Modules that every command reads settings and records with: they import neither torch nor DVC nor Prefect.
+# Modules that only need settings and records: they import neither torch nor DVC nor Prefect, which take seconds.
 LIGHT = (
     "cli",
     "config",
     "core.download",
     "core.errors",
     "core.files",
+    "core.machine",
+    "core.parent",
     "core.progress",
+    "core.script",
+    "core.source",
     "export.card",
     "export.locate",
     "launch.parallel_runs",
@@ -71,12 +75,12 @@ NAMES = {module(file) for file in TREES}
 
 
 def imports(tree):
-    """The modules of kdflow that a file imports, at its top or inside a function."""
+    """Yield the modules of kdflow that a file imports, at its top or in a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in NAMES)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
+            assert node.level == 0, "imports are absolute"
             if node.module in NAMES:
                 full = {f"{node.module}.{alias.name}" for alias in node.names}
                 yield from full & NAMES
@@ -88,29 +92,37 @@ GRAPH = {module(file): set(imports(tree)) for file, tree in TREES.items()}
 
 
 def part(name):
+    """Return the package below kdflow that a module is in."""
     package, _, rest = name.partition(".")
     return rest.split(".")[0] if package == "kdflow" else package
 
 
-def test_the_graph_of_imports_is_seen():
+def test_imports_are_found():
     assert "kdflow.config" in GRAPH["kdflow.training.record"]
-    assert "kdflow.training.run" in GRAPH["kdflow.launch.parallel_runs"], "inside a function"
+    assert "kdflow.training.run" in GRAPH["kdflow.launch.parallel_runs"], "in a function"
     assert "kdflow.pipeline.distill" in GRAPH["stages.distill"]
 
 
-def test_every_part_has_its_layer():
+def test_kdflow_has_packages_and_at_most_three_modules():
+    folder = ROOT / "kdflow"
+    packages = [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert all((path / "__init__.py").is_file() for path in packages)
+    assert len(list(folder.glob("*.py"))) <= 3
+
+
+def test_every_package_is_in_a_row():
     assert sorted({part(name) for name in GRAPH}) == sorted(name for layer in LAYERS for name in layer)
 
 
-def test_imports_point_down():
+def test_packages_import_rows_above_them():
     height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    upward = [
+    wrong = [
         f"{name} imports {other}"
         for name, others in GRAPH.items()
         for other in others
         if part(name) != part(other) and height[part(other)] >= height[part(name)]
     ]
-    assert upward == []
+    assert wrong == []
 
 
 def test_imports_have_no_cycle():
@@ -128,7 +140,7 @@ def test_imports_have_no_cycle():
     assert done == set(GRAPH)
 
 
-def test_what_reads_settings_and_records_never_imports_torch():
+def test_modules_that_need_settings_and_records_only_do_not_import_torch():
     script = "import sys\n" + "".join(f"import kdflow.{name}\n" for name in LIGHT)
     script += "print(sorted({'torch', 'prefect', 'dvc', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -136,8 +148,16 @@ def test_what_reads_settings_and_records_never_imports_torch():
 
 
 @pytest.mark.parametrize("file", STAGES, ids=lambda file: file.name)
-def test_a_stage_is_a_page(file):
+def test_a_stage_has_at_most_30_lines(file):
     assert len(file.read_text().splitlines()) <= 30
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "kdflow", "stages", "tests"])
+def test_no_file_has_more_than_350_lines(folder):
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 350} == {}
 
 
 def functions():
@@ -147,13 +167,13 @@ def functions():
                 yield f"{module(file)}.{node.name}", node
 
 
-def test_no_function_is_longer_than_60_lines():
+def test_no_function_has_more_than_60_lines():
     long = {name: node.end_lineno - node.lineno + 1 for name, node in functions()}
     assert {name: lines for name, lines in long.items() if lines > 60} == {}
 
 
 def public(tree, prefix):
-    """Public classes and functions, and the public methods of public classes; nothing inside functions."""
+    """Yield public classes and functions, and public methods of public classes; nothing inside functions."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield f"{prefix}.{node.name}", node
@@ -162,7 +182,7 @@ def public(tree, prefix):
 
 
 @pytest.mark.parametrize("file", TREES, ids=module)
-def test_all_that_is_public_is_described(file):
+def test_everything_public_has_a_docstring(file):
     tree = TREES[file]
     assert ast.get_docstring(tree), "the module"
     assert [name for name, node in public(tree, module(file)) if not ast.get_docstring(node)] == []
@@ -177,7 +197,8 @@ def test_every_function_is_annotated():
     assert bare == []
 
 
-PROMISED = {
+# The functions that every choice of a kind must have, with their parameters.
+CONTRACTS = {
     "data": {"read": ["spec", "folder", "downloads"]},
     "models": {"build": ["num_classes", "image_size"]},
     "views": {"draw": ["sizes", "image_size", "generator"], "apply": ["x", "draw"]},
@@ -198,11 +219,11 @@ def test_every_choice_sets_the_flags_of_its_package(package, name):
         assert f"`{flag}`" in importlib.import_module(folder).__doc__
 
 
-@pytest.mark.parametrize(("package", "name"), [(p, name) for p in PROMISED for name in config.choices(p)])
-def test_what_a_recipe_may_name_keeps_its_package_s_promise(package, name):
-    found = importlib.import_module(f"kdflow.{config.FOLDERS[package].replace('/', '.')}.{name}")
-    for function, expected in PROMISED[package].items():
-        parameters = inspect.signature(getattr(found, function)).parameters.values()
+@pytest.mark.parametrize(("package", "name"), [(p, name) for p in CONTRACTS for name in config.choices(p)])
+def test_every_choice_has_the_functions_of_its_package(package, name):
+    choice = importlib.import_module(f"kdflow.{config.FOLDERS[package].replace('/', '.')}.{name}")
+    for function, expected in CONTRACTS[package].items():
+        parameters = inspect.signature(getattr(choice, function)).parameters.values()
         assert [p.name.strip("_") for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == expected
-        contract = config.FOLDERS[package].removesuffix("/readers").removesuffix("/families").replace("/", ".")
-        assert f"`{function}(" in importlib.import_module(f"kdflow.{contract}").__doc__
+        documented_in = config.FOLDERS[package].removesuffix("/readers").removesuffix("/families").replace("/", ".")
+        assert f"`{function}(" in importlib.import_module(f"kdflow.{documented_in}").__doc__

@@ -40,7 +40,7 @@ def teacher(paper: Paper, name: str) -> None:
 
 
 def cell(paper: Paper, name: str) -> None:
-    """Distil a cell's students, evaluate them, and write their records and the cell's own."""
+    """Distil a cell's students, evaluate them, and write their records and the record of the cell."""
     planned, out = paper.get_cell(name), cells.cell_folder(paper, name)
     experiment, dataset = paper.experiment(planned), paper.data / f"{planned.dataset}.h5"
     teacher = paper.data / cells.TEACHERS / f"{planned.dataset}-{planned.teacher}" if planned.teacher else None

@@ -1,8 +1,9 @@
-"""An experiment that was run once, for all tests of a process."""
+"""Experiments that are run once for all tests of a process."""
 
 import pytest
 from experiment import run_experiment
 from project import Project, copy_of
+from stage_project import StageProject, run_stages
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def finished(tmp_path_factory) -> Project:
 def project(finished, tmp_path) -> Project:
     """A copy of the finished project."""
     return copy_of(finished, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def finished_stages(tmp_path_factory) -> StageProject:
+    """A folder in which the stages of a small experiment have run without DVC."""
+    return run_stages(tmp_path_factory.mktemp("stages"))

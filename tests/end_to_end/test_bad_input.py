@@ -1,114 +1,22 @@
-"""Bad input at the stages themselves: one clear line, exit code 1, no traceback, earlier outputs as they were."""
+"""Bad input of the stages: one line, exit code 1, no traceback, and earlier outputs are unchanged."""
 
-import contextlib
-import functools
 import hashlib
 import io
 import json
-import os
-import pickle
-import resource
-import runpy
 import shutil
-import subprocess
-import sys
-import tarfile
-from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from hostile import Touch
-from paths import ROOT
-from ruamel.yaml import YAML
-from web import serving
-
-
-class Project:
-    """Settings of its own, the stages of this repository."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def stage(self, *command: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a stage as DVC does; in this process, which has torch, where it starts none and nothing is limited."""
-        script, *arguments = command
-        file = str(ROOT / f"stages/{script}.py")
-        if script == "distill" or largest_file is not None:
-            return self._process([sys.executable, file, *arguments], largest_file)
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        before, sys.argv = sys.argv, [file, *arguments]
-        try:
-            with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                runpy.run_path(file, run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.argv = before
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
-
-    def _process(self, command: list[str], largest_file: int | None) -> subprocess.CompletedProcess[str]:
-        def limit() -> None:
-            if largest_file is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            preexec_fn=limit,
-        )
-
-    def edit(self, file: str, path: str, value: object) -> None:
-        """Set the entry at a dotted path of a YAML file."""
-        yaml = YAML()
-        content = yaml.load(self.folder / file)
-        *above, last = path.split(".")
-        functools.reduce(lambda part, key: part[key], above, content)[last] = value
-        yaml.dump(content, self.folder / file)
-
-    def contents(self) -> dict[Path, bytes]:
-        """Every output, and whatever was left beside it."""
-        return {file: file.read_bytes() for file in (self.folder / "data").rglob("*") if file.is_file()}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """A project whose dataset, teacher and one student are made, at one epoch."""
-    folder = tmp_path_factory.mktemp("bad-input")
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
-    project = Project(folder)
-    project.edit("params.yaml", "teacher_epochs", 1)
-    project.edit("params.yaml", "epochs", 1)
-    project.edit("params.yaml", "seeds", [0])
-    project.edit("params.yaml", "teacher", "resnet8")
-    for command in (("prepare",), ("teacher",), ("logits",), ("distill", "ce"), ("evaluate", "ce")):
-        done = project.stage(*command)
-        assert done.returncode == 0, done.stderr
-    return folder
+from stage_project import StageProject, refused
 
 
 @pytest.fixture
-def project(prepared, tmp_path) -> Project:
-    shutil.copytree(prepared, tmp_path / "project")
-    return Project(tmp_path / "project")
-
-
-def refused(project: Project, *command: str, says: str, largest_file: int | None = None) -> None:
-    before = project.contents()
-    done = project.stage(*command, largest_file=largest_file)
-    assert done.returncode == 1, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line and "%|" not in line]  # a download's progress apart
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert says in lines[0]
-    assert "Traceback" not in done.stdout + done.stderr
-    assert project.contents() == before
+def project(finished_stages, tmp_path) -> StageProject:
+    """A copy of the finished experiment."""
+    shutil.copytree(finished_stages.folder, tmp_path / "project")
+    return StageProject(tmp_path / "project")
 
 
 SETTINGS = [
@@ -148,8 +56,8 @@ def test_unknown_method_on_the_command_line(project):
 
 
 def test_missing_or_superfluous_arguments(project):
-    refused(project, "distill", says="usage: distill.py METHOD")
-    refused(project, "prepare", "digits", says="usage: prepare.py")
+    refused(project, "distill", says="usage: python -m stages.distill METHOD")
+    refused(project, "prepare", "digits", says="usage: python -m stages.prepare")
 
 
 def test_model_options_that_the_family_refuses(project):
@@ -191,130 +99,10 @@ def test_a_device_that_is_not_there(project):
     refused(project, "distill", "kd", says="compute.device (--device): cuda:3")
 
 
-# --- a dataset from a folder or an archive -----------------------------------------------------------------
-
-
-def take_cifar(project: Project) -> Path:
-    """Set the project to CIFAR-100 from a folder of its own."""
-    project.edit("params.yaml", "dataset", "cifar100")
-    project.edit("params.yaml", "data_folder", str(project.folder / "source"))
-    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 200)
-    project.edit("recipes/datasets.yaml", "cifar100.data.test_images", 100)
-    return project.folder / "source/cifar-100-python"
-
-
-@pytest.fixture(scope="module")
-def prepared_cifar(prepared, tmp_path_factory) -> Path:
-    """The same with 200 + 100 images in CIFAR-100's layout, taken from a folder."""
-    folder = tmp_path_factory.mktemp("cifar") / "project"
-    shutil.copytree(prepared, folder)
-    source = take_cifar(Project(folder))
-    source.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for part, count in (("train", 200), ("test", 100)):
-        rows = random.integers(256, size=(count, 3072), dtype=np.uint8)
-        content = {b"data": rows, b"fine_labels": [i % 100 for i in range(count)]}
-        (source / part).write_bytes(pickle.dumps(content, protocol=2))
-    (source / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"class %d" % i for i in range(100)]}))
-    done = Project(folder).stage("prepare")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def cifar(prepared_cifar, project) -> Path:
-    """The folder that `project` takes its CIFAR-100 from."""
-    shutil.rmtree(project.folder)
-    shutil.copytree(prepared_cifar, project.folder)
-    return take_cifar(project)
-
-
-def test_data_folder_missing(project, cifar):
-    project.edit("params.yaml", "data_folder", "/no/such/folder")
-    refused(project, "prepare", says="data_folder: /no/such/folder: no such folder")
-
-
-def test_data_folder_without_a_file(project, cifar):
-    (cifar / "meta").unlink()
-    refused(project, "prepare", says="missing: meta")
-
-
-def test_data_folder_unreadable(project, cifar):
-    if os.getuid() == 0:
-        pytest.skip("root may read everything")
-    (cifar / "train").chmod(0)
-    refused(project, "prepare", says="train: Permission denied")
-
-
-def test_data_folder_short(project, cifar):
-    project.edit("recipes/datasets.yaml", "cifar100.data.train_images", 300)
-    refused(project, "prepare", says="cifar100: train images: expected uint8 [300, 32, 32, 3], found uint8 [200")
-
-
-def test_data_file_cut_short(project, cifar):
-    (cifar / "train").write_bytes((cifar / "train").read_bytes()[:-1000])
-    refused(project, "prepare", says="cifar-100-python/train: ")
-
-
-def test_data_file_that_would_run_code(project, cifar):
-    (cifar / "train").write_bytes(pickle.dumps(Touch(project.folder / "ran")))
-    refused(project, "prepare", says="cifar-100-python/train: refused")
-    assert not (project.folder / "ran").exists()
-
-
-@pytest.fixture
-def archive(project, cifar) -> Path:
-    """The folder as an archive on a web server of this machine; the project downloads it."""
-    file = project.folder / "www/cifar-100-python.tar.gz"
-    file.parent.mkdir()
-    with tarfile.open(file, "w:gz") as tar:
-        tar.add(cifar, cifar.name)
-    shutil.rmtree(cifar)
-
-    with serving(file.parent) as address:
-        project.edit("params.yaml", "data_folder", None)
-        project.edit("recipes/datasets.yaml", "cifar100.data.url", f"{address}/{file.name}")
-        project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(file.read_bytes()).hexdigest())
-        yield file
-
-
-def test_a_download_with_its_checksum_is_taken(project, archive):
-    before = (project.folder / "data/dataset.h5").read_bytes()
-    assert project.stage("prepare").returncode == 0
-    assert (project.folder / "data/dataset.h5").read_bytes() == before
-
-
-def test_a_download_with_another_checksum(project, archive):
-    archive.write_bytes(archive.read_bytes() + b"!")
-    refused(project, "prepare", says=": md5 is ")
-    assert [file.name for file in project.folder.glob(".kdflow/downloads/*")] == ["lock"]
-
-
-def test_a_download_that_is_not_there(project, archive):
-    archive.unlink()
-    refused(project, "prepare", says="or set data_folder to a local copy")
-
-
-def test_an_archive_cut_short(project, archive):
-    archive.write_bytes(archive.read_bytes()[:-100])
-    project.edit("params.yaml", "data_folder", str(archive.parent))
-    refused(project, "prepare", says="damaged, cut short, or another archive")
-    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    refused(project, "prepare", says="damaged, or not an archive (Compressed file ended")
-
-
-def test_an_archive_of_something_else(project, archive):
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
-    project.edit("params.yaml", "data_folder", str(archive.parent))
-    project.edit("recipes/datasets.yaml", "cifar100.data.md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    refused(project, "prepare", says="refused: '../escaped' is outside of cifar-100-python/")
-
-
 # --- weights from a file -----------------------------------------------------------------------------------
 
 
-def give(project: Project, content: bytes, sha256: str | None = None, top1: float = 0.0) -> None:
+def give(project: StageProject, content: bytes, sha256: str | None = None, top1: float = 0.0) -> None:
     file = project.folder / "teacher.pt"
     file.write_bytes(content)
     project.edit("params.yaml", "teacher_weights.file", str(file))
@@ -322,7 +110,7 @@ def give(project: Project, content: bytes, sha256: str | None = None, top1: floa
     project.edit("params.yaml", "teacher_weights.top1", top1)
 
 
-def exported(project: Project) -> bytes:
+def exported(project: StageProject) -> bytes:
     return (project.folder / "data/teacher/model.safetensors").read_bytes()
 
 

@@ -1,6 +1,6 @@
-"""Runs that are killed at any moment, again and again: they end with the digits of one that nobody disturbed.
+"""Runs that are killed repeatedly at random moments: they end with the digits of a run that was not interrupted.
 
-KDFLOW_KILLS=20 kills every method that often; without it, one method of each kind of state is killed once.
+KDFLOW_KILLS=20 kills the run of every method 20 times; without it, one method of each kind of state is killed once.
 """
 
 import os
@@ -23,16 +23,16 @@ from kdflow.training.record import Budget, RunLog, read_record
 
 pytestmark = pytest.mark.slow
 
-ASKED = os.environ.get("KDFLOW_KILLS")
-KILLS = int(ASKED or 1)
-# Each has another kind of state: none, a pool, modules with momentum, banks and what the first batch fixed.
+KILLS_SETTING = os.environ.get("KDFLOW_KILLS")
+KILLS = int(KILLS_SETTING or 1)
+# Each has another kind of state: none, a pool, modules with momentum, banks and constants of the first batch.
 SOME = ("ce", "kd_tlcutmix_pick", "vid_kd", "crd_kd", "crd_kd_tlcutmix_pick")
 EPOCHS = 12
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A dataset of 40 small digits for training and a teacher's weights; and the server, warm."""
+    """A dataset of 40 small digits for training, and a teacher's weights; the fork server has been started."""
     folder = tmp_path_factory.mktemp("inputs")
     spec = DatasetSource(reader="digits", classes=10, image_size=8, train_images=40, test_images=1757)
     prepare("digits", spec, None, folder, folder / "digits.h5")
@@ -43,7 +43,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen():
-    """What the kills of all methods hit."""
+    """Counts of the events that the kills of all methods hit."""
     return Counter()
 
 
@@ -67,7 +67,7 @@ def _job(inputs: Path, folder: Path, method: str) -> Job:
 
 
 def _seconds(job: Job) -> float:
-    """Of a run that nobody disturbs."""
+    """Return the seconds of a run that is not interrupted."""
     began = time.perf_counter()
     _, process = parallel_runs._start(job)
     process.join(120)
@@ -76,7 +76,7 @@ def _seconds(job: Job) -> float:
 
 
 def _killed(job: Job, after: float, seen: Counter) -> bool:
-    """Start the run and kill it `after` seconds; whether it was still running then."""
+    """Start the run and kill it `after` seconds; return whether it was still running then."""
     _, process = parallel_runs._start(job)
     process.join(after)
     process.kill()
@@ -90,11 +90,11 @@ def _killed(job: Job, after: float, seen: Counter) -> bool:
     return True
 
 
-@pytest.mark.parametrize("method", METHODS if ASKED else SOME)
+@pytest.mark.parametrize("method", METHODS if KILLS_SETTING else SOME)
 def test_a_run_that_is_killed_ends_with_the_same_digits(inputs, seen, tmp_path, method):
     alone = _job(inputs, tmp_path / "alone", method)
     seconds, moments, kills, lives = _seconds(alone), random.Random(method), 0, 0
-    earliest = 0 if ASKED else seconds / 2  # the only kill is to fall behind a checkpoint
+    earliest = 0 if KILLS_SETTING else seconds / 2  # the only kill must come after a checkpoint
     expected = read_record(alone.log, RunLog)
     assert expected.timing.resumed == 0
     while kills < KILLS:
@@ -115,8 +115,8 @@ def test_a_run_that_is_killed_ends_with_the_same_digits(inputs, seen, tmp_path, 
 
 
 def test_the_kills_hit(seen):
-    """Else the test above could not fail."""
+    """Without hits, the test above could not fail."""
     print(dict(seen))
     assert seen["kills"] > 0
     assert seen["resumed"] >= seen["kills"] / 4
-    assert ASKED is None or seen["while one was written"] > 0
+    assert KILLS_SETTING is None or seen["while one was written"] > 0

@@ -51,7 +51,7 @@ def is_import(node: ast.AST) -> bool:
 
 
 def bindings(nodes: Iterator[ast.AST]) -> dict[str, str]:
-    """What each name stands for that these statements import: `a.b` for a module or for a name b of module a."""
+    """Return the targets of imported names: `a.b` for module a.b, or for the name b of module a."""
     found = {}
     for node in nodes:
         if isinstance(node, ast.Import):

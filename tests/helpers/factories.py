@@ -12,7 +12,7 @@ DEMO = record.Budget(epochs=40, full_epochs=40, train_images=300, full_train_ima
 
 
 def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
-    """A log whose test accuracy after epoch i is `curve[i - 1]`, None where it was not measured."""
+    """Return a log whose test accuracy after epoch i is `curve[i - 1]`, None where it was not measured."""
     run = EXPERIMENT.student_run(method, seed)
     curve = (top1 - 10, None, top1) if curve is None else curve
     points = tuple(
@@ -44,7 +44,7 @@ def make_log(seed=0, top1=90.0, curve=None, method="kd", budget=FULL):
 
 
 def make_record(seed=0, top1=90.0, curve=None, method="kd", budget=FULL, top5=99.0, correct="1"):
-    """A record of one seed that ended at `top1`."""
+    """Return a record of one seed that ended at `top1`."""
     log = make_log(seed, top1, curve, method, budget)
     return record.RunRecord(
         **dict(log),
@@ -56,12 +56,14 @@ def make_record(seed=0, top1=90.0, curve=None, method="kd", budget=FULL, top5=99
 
 
 def make_predictions(correct, seed=0):
-    """A record of one seed that predicts the images right for which `correct` is true."""
+    """Return a record of one seed whose predictions are right where `correct` is true."""
     top1 = 100 * sum(correct) / len(correct)
     return make_record(seed, top1, correct=record.pack_bits(correct))
 
 
 def make_teacher(top1=95.5):
-    """The record of a teacher."""
+    """Return the record of a teacher."""
     accuracy = record.Accuracy(top1=top1, top5=99.9)
-    return record.TeacherRecord(architecture="resnet20", source="trained here", sha256="4" * 64, accuracy=accuracy)
+    return record.TeacherRecord(
+        architecture="resnet20", source="trained in this project", sha256="4" * 64, accuracy=accuracy
+    )

@@ -17,7 +17,7 @@ from kdflow.training import record
 
 
 def fresh(recipe: Model, classes: int, size: int, seed: int) -> nn.Module:
-    """A model with running statistics that are not the initial ones, in eval mode."""
+    """Return a model with running statistics that are not the initial ones, in eval mode."""
     torch.manual_seed(seed)
     model = create_model("small", recipe, classes, size)
     for name, value in model.state_dict().items():
@@ -29,7 +29,7 @@ def fresh(recipe: Model, classes: int, size: int, seed: int) -> nn.Module:
 
 
 def make(folder: Path, dataset: str = "tree") -> Path:
-    """The weights of a student by kd, with log, dataset and teacher where an experiment has them below `folder`."""
+    """Return the weights of a student by kd; write log, dataset and teacher below `folder`, as an experiment does."""
     if dataset == "tree":
         spec, views = SPEC, VIEWS
         digest = prepare("tree", spec, make_tree(folder / "images"), folder, folder / "data/tree.h5")
@@ -38,7 +38,9 @@ def make(folder: Path, dataset: str = "tree") -> Path:
         spec, views = entry.data, entry.base_view
         digest = prepare(dataset, spec, None, folder, folder / f"data/{dataset}.h5")
     log = make_log()
-    taught = save_weights(fresh(TEACHER, spec.classes, spec.image_size, 1), folder / "data/teacher/model.safetensors")
+    teacher_sha256 = save_weights(
+        fresh(TEACHER, spec.classes, spec.image_size, 1), folder / "data/teacher/model.safetensors"
+    )
     weights = folder / "data/students/kd/seed0.safetensors"
     sha256 = save_weights(fresh(STUDENT, spec.classes, spec.image_size, 0), weights)
     run = log.settings.model_copy(
@@ -53,7 +55,7 @@ def make(folder: Path, dataset: str = "tree") -> Path:
             "teacher": Architecture(name="larger", model=TEACHER),
         }
     )
-    hashes = {"dataset_sha256": digest, "teacher_sha256": taught, "weights_sha256": sha256}
+    hashes = {"dataset_sha256": digest, "teacher_sha256": teacher_sha256, "weights_sha256": sha256}
     made = log.model_copy(update={"settings": run, "settings_sha256": run.sha256, **hashes})
     record.write_record(weights.with_suffix(".json"), made)
     return weights
