@@ -82,7 +82,13 @@ def test_names_of_files_are_checked(tmp_path):
     ]
 
 
-def test_the_files_of_the_repository_are_found(monkeypatch, capsys):
+def test_license_and_golden_files_are_skipped(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert check_prose.main(["LICENSE", "tests/golden"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_repository_has_no_finding(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    number = check_prose.main([])
+    assert number == 0, capsys.readouterr().out
