@@ -42,9 +42,9 @@ def sweep(
     from kdflow.sweep import dvc_graph, processes
 
     loaded = load_paper(paper)
-    wanted = dvc_graph.targets(loaded, targets or [])
+    stage_names = dvc_graph.targets(loaded, targets or [])
     if status:
-        typer.echo("\n".join(_status(loaded, wanted)))
+        typer.echo("\n".join(_status(loaded, stage_names)))
         return
     lists: dict[str, list[int] | list[str] | None] = {"epochs": epochs, "methods": method, "student": student}
     given = {key: values for key, values in lists.items() if values}
@@ -69,8 +69,8 @@ def sweep(
         raise UserError(f"kdflow sweep: {one_line(error)}") from None
 
 
-def _status(paper: Paper, wanted: list[str]) -> list[str]:
-    """Return a line per flow run and process group of this folder, and one about the cells of the wanted targets."""
+def _status(paper: Paper, stage_names: list[str]) -> list[str]:
+    """Return a line per flow run and process group of this folder, and one about the cells of the targets."""
     from kdflow.paper import CellStatuses
     from kdflow.sweep.processes import PID_DIR, FlowRunProcess, Group, read_pid_files
 
@@ -85,8 +85,8 @@ def _status(paper: Paper, wanted: list[str]) -> list[str]:
         start, process = _format_time(group.leader.start_time), group.leader.pid
         note = "" if group.flow_run in runs else "  orphaned: the next flow ends it"
         lines.append(f"  {group.description}  process group {process}  since {start}{note}")
-    chosen = {target.rpartition(":")[2] for target in wanted}
-    names = [name for name in paper.cells if not wanted or {f"cell@{name}", *paper.printed_in[name]} & chosen]
+    chosen = {target.rpartition(":")[2] for target in stage_names}
+    names = [name for name in paper.cells if not stage_names or {f"cell@{name}", *paper.printed_in[name]} & chosen]
     statuses = CellStatuses(paper)
     counts = Counter(statuses(name).status for name in names)
     cells = ", ".join(f"{count} {status}" for status, count in counts.items())

@@ -45,11 +45,11 @@ def targets(paper: Paper, patterns: Collection[str]) -> list[str]:
     return [f"{paper.folder.as_posix()}/dvc.yaml:{name}" for name in matches]
 
 
-def stale(wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
-    """Return the stages to run for `wanted`: those that are not up to date and those that depend on them, in order.
+def stale(stage_names: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
+    """Return the stages to run for `stage_names`: the stale ones and those that depend on them, in order.
 
     Args:
-        wanted: Names of stages. Empty: all stages of the dvc.yaml in the current folder.
+        stage_names: Names of stages. Empty: all stages of the dvc.yaml in the current folder.
         forced: Names of stages among them that run even if they are up to date.
 
     Raises:
@@ -62,7 +62,7 @@ def stale(wanted: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
     try:
         with Repo(_wait_for_lock=True) as repo:
             graph = repo.index.graph
-            names = list(wanted) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
+            names = list(stage_names) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
             stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, with_deps=True)}
             changed = {*repo.status(targets=names, with_deps=True), *forced}
             postorder = [stage.addressing for stage in nx.dfs_postorder_nodes(graph)]  # dependencies come first

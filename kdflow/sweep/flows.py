@@ -176,21 +176,21 @@ async def sweep(
         await _run_variants(variants, max_parallel, timeout_hours)
         return
     loaded = load_paper(Path(paper))
-    wanted = dvc_graph.targets(loaded, targets or [])
+    stage_names = dvc_graph.targets(loaded, targets or [])
     if deployment is not None:
         await require_deployment(deployment)
     async with registered_flow_run():
         try:
             if deployment is not None:
-                await _run_targets_on_workers(loaded, wanted, deployment, max_parallel, timeout_hours)
+                await _run_targets_on_workers(loaded, stage_names, deployment, max_parallel, timeout_hours)
             else:
-                await _run_targets(loaded, wanted, max_parallel, sync_remote, timeout_hours)
-            for target in wanted:
+                await _run_targets(loaded, stage_names, max_parallel, sync_remote, timeout_hours)
+            for target in stage_names:
                 await _publish(loaded.data / target.rpartition(":")[2])
         except StageError:
-            await _publish_cells(loaded, wanted)
+            await _publish_cells(loaded, stage_names)
             raise
-        await _publish_cells(loaded, wanted)
+        await _publish_cells(loaded, stage_names)
 
 
 @flow
@@ -226,24 +226,24 @@ async def drift(
 
 
 async def _run_targets(
-    paper: Paper, wanted: list[str], max_parallel: int, sync_remote: bool, timeouts: StageTimeouts
+    paper: Paper, stage_names: list[str], max_parallel: int, sync_remote: bool, timeouts: StageTimeouts
 ) -> None:
     """Run stale stages in this clone; `sync_remote`: fetch the results of other machines first and push new ones."""
     if sync_remote:
         await run_stage("fetch", FETCH, {})
-    stages = await asyncio.to_thread(dvc_graph.stale, wanted)
+    stages = await asyncio.to_thread(dvc_graph.stale, stage_names)
     await run_local(stages, repro(pull=sync_remote), max_parallel, timeouts, paper.budget.compute.processes_per_run)
     if sync_remote:
         # With dependencies: DVC pushes all entries of the run cache, but the outputs of the named stages only.
-        await run_stage("push", [*PUSH, "--with-deps", *wanted], {})
+        await run_stage("push", [*PUSH, "--with-deps", *stage_names], {})
 
 
 async def _run_targets_on_workers(
-    paper: Paper, wanted: list[str], deployment: str, max_parallel: int, timeouts: StageTimeouts
+    paper: Paper, stage_names: list[str], deployment: str, max_parallel: int, timeouts: StageTimeouts
 ) -> None:
     """Run stale teachers and cells on workers, all other stages in this clone."""
     await run_stage("fetch", FETCH, {})
-    stages = await asyncio.to_thread(dvc_graph.stale, wanted)
+    stages = await asyncio.to_thread(dvc_graph.stale, stage_names)
     if datasets := [stage for stage in stages if stage.kind == "prepare"]:
         await run_local(datasets, repro(pull=True), max_parallel, timeouts)
         await run_stage("push", [*PUSH, *(stage.name for stage in datasets)], {})
@@ -251,7 +251,7 @@ async def _run_targets_on_workers(
     parameters = {"paper": paper.folder.as_posix(), "sync_remote": True, "max_parallel": 1}
     await run_on_workers(dvc_graph.restrict(on_workers), deployment, parameters, max_parallel)
     await run_stage("fetch", FETCH, {})
-    await run_stage("collect", [*DVC, "repro", "--pull", *wanted], {})
+    await run_stage("collect", [*DVC, "repro", "--pull", *stage_names], {})
 
 
 async def _run_variants(variants: Variants, max_parallel: int, timeouts: StageTimeouts) -> None:

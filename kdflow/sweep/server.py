@@ -28,7 +28,7 @@ async def prefect_server() -> AsyncIterator[None]:
 
     Prefect's client would also start a temporary server. That one receives the Ctrl-C of the terminal at the same time
     as the flow and ends before the flow has reported its end, for which Prefect then retries for a minute. After
-    kill -9 of the flow it goes on.
+    kill -9 of the flow it continues.
 
     Raises:
         UserError: the server that PREFECT_API_URL names does not answer, or the temporary one does not start.
