@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kdflow.config import Model
 from kdflow.core import files
@@ -33,6 +35,27 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     except (TypeError, ValueError) as error:
         raise UserError(f"model {name}: options (recipes/models.yaml): {one_line(error)}") from None
     return model
+
+
+def create_model_on_meta(name: str, recipe: Model, num_classes: int, image_size: int) -> nn.Module:
+    """Create a model as `create_model` does, on the meta device: shapes without values or memory.
+
+    Raises:
+        UserError: as in `create_model`.
+    """
+    # `torch.device("meta")` would also move the tensors that a constructor computes with, as RegNet's does.
+    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
+        return create_model(name, recipe, num_classes, image_size).to("meta")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """The mode in which `torch.empty`, with which layers allocate their weights, allocates no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def init_convolutions(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from kdflow.config import Experiment, unknown_name
 from kdflow.core.errors import UserError, one_line
-from kdflow.models import create_model
+from kdflow.models import create_model_on_meta
 
 COLUMNS = ("Model", "Params\n1e6", "Compression", "GFLOPs", "Speed-up", "Paper's\nGFLOPs", "Paper's\nspeed-up")
 NOTES = (
@@ -119,12 +119,13 @@ def _cost(experiment: Experiment, dataset: str, name: str) -> Cost:
     if name not in experiment.models:
         raise unknown_name("model", name, experiment.models)
     data = experiment.datasets[dataset].data
-    with torch.device("meta"):  # allocates no memory for weights
-        model = create_model(name, experiment.models[name], data.classes, data.image_size)
+    model = create_model_on_meta(name, experiment.models[name], data.classes, data.image_size)
     try:
         return count_cost(model, data.image_size)
-    except RuntimeError as error:
-        raise UserError(f"{name} does not accept images of {data.image_size} px: {one_line(error)}") from None
+    except Exception as error:  # Libraries' models raise exceptions of many types.
+        raise UserError(
+            f"{name} does not accept images of {data.image_size} px: {one_line(error) or type(error).__name__}"
+        ) from None
 
 
 def format_row(row: CostRow) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdflow.config import Architecture, Model
 from kdflow.core.errors import UserError, one_line
-from kdflow.models import create_model
+from kdflow.models import create_model_on_meta
 from kdflow.models.precision import Forward
 
 
@@ -96,8 +96,7 @@ def output_shapes(architecture: Architecture, classes: int, image_size: int) -> 
         UserError: the model does not accept images of this size, or does not return logits.
     """
     name = architecture.name
-    with torch.device("meta"):
-        model = create_model(name, architecture.model, classes, image_size).eval()
+    model = create_model_on_meta(name, architecture.model, classes, image_size).eval()
     x = torch.zeros(2, 3, image_size, image_size, device="meta")
     extractor = FeatureExtractor(name, model, architecture.model)
     try:

@@ -17,7 +17,7 @@ from kdflow.methods.labels import mixed
 from kdflow.methods.losses import LossInputs, distillation_loss
 from kdflow.methods.picks import Pool, pick_ratio, top_fraction
 from kdflow.methods.views import StrongBatch, concat_draws
-from kdflow.models import create_model
+from kdflow.models import create_model, create_model_on_meta
 from kdflow.models.features import FeatureExtractor, Outputs, output_shapes, without_features
 from kdflow.models.precision import Forward, make_forward
 from kdflow.training.batches import Batch
@@ -78,8 +78,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
     strong = run.method.strong
     pick = strong.pick if strong is not None and strong.replaces_x else None  # otherwise x, one image, is used as well
     views = 1 if pick is None else len(top_fraction(torch.zeros(pick.pool), pick.keep))
-    with torch.device("meta"):
-        model = create_model(run.architecture, run.model, run.classes, run.image_size).train()
+    model = create_model_on_meta(run.architecture, run.model, run.classes, run.image_size).train()
     try:
         model(torch.zeros(views, 3, run.image_size, run.image_size, device="meta"))
     except Exception as error:  # training reports every other error

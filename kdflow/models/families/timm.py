@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdflow.core.errors import one_line
@@ -14,12 +15,13 @@ from kdflow.core.errors import one_line
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only")
 
 
-def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:  # noqa: ARG001
-    """Build the model `name` of timm with its other options; transformers need `img_size` among them."""
+def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:
+    """Build the model `name` of timm with its other options, for the image size if the model has a fixed one."""
     if importlib.util.find_spec("timm") is None:
         raise ValueError("timm is not installed: pip install -e '.[timm]'")
     import timm
 
+    state = torch.get_rng_state()
     names = timm.list_models()  # names without a prefix: hf-hub: would download weights
     if name not in names:
         close = ", ".join(difflib.get_close_matches(str(name), names)) or "none"
@@ -28,7 +30,19 @@ def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn
         if option in options:
             raise ValueError(f"{option} is not allowed: models start with initial weights and return logits")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return _create(name, num_classes, {"img_size": image_size, **options})
     except Exception as error:  # Wrong options raise exceptions of many types.
+        if "img_size" in options or "'img_size'" not in str(error):
+            raise ValueError(f"timm's {name}: {one_line(error) or type(error).__name__}") from None
+    torch.set_rng_state(state)
+    try:
+        return _create(name, num_classes, options)  # a model for images of any size
+    except Exception as error:
         raise ValueError(f"timm's {name}: {one_line(error) or type(error).__name__}") from None
+
+
+def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     return model

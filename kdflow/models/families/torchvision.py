@@ -22,10 +22,14 @@ def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn
         raise ValueError("weights is not allowed: models start with initial weights")
     if name.startswith("vit_"):  # no other model has this option; the recipe cannot set it
         options["image_size"] = image_size
+    if name == "maxvit_t":
+        options.setdefault("input_size", (image_size, image_size))
+    if name in ("googlenet", "inception_v3"):  # the auxiliary classifiers return more than logits in training
+        options = {"aux_logits": False, "init_weights": True, **options}
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     except Exception as error:  # Wrong options raise exceptions of many types.
         raise ValueError(f"torchvision's {name}: {one_line(error) or type(error).__name__}") from None
     if getattr(model, "aux_logits", False):
-        raise ValueError(f"{name} returns more than logits in training: set aux_logits: false")
+        raise ValueError(f"{name}: aux_logits must be false: the model returns more than logits in training")
     return model

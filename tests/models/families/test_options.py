@@ -102,7 +102,7 @@ def _refusal(family, options, image_size):
         ("torchvision", {"name": "resnet18", "num_classes": 3}, 32, "num_classes"),
         ("torchvision", {"name": "resnet18", "blub": 3}, 32, "unexpected keyword argument 'blub'"),
         ("torchvision", {"name": "vit_b_16"}, 30, "torchvision's vit_b_16: "),
-        ("torchvision", {"name": "googlenet", "init_weights": False}, 32, "set aux_logits: false"),
+        ("torchvision", {"name": "googlenet", "aux_logits": True}, 32, "aux_logits must be false"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(family, options, image_size, message):
