@@ -43,13 +43,14 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error, old):
     assert old is None or path.read_text() == old
 
 
-def test_written_files_are_readable_by_all_users(tmp_path):
-    before = os.umask(0o077)
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_written_files_obey_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
     try:
         files.write_text(tmp_path / "a", "x")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
 
 
 def test_a_new_folder_is_made(tmp_path):
