@@ -10,6 +10,7 @@ import typer
 
 from kdflow.cli.options import PAPER, PaperFolder, Root
 from kdflow.core.errors import UserError, escape_control
+from kdflow.core.machine import pasteable
 
 if TYPE_CHECKING:
     from kdflow.export.export import ExportReport
@@ -66,8 +67,8 @@ def export(
     _print_costs(report)
     if report.teacher is None and inputs.log.settings.teacher is not None:
         typer.echo("The teacher was not measured: its weights were not found. Give the file by --teacher.")
-    trust = " --trust" if format_name == "pt2" else ""
-    typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... --model {file}{trust}")
+    rest = pasteable("--model", file, *(["--trust"] if format_name == "pt2" else []))
+    typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... {rest}")
 
 
 def _print_costs(report: ExportReport) -> None:
@@ -173,6 +174,13 @@ SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processes per run that read image files; 0: none.", show_default="one per usable CPU, at most 8"
+    ),
+]
+
 
 @app.command()
 def distill(
@@ -192,6 +200,7 @@ def distill(
     skip_broken: SkipBroken = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
+    workers: Workers = None,
     root: Root = Path(),
 ) -> None:
     """Distil a student on a folder of images. Neither params.yaml nor DVC is needed."""
@@ -218,7 +227,7 @@ def distill(
         teacher_model=teacher_model,
         seeds=seeds,
         compare=compare,
-        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": None}),
+        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": workers}),
     )
     _print_summary(one_command.distill(options, root), out)
 
@@ -243,4 +252,5 @@ def _print_summary(summary: Summary, out: Path) -> None:
         typer.echo(f"Not a full run: {summary.budget_note}.")
     typer.echo(f"summary: {out / 'summary.json'}")
     if summary.student_is_useful:
-        typer.echo(f"next: kdflow export {best} --format onnx --out student.onnx")
+        command = pasteable("kdflow", "export", best, "--format", "onnx", "--out", "student.onnx")
+        typer.echo(f"next: {command}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from kdflow.cli.options import Root
 from kdflow.cli.tables import print_whole
 from kdflow.core.errors import UserError
+from kdflow.core.machine import default_loader_workers
 
 if TYPE_CHECKING:
     from kdflow.models.convert_weights import Conversion
@@ -103,7 +103,7 @@ def verify_teacher(
     registry = teachers.load(root)
     entry = registry.get(name)
     data = data or root / "data/dataset.h5"
-    measured = teachers.evaluate_teacher(registry, name, data, workers=min(8, os.cpu_count() or 1))
+    measured = teachers.evaluate_teacher(registry, name, data, workers=default_loader_workers())
     good = measured >= entry.expected_top1 - TEACHER_TOLERANCE
     typer.echo(
         f"{name}: expected {entry.expected_top1:.2f} % top-1, measured {measured:.2f} % on the test set of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -13,6 +12,7 @@ from kdflow.config.dataset import BaseViewName, Dataset, PreparedDataset, Traini
 from kdflow.config.method import Method, Model, Pair
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.core.errors import UserError
+from kdflow.core.machine import default_loader_workers
 
 
 class TeacherWeights(Settings):
@@ -52,7 +52,7 @@ class Compute(Settings):
     @property
     def resolved_workers(self) -> int:
         """The number of processes that read the image files of one run; 0: the run's process reads them."""
-        return min(8, os.cpu_count() or 1) if self.loader_workers is None else self.loader_workers
+        return default_loader_workers() if self.loader_workers is None else self.loader_workers
 
 
 class Params(Settings):

@@ -13,6 +13,13 @@ from pathlib import Path
 FAILURE_FILE = "KDFLOW_FAILURE_FILE"
 
 
+LOADER_HINT = (
+    "use fewer compute.loader_workers (kdflow distill --workers; 0: none), or give a container more shared memory "
+    "(--shm-size 1g)"
+)
+"""What helps where the processes that read image files end or fail."""
+
+
 class UserError(ValueError):
     """Bad input. The message is one line: the field or file, the problem, and the allowed values.
 
@@ -26,7 +33,12 @@ class UserError(ValueError):
 
 def is_retryable(error: Exception) -> bool:
     """Return whether the same command may succeed the next time."""
-    return isinstance(error, UserError) and error.retryable
+    return (isinstance(error, UserError) and error.retryable) or _is_lost_worker(error)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Return whether this is torch's error for a loader worker that was killed or is silent."""
+    return isinstance(error, RuntimeError) and str(error).startswith(("DataLoader worker (pid", "DataLoader timed out"))
 
 
 def write_failure(message: str, *, retryable: bool) -> None:
@@ -67,7 +79,11 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):  # such as a full disk or a missing permission
         reason = os.strerror(error.errno) if error.errno else one_line(error)
+        if "temporary directory" in str(error.strerror):  # of tempfile; the number says only that there is no file
+            reason = f"TMPDIR: {error.strerror}"
         return f"{error.filename}: {reason}" if error.filename else reason
+    if _is_lost_worker(error):
+        return f"a process that reads image files has ended or is silent ({one_line(error)}); {LOADER_HINT}"
     return None
 
 

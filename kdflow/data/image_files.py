@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,8 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdflow.config import BaseView
 from kdflow.core.errors import UserError
+from kdflow.core.machine import usable_cpus, use_short_socket_folder
 from kdflow.core.progress import track
 from kdflow.data.decode import decode
+from kdflow.data.shared_memory import fit_workers, share
+
+SILENT_SECONDS = 600  # a worker that reads no batch for so long has failed
 
 ImageRequests = list[list[int]]
 """The images of one batch: pairs of index in the file list and seed of the view."""
@@ -141,11 +146,15 @@ class ImageFiles:
     def _read(self, batches: Iterable[ImageRequests], base_view: BaseView, *, training: bool) -> Iterator[Tensor]:
         # A loader keeps its processes for the next pass, since starting them takes a few tenths of a second. A loader
         # in use is not in `_idle`, so that two passes at the same time use different ones.
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            return
         loader = self._idle.pop((training, base_view), None)
         if loader is None:
-            loader = self._loader(base_view, training=training)
+            loader = self._loader(base_view, 3 * len(first) * self.image_size**2, training=training)
         assert isinstance(loader.sampler, _Batches)
-        loader.sampler.batches = batches
+        loader.sampler.batches = chain([first], batches)
         try:
             for pixels in loader:
                 if isinstance(pixels, UserError):
@@ -154,7 +163,9 @@ class ImageFiles:
         finally:
             self._idle[training, base_view] = loader
 
-    def _loader(self, base_view: BaseView, *, training: bool) -> _Loader:
+    def _loader(self, base_view: BaseView, batch_bytes: int, *, training: bool) -> _Loader:
+        workers, prefetch = fit_workers(self.workers, batch_bytes)
+        use_short_socket_folder()  # the workers' sockets
         return DataLoader(
             _Views(
                 self.folder,
@@ -164,12 +175,14 @@ class ImageFiles:
             ),
             sampler=_Batches(),
             batch_size=None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            timeout=SILENT_SECONDS if workers else 0,
+            persistent_workers=workers > 0,
             pin_memory=self.labels.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global generator
             # A forked worker ends with a killed run; a worker of Python's fork server does not.
-            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
 
 
@@ -194,7 +207,7 @@ class _Views(Dataset[Tensor | UserError]):
     def __getitem__(self, requests: ImageRequests) -> Tensor | UserError:
         try:
             with torch.random.fork_rng(devices=[]):
-                return torch.stack([self._view(index, seed) for index, seed in requests])
+                return share(torch.stack([self._view(index, seed) for index, seed in requests]))
         except UserError as error:
             return error  # raised in a worker, its text would include the worker's traceback
 
@@ -211,7 +224,7 @@ def map_in_threads(title: str, task: Callable[[int], int], items: Sequence[int],
 
     Threads decode in parallel: Pillow releases the GIL.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         try:
             for _ in track(title, pool.map(task, items), count):
                 pass

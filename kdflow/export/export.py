@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from kdflow.config import Architecture, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.core.machine import default_loader_workers
 from kdflow.data import Images, ImageSet, Loaded, balanced_order, load
 from kdflow.export import latency
 from kdflow.export.card import ModelCard, make_card
@@ -159,7 +159,7 @@ def _load_model(architecture: Architecture, run: RunSettings, file: Path, sha256
 def _load_dataset(student: StudentFiles) -> Loaded:
     """Load the dataset that the student was trained on."""
     log = student.log
-    data = load(student.dataset, log.settings.train_images, torch.device("cpu"), min(8, os.cpu_count() or 1))
+    data = load(student.dataset, log.settings.train_images, torch.device("cpu"), default_loader_workers())
     if data.sha256 != log.dataset_sha256:
         raise UserError(
             f"{student.dataset}: sha256 is {data.sha256[:12]}..., "

@@ -9,16 +9,20 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 from kdflow.core.errors import UserError, is_retryable, user_message
+from kdflow.core.machine import usable_cpus, use_short_socket_folder
 from kdflow.core.parent import end_with_parent
 from kdflow.core.progress import Display, Failed, Finished
 from kdflow.core.source import same_source
@@ -33,12 +37,12 @@ MALLOC_ENV = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def run_parallel(title: str, jobs: Sequence[Job], max_parallel: int | None) -> None:
-    """Run all jobs, at most `max_parallel` in parallel (None: two per CPU core), and show their progress.
+    """Run all jobs, at most `max_parallel` in parallel (None: two per usable CPU), and show their progress.
 
     Raises:
         UserError: jobs failed; the message has a line per reason. The other jobs have finished.
     """
-    limit = max_parallel or 2 * (os.cpu_count() or 1)
+    limit = max_parallel or default_parallel_runs()
     waiting, running = list(jobs), dict[Any, BaseProcess]()
     results: dict[str, Failed | Finished] = {}
     os.environ.update(MALLOC_ENV | os.environ)
@@ -73,6 +77,11 @@ def run_parallel(title: str, jobs: Sequence[Job], max_parallel: int | None) -> N
         shutil.rmtree(result.scratch, ignore_errors=True)
 
 
+def default_parallel_runs() -> int:
+    """Return the default limit of parallel runs: two per usable CPU."""
+    return 2 * usable_cpus()
+
+
 def _raise_failures(title: str, failures: list[Failed]) -> None:
     names_by_text: dict[str, list[str]] = {}  # all seeds may fail for the same reason
     for failure in failures:
@@ -92,7 +101,9 @@ def in_fresh_process(function: Callable[P, R], *arguments: P.args, **options: P.
     """
     with ProcessPoolExecutor(1, _fork_server(), initializer=_follow_parent) as pool:
         try:
-            return pool.submit(function, *arguments, **options).result()
+            with _without_main():
+                future = pool.submit(function, *arguments, **options)
+            return future.result()
         except BrokenProcessPool:
             raise UserError("a process was killed; run the same command again", retryable=True) from None
 
@@ -101,9 +112,25 @@ def _fork_server() -> ForkServerContext:
     """Return a context whose server imports torch once; it starts no thread and uses no GPU before it forks."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["kdflow.training.run", "torch._dynamo"])  # the first optimizer imports the latter
+    use_short_socket_folder()
     with same_source():
         forkserver.ensure_running()
     return server
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module while a process starts.
+
+    multiprocessing would import it again in the new process. A script without `if __name__ == "__main__"` would start
+    its runs once more, and a program from stdin has no file to import. The functions of runs are in modules of kdflow.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start(job: Job) -> tuple[Connection, BaseProcess]:
@@ -112,7 +139,8 @@ def _start(job: Job) -> tuple[Connection, BaseProcess]:
     receiver, sender = server.Pipe(duplex=False)
     # Not a daemon: a daemon may have no children, and a run may have workers that load its images.
     process = server.Process(target=_child, args=(job.model_dump_json(), sender), name=job.name)
-    process.start()
+    with _without_main():
+        process.start()
     sender.close()  # else the receiver would not notice the end of the process
     return receiver, process
 
