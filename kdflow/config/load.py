@@ -210,6 +210,10 @@ def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
         mistakes.append(f"{file}: not YAML: {line}{error.problem}")
     except YAMLError as error:
         mistakes.append(f"{file}: not YAML: {one_line(error)}")
+    except ValueError as error:  # such as a date that does not exist: 2020-13-45
+        mistakes.append(f"{file}: a value cannot be read: {one_line(error)}; quote it if it is text")
+    except RecursionError:
+        mistakes.append(f"{file}: not YAML: lists or keys are nested too deeply")
     else:
         if isinstance(content, dict):
             return content
