@@ -23,20 +23,24 @@ def write_logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path
     files.write_text(out / "source.json", json.dumps({"source": params.teacher_logits}) + "\n")
 
 
-def _write_views(run: RunSettings, device_name: str, dataset: Path, teacher: Path, out: Path, work_dir: Path) -> None:
+def _write_views(
+    run: RunSettings, device_setting: str, dataset: Path, teacher: Path, out: Path, work_dir: Path
+) -> None:
     """Compute the teacher logits of all views; an interrupted attempt is resumed from `work_dir`."""
     from kdflow.data import load
     from kdflow.models.precision import use_tf32
-    from kdflow.training.device import pick_device
+    from kdflow.training.device import device_name, pick_device
     from kdflow.training.run import load_teacher, teacher_extractor
-    from kdflow.training.teacher_logits import all_views, cache_key
+    from kdflow.training.teacher_logits import all_views, cache_key, digits_key
 
-    device = pick_device(device_name)
+    device = pick_device(device_setting)
     use_tf32(run.precision.tf32)
     data = load(dataset, run.train_images, device)
     model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
     identity, dtype = cache_key(run, teacher_sha256, data.sha256), run.logit_source[1]
-    key = hashlib.sha256(json.dumps([identity, dtype]).encode()).hexdigest()
+    # An interrupted attempt is resumed only where the same digits are computed.
+    digits = digits_key(device_name(device))
+    key = hashlib.sha256(json.dumps([identity, dtype, digits]).encode()).hexdigest()
     with (
         Display("logits") as display,
         files.exclusive_folder(work_dir / "views" / key[:16], "this store", print) as folder,

@@ -48,6 +48,7 @@ class _Inputs:
             self.teacher_sha256,
             self.code.sha256,
             machine.device,
+            machine.versions["torch"],
             machine.threads,
             machine.processes_per_run,
         )

@@ -98,12 +98,19 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
     }
 
 
+def digits_key(device: str) -> dict[str, str]:
+    """Return all that the last digits of a teacher's logits depend on besides `cache_key`."""
+    return {
+        "code_sha256": record.code_sha256("models", "models/families", "methods/views"),
+        "device": device,
+        "torch": str(torch.__version__),  # a subclass of str, which h5py does not store
+    }
+
+
 def plan_cache_key(run: RunSettings, device: str) -> dict[str, str]:
     """Return all that the plans of a run, and each digit of the teacher's logits for them, depend on besides that."""
     return {
         "seed": str(run.seed),
         "batch_size": str(run.training.batch_size),
-        "code_sha256": record.code_sha256("models", "models/families", "methods/views"),
-        "device": device,
-        "torch": str(torch.__version__),  # a subclass of str, which h5py does not store
+        **digits_key(device),
     }

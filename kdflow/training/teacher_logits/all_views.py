@@ -5,6 +5,9 @@ Row i * views + v of the store is view v of image i; v counts flip, then the row
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,9 +100,11 @@ def fill(
     transform, row_bytes = BaseViewTransform(base_view, device), run.classes * np.dtype(dtype).itemsize
     shift, flip = _all_views(base_view, device)
     done_file = path.with_suffix(".done")
-    done, start = _resume(path, done_file, store_shape(run), dtype, key)
+    block_bytes = views * row_bytes
+    start, blocks = _resume(path, done_file, store_shape(run), dtype, key, block_bytes)
+    done = blocks[-1][0] if blocks else 0
     with path.open("r+b") as file:
-        file.seek(start + done * views * row_bytes)
+        file.seek(start + done * block_bytes)
         for first in range(done, len(images), BLOCK):
             on_progress(first)
             end = min(first + BLOCK, len(images))
@@ -108,21 +113,40 @@ def fill(
                     teacher(transform(images.images[row // views], shift[row % views], flip[row % views]))
                     for row in _batches(first * views, end * views, device)
                 ]
-            file.write(torch.cat(logits).to("cpu", getattr(torch, dtype)).numpy().data)
+            rows = torch.cat(logits).to("cpu", getattr(torch, dtype)).numpy().tobytes()
+            file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-            files.write_text(done_file, f"{end} {start}")
+            blocks.append((end, hashlib.sha256(rows).hexdigest()))
+            files.write_text(done_file, json.dumps({"start": start, "blocks": blocks}))
     on_progress(len(images))
     store.finalize(path)
     done_file.unlink()
 
 
-def _resume(path: Path, done_file: Path, shape: tuple[int, int], dtype: str, key: CacheKey) -> tuple[int, int]:
-    """Return how many images an earlier attempt has done, and the offset of the logits in the file, in bytes."""
-    if not done_file.exists():
-        files.write_text(done_file, f"0 {store.create_store(path, shape, dtype, key)}")
-    done, start = done_file.read_text().split()
-    return int(done), int(start)
+def _resume(
+    path: Path, done_file: Path, shape: tuple[int, int], dtype: str, key: CacheKey, image_bytes: int
+) -> tuple[int, list[tuple[int, str]]]:
+    """Return the offset of the logits in the file, and the blocks of an earlier attempt: last image + 1 and SHA-256.
+
+    A file that differs from the hash of one of its blocks is written from the start.
+    """
+    try:
+        state = json.loads(done_file.read_text())
+        start, blocks = int(state["start"]), [(int(end), str(sha256)) for end, sha256 in state["blocks"]]
+        if path.stat().st_size >= start + int(np.prod(shape)) * np.dtype(dtype).itemsize:
+            with path.open("rb") as file:
+                file.seek(start)
+                ends = [0, *(end for end, _ in blocks)]
+                sizes = [(end - first) * image_bytes for first, end in itertools.pairwise(ends)]
+                hashes = [hashlib.sha256(file.read(size)).hexdigest() for size in sizes]
+            store.check_header(path, start, shape, dtype, key)
+            if hashes == [sha256 for _, sha256 in blocks]:
+                return start, blocks
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the notes or the store are missing or damaged
+    done_file.unlink(missing_ok=True)
+    return store.create_store(path, shape, dtype, key), []
 
 
 def _batches(start: int, end: int, device: torch.device) -> Iterator[Int64[Tensor, " b"]]:

@@ -52,6 +52,23 @@ def create_store(path: Path, shape: tuple[int, ...], dtype: str, key: CacheKey) 
     return start
 
 
+def check_header(path: Path, start: int, shape: tuple[int, ...], dtype: str, key: CacheKey) -> None:
+    """Check all of an incomplete store but its logits, which start at byte `start`.
+
+    Raises:
+        StoreError: the file is damaged, or has another key, shape or dtype.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = {name: _text(value) for name, value in file.attrs.items() if name != SHA256}
+            logits = file[NAME]
+            same = (logits.id.get_offset(), logits.shape, logits.dtype) == (start, shape, np.dtype(dtype))
+    except Exception as error:  # h5py raises many kinds of exceptions for a damaged file
+        raise StoreError(f"{path}: damaged store of logits ({one_line(error)})") from None
+    if not same or found != dict(key):
+        raise StoreError(f"{path}: store of other logits")
+
+
 def finalize(path: Path) -> None:
     """Write the SHA-256 of the logits into a store that is complete."""
     digest = _digest(_map(path))
