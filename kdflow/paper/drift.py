@@ -137,8 +137,8 @@ def _compare_inputs(
         current = cell_record.dataset_sha256[:12]
         findings.append(_difference(name, "dataset", expected.dataset_sha256[:12], current))
     if cell_record.teacher_sha256 != expected.teacher_sha256:
-        hashes = [(sha256 or "none")[:12] for sha256 in (expected.teacher_sha256, cell_record.teacher_sha256)]
-        findings.append(_difference(name, "teacher", *hashes))
+        before, now = ((sha256 or "none")[:12] for sha256 in (expected.teacher_sha256, cell_record.teacher_sha256))
+        findings.append(_difference(name, "teacher", before, now))
     return findings
 
 
