@@ -241,7 +241,7 @@ def test_a_dataset_without_pairs_is_one_line():
 
 
 def test_a_model_that_does_not_accept_the_images_is_one_line(monkeypatch):
-    monkeypatch.setattr(cost, "create_model", lambda *_: nn.Sequential(nn.Conv2d(3, 8, 99)))
+    monkeypatch.setattr(cost, "create_model_on_meta", lambda *_: nn.Sequential(nn.Conv2d(3, 8, 99)))
     with pytest.raises(UserError, match=r"^resnet8 does not accept images of 16 px: .*[Kk]ernel size") as caught:
         cost.compare(EXPERIMENT, "digits", ["resnet8"])
     assert len(str(caught.value).splitlines()) == 1
