@@ -27,6 +27,7 @@ EXEMPT_IN = {
         "kdflow/config/method.py": "no method is used yet",
         "kdflow/config/run.py": "no run is started yet",
     },
+    "logits": {"kdflow/training/record.py": "the name of the folder from which an interrupted attempt is resumed"},
     "teacher": {
         "kdflow/methods/labels/*": "the teacher is trained with cross-entropy on the labels",
         "kdflow/methods/losses/*": "the same",

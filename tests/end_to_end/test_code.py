@@ -1,16 +1,18 @@
-"""Code as a dependency: what an edit makes stale, and which copy of the project runs."""
+"""Dependencies: the stages that an edit of code or settings makes stale, and the copy of the code that runs."""
 
+import json
 import sys
 import time
 
 import pytest
-from experiment import SMALL
+from experiment import COMPUTE, SMALL
 from project import Project, project_in
 
 from kdflow.training.record import code_sha256
 
 pytestmark = pytest.mark.slow
 
+PRECISION = {"fold_teacher": False, "teacher": "float32", "student": "float32", "tf32": False, "compile": "none"}
 STUDENTS = {f"distill@{method}" for method in SMALL["methods"]}
 EVALUATIONS = {f"evaluate@{method}" for method in SMALL["methods"]}
 STALE = {  # an edited file, and the stages that are stale; stages that depend on these follow when they have run
@@ -53,6 +55,41 @@ def test_nothing_is_stale_without_an_edit(finished):
     assert finished.status() == set()
 
 
+STALE_BY_SETTING = [  # changed settings, and the stages that are stale
+    ({"lr": 0.1}, STUDENTS),
+    ({"epochs": 3}, STUDENTS),
+    ({"teacher_epochs": 3}, {"teacher"}),
+    ({"base_view": "none"}, {"logits", *STUDENTS}),
+    ({"teacher_logits": "replay"}, {"logits"}),
+    ({"train_images": 200}, {"prepare", "teacher", "logits", *STUDENTS}),
+    ({"seeds": [0]}, {*STUDENTS, *EVALUATIONS, "report"}),
+    ({"precision": {**PRECISION, "student": "bfloat16"}}, {"teacher", *STUDENTS}),
+    ({"precision": {**PRECISION, "teacher": "bfloat16"}}, {"logits", *STUDENTS}),
+    ({"precision": {**PRECISION, "tf32": True}}, {"teacher", "logits", *STUDENTS}),
+    ({"compute": COMPUTE}, set()),
+]
+
+
+@pytest.mark.parametrize(("changes", "stale"), STALE_BY_SETTING, ids=[str(changes) for changes, _ in STALE_BY_SETTING])
+def test_a_changed_setting_makes_the_stages_stale_that_use_it(finished, changes, stale):
+    file = finished.folder / "params.yaml"
+    before = file.read_bytes()
+    finished.settings(**changes)
+    try:
+        assert finished.status() == stale
+    finally:
+        file.write_bytes(before)
+
+
+def test_another_name_of_the_dataset_makes_students_stale(project):
+    """Their records have the name, and the report refuses records of other settings."""
+    file = project.folder / "data/dataset.json"
+    content = file.read_text().replace('"name": "digits"', '"name": "numbers"')
+    file.unlink()  # it may be a link to DVC's cache
+    file.write_text(content)
+    assert project.status() == {"prepare", *STUDENTS}
+
+
 # --- which code runs -----------------------------------------------------------------------------------------
 
 
@@ -92,3 +129,14 @@ def test_a_git_worktree_runs_its_code(project, tmp_path):
     worktree.settings(methods=["kd"], seeds=[0], epochs=1, teacher_epochs=1)
     worktree.dvc("repro", "evaluate@kd")
     assert shas(worktree, "kd") == {sha256} and sha256 not in (project.code_sha256(), code_sha256())
+
+
+def test_torchrun_by_hand_runs_the_code_of_its_folder(project):
+    project.settings(seeds=[0], epochs=1)
+    sha256 = project.edit_code()
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "stages.distill", "kd"]
+    project.run(*command)
+    log = json.loads((project.folder / "data/students/kd/seed0.json").read_text())
+    assert (log["code"]["sha256"], log["machine"]["processes_per_run"]) == (sha256, 2)
+    output = project.run(*command[:-3], "stages/distill.py", "kd", fails=True).stdout
+    assert "kdflow is imported from another folder" in output

@@ -12,20 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from experiment import SMALL, assert_students
+from experiment import COMPUTE, SMALL, assert_students
 from processes import children, descendants
 from project import Project, copy_of
 
 pytestmark = pytest.mark.slow
-
-COMPUTE = {
-    "device": "cpu",
-    "threads": 1,
-    "max_parallel_runs": 1,
-    "replay_gb": 1.5,
-    "loader_workers": 1,
-    "processes_per_run": 1,
-}
 
 
 LONGER = {"epochs": 5, "methods": ["kd_tlcutmix_pick"]}

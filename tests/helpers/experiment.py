@@ -3,6 +3,14 @@
 from project import Project
 
 SMALL = {"methods": ["kd", "kd_tlcutmix_pick"], "seeds": [0, 1], "epochs": 2, "teacher_epochs": 2}
+COMPUTE = {
+    "device": "cpu",
+    "threads": 1,
+    "max_parallel_runs": 1,
+    "replay_gb": 1.5,
+    "loader_workers": 1,
+    "processes_per_run": 1,
+}
 
 
 def assert_students(ran: list[str]) -> None:
