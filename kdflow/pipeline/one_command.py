@@ -83,7 +83,8 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
         _make_teacher(experiment, dataset, sha256, teacher, work_dir)
         methods = experiment.params.methods
         students = {method: out / STUDENTS / method for method in methods}
-        jobs = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, work_dir)]
+        found = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, work_dir)]
+        jobs = [job.model_copy(update={"run_index": i}) for i, job in enumerate(found)]  # the GPU of each run
         teacher_sha256 = files.sha256(teacher / "model.safetensors")
         missing = [job for job in jobs if not _is_finished(job, sha256, teacher_sha256)]
         if missing:
