@@ -43,9 +43,18 @@ def create_model_on_meta(name: str, recipe: Model, num_classes: int, image_size:
     Raises:
         UserError: as in `create_model`.
     """
-    # `torch.device("meta")` would also move the tensors that a constructor computes with, as RegNet's does.
-    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
-        return create_model(name, recipe, num_classes, image_size).to("meta")
+    # `torch.device("meta")` also moves the tensors that a constructor computes with, as RegNet's does. Other
+    # constructors call their layers, which needs all tensors on one device.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _EmptyOnMeta():
+                return create_model(name, recipe, num_classes, image_size).to("meta")
+        except UserError as error:
+            try:
+                with torch.device("meta"):
+                    return create_model(name, recipe, num_classes, image_size)
+            except UserError:
+                raise error from None
 
 
 class _EmptyOnMeta(TorchFunctionMode):

@@ -67,7 +67,7 @@ class CostRow:
 def count_cost(model: nn.Module, image_size: int) -> Cost:
     """Count the cost of `model` for one image of 3 channels, on a copy and without computing values."""
     # On the meta device attention does not use fused kernels, for which the counter has no formula.
-    shapes = copy.deepcopy(model).to("meta", torch.float32).eval()
+    shapes = copy.deepcopy(model).to("meta", torch.float32).eval().requires_grad_(False)  # the counter tracks gradients
     true = FlopCounterMode(display=False)
     paper = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _paper_convolution})
     with torch.no_grad(), true, paper:

@@ -14,6 +14,7 @@ from kdflow.models.cost import count_cost
 from kdflow.models.features import output_shapes
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
+LONG = (pytest.mark.slow, pytest.mark.long)
 FAST = [
     "googlenet",
     "inception_v3",
@@ -38,7 +39,7 @@ def _recipe(name, family="torchvision"):
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else LONG) for name in NAMES])
 def test_every_classification_model_of_torchvision_works_or_is_one_true_line(name):
     architecture = Architecture(name=name, model=_recipe(name))
     torch.manual_seed(0)
@@ -61,6 +62,7 @@ def test_torchvision_has_80_classification_models():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_small_model_of_torchvision_takes_a_training_step(name):
@@ -103,6 +105,7 @@ def _timm_names():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", _timm_names())
 def test_a_model_of_every_module_of_timm_works_or_is_one_line(name):
     pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
