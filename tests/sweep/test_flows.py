@@ -1,6 +1,7 @@
 """The flows, with a real server, worker and deployments: six cells of a paper, variants, the experiment, drift."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -122,7 +123,7 @@ def test_each_gpu_runs_one_stage_of_all_flows(server, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")  # some GPUs of a machine
     monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.1)
-    used, counts = [], []
+    used, counts, all_used = [], [], asyncio.Event()
 
     async def stage(slots: GpuSlots) -> None:
         async with slots.slot() as environment:
@@ -130,7 +131,10 @@ def test_each_gpu_runs_one_stage_of_all_flows(server, monkeypatch):
             assert not set(gpus) & set(used)
             used.extend(gpus)
             counts.append(len(used))
-            await asyncio.sleep(1)
+            if len(used) == 3:
+                all_used.set()
+            with contextlib.suppress(TimeoutError):  # a busy machine gives out slots slowly
+                await asyncio.wait_for(all_used.wait(), 30)
             for gpu in gpus:
                 used.remove(gpu)
 
