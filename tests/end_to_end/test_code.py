@@ -105,6 +105,7 @@ def test_stages_run_the_code_of_their_folder(finished):
 
 def test_a_queued_experiment_runs_the_code_that_was_queued(project):
     """DVC runs it in a copy of the project, which has the code of the time when it was queued."""
+    project.commit()  # with dvc.lock, so that finished stages do not run again
     queued = project.edit_code()
     project.dvc("exp", "run", "--queue", "--name", "queued", "-S", "seeds=[5]", "-S", "methods=[kd]")
     edited = project.edit_code()
@@ -123,6 +124,7 @@ def test_a_queued_experiment_runs_the_code_that_was_queued(project):
 
 
 def test_a_git_worktree_runs_its_code(project, tmp_path):
+    project.commit()
     project.run("git", "worktree", "add", "-q", str(tmp_path / "worktree"))
     worktree = project_in(tmp_path / "worktree")
     sha256 = worktree.edit_code()

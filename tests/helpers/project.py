@@ -29,8 +29,7 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         self.run("git", "init", "-q")
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", "copy")
+        self.commit()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,6 +55,11 @@ class Project:
         output, _ = process.communicate(timeout=300)
         assert (process.returncode != 0) == fails, output
         return subprocess.CompletedProcess(command, process.returncode, output, "")
+
+    def commit(self) -> None:
+        """Commit all files that git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "a state of the project")
 
     def dvc(self, *arguments: str, fails: bool = False) -> tuple[list[str], str]:
         """Run dvc; return the stages that it ran and its output."""
