@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kdflow.core.errors import UserError, one_line
 
 MAX_ASPECT = 200  # ratio of the sides; resizing the shorter side of a line of pixels could fill the memory
 BACKGROUND = "white"  # of transparent images
-_ORIENTATION = 0x0112  # tag of EXIF
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -94,12 +85,13 @@ def decode_and_inspect(
                 raise UserError(f"pixels of 32 bits (Pillow's mode {image.mode}) have no defined range")
             wide = any(";16" in str(tile[3]) for tile in image.tile)  # tiles are gone after loading
             image.load()
+            _make_upright(image)
             if image.mode.startswith("I;16"):  # convert would clip at 255
                 pixels = np.asarray(image)
                 largest = int(pixels.max())
-                return Decoded(_upright(_scale(pixels, grey16_max or largest), image), grey16_max=largest)
+                return Decoded(_scale(pixels, grey16_max or largest), grey16_max=largest)
             rgb, transparent = _to_rgb(image)
-            return Decoded(_upright(rgb, image), transparent, colour16=wide)
+            return Decoded(rgb, transparent, colour16=wide)
     except Exception as error:  # Damaged files raise exceptions of many types.
         raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
 
@@ -127,10 +119,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     return image.convert("RGB"), False
 
 
-def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn or mirror `rgb` as the EXIF data of `image` say; damaged EXIF data have no effect."""
-    try:
-        operation = _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # The parser raises exceptions of many types.
-        operation = None
-    return rgb if operation is None else rgb.transpose(operation)
+def _make_upright(image: Image.Image) -> None:
+    """Turn or mirror the image as its EXIF data say; damaged EXIF data have no effect."""
+    with suppress(Exception):  # The parser raises exceptions of many types.
+        ImageOps.exif_transpose(image, in_place=True)
