@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,6 @@ import typer
 
 from kdflow.cli.options import PAPER, PaperFolder, Root
 from kdflow.core.errors import UserError, escape_control
-from kdflow.core.machine import pasteable
 
 if TYPE_CHECKING:
     from kdflow.export.export import ExportReport
@@ -67,7 +67,7 @@ def export(
     _print_costs(report)
     if report.teacher is None and inputs.log.settings.teacher is not None:
         typer.echo("The teacher was not measured: its weights were not found. Give the file by --teacher.")
-    rest = pasteable("--model", file, *(["--trust"] if format_name == "pt2" else []))
+    rest = shlex.join(["--model", str(file), *(["--trust"] if format_name == "pt2" else [])])
     typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... {rest}")
 
 
@@ -252,5 +252,5 @@ def _print_summary(summary: Summary, out: Path) -> None:
         typer.echo(f"Not a full run: {summary.budget_note}.")
     typer.echo(f"summary: {out / 'summary.json'}")
     if summary.student_is_useful:
-        command = pasteable("kdflow", "export", best, "--format", "onnx", "--out", "student.onnx")
+        command = shlex.join(["kdflow", "export", str(best), "--format", "onnx", "--out", "student.onnx"])
         typer.echo(f"next: {command}")

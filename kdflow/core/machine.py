@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import tempfile
 from math import ceil
@@ -84,8 +83,3 @@ def use_short_socket_folder() -> None:
             finally:
                 tempfile.tempdir = default
             return
-
-
-def pasteable(*words: object) -> str:
-    """Return a command line as it can be pasted into a shell."""
-    return shlex.join(str(word) for word in words)

@@ -83,8 +83,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
         _make_teacher(experiment, dataset, sha256, teacher, work_dir)
         methods = experiment.params.methods
         students = {method: out / STUDENTS / method for method in methods}
-        found = [job for method in methods for job in _jobs(experiment, method, dataset, teacher, students, work_dir)]
-        jobs = [job.model_copy(update={"run_index": i}) for i, job in enumerate(found)]  # the GPU of each run
+        jobs = _jobs(experiment, dataset, teacher, students, work_dir)
         teacher_sha256 = files.sha256(teacher / "model.safetensors")
         missing = [job for job in jobs if not _is_finished(job, sha256, teacher_sha256)]
         if missing:
@@ -212,12 +211,17 @@ def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path,
     make_teacher(experiment, dataset, out, work_dir)
 
 
-def _jobs(
-    experiment: Experiment, method: str, dataset: Path, teacher: Path, students: dict[str, Path], work_dir: Path
-) -> list[Job]:
-    """Return the jobs of a method, with names that are unique among all methods."""
-    jobs = student_jobs(experiment, method, dataset, teacher, None, students[method], work_dir)
-    return [job.model_copy(update={"name": f"{method} {job.name}"}) for job in jobs]
+def _jobs(experiment: Experiment, dataset: Path, teacher: Path, students: dict[str, Path], work_dir: Path) -> list[Job]:
+    """Return the jobs of all methods, with names and run indices that are unique among them."""
+    jobs = [
+        (method, job)
+        for method, out in students.items()
+        for job in student_jobs(experiment, method, dataset, teacher, None, out, work_dir)
+    ]
+    return [
+        job.model_copy(update={"name": f"{method} {job.name}", "run_index": index})
+        for index, (method, job) in enumerate(jobs)
+    ]
 
 
 def _is_finished(job: Job, dataset: str, teacher: str) -> bool:
