@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 KDFLOW = [sys.executable, "-m", "kdflow.cli"]
+# Options of `kdflow distill` for the smallest distillation.
+SMALL_PAIR = ["--teacher", "resnet14", "--student", "resnet8", "--method", "kd", "--epochs", "1"]
 
 
 def run(*arguments, cwd=None, command=KDFLOW):

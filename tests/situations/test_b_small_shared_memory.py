@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import KDFLOW
+from commands import KDFLOW, SMALL_PAIR
 from paths import ROOT
 from tree import SPEC, VIEWS, make_tree
 
@@ -133,20 +133,7 @@ def test_shared_memory_that_fills_up_later_ends_the_run(tmp_path, images):
 @pytest.mark.slow
 def test_distill_works_with_a_shared_memory_of_4_mb_and_256_kb(tmp_path):
     make_tree(tmp_path / "images")
-    options = [
-        "--teacher",
-        "resnet14",
-        "--student",
-        "resnet8",
-        "--method",
-        "kd",
-        "--epochs",
-        "1",
-        "--image-size",
-        "64",
-        "--workers",
-        "2",
-    ]
+    options = [*SMALL_PAIR, "--image-size", "64", "--workers", "2"]
     hashes = set()
     for size in ("4m", "256k"):
         out = tmp_path / size

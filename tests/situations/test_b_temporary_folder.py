@@ -7,7 +7,7 @@ from multiprocessing import connection, process, util
 from pathlib import Path
 
 import pytest
-from commands import KDFLOW
+from commands import KDFLOW, SMALL_PAIR
 from paths import ROOT
 from tree import make_tree
 
@@ -55,20 +55,7 @@ def test_distill_works_with_a_path_of_150_characters_and_with_a_missing_folder(t
     make_tree(tmp_path / "images")
     folder = str(tmp_path / "t").ljust(150, "x")
     os.mkdir(folder)  # noqa: PTH102
-    options = [
-        "--teacher",
-        "resnet14",
-        "--student",
-        "resnet8",
-        "--method",
-        "kd",
-        "--epochs",
-        "1",
-        "--image-size",
-        "32",
-        "--workers",
-        "1",
-    ]
+    options = [*SMALL_PAIR, "--image-size", "32", "--workers", "1"]
     for out, temporary in (("a", folder), ("b", str(tmp_path / "missing"))):
         done = subprocess.run(
             [*KDFLOW, "distill", "--data", tmp_path / "images", *options, "--out", tmp_path / out, "--root", ROOT],
