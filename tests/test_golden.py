@@ -53,7 +53,7 @@ def golden(name: str) -> dict:
     views = {key: VIEWS.model_copy(update={"crop": crop, "flip": flip}) for key, (crop, flip) in BASE_VIEWS.items()}
     return {
         "losses": {key: losses(METHODS[name], view) for key, view in views.items()},
-        "learning_rates": {str(epochs): [list(point) for point in schedule(name, epochs)] for epochs in (240, 960)},
+        "learning_rates": {str(epochs): [list(point) for point in schedule(name, epochs)] for epochs in (60, 240, 960)},
         "evaluation": evaluation(),
     }
 

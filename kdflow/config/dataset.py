@@ -84,7 +84,7 @@ class BaseView(Settings):
 class Training(Settings):
     """The optimiser and its schedule: SGD whose `lr` is multiplied by `lr_gamma` at each of `lr_milestones`.
 
-    Milestones are fractions of the run. `epochs` is the number of epochs of a full run. The student is evaluated after
+    Milestones are fractions of the run, rounded down to whole epochs. `epochs` is the number of epochs of a full run. The student is evaluated after
     every `eval_every` epochs and after the last.
     """
 

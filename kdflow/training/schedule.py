@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from kdflow.config import Training
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of the 0-based step `step` of the run.
 
-    It starts at `lr` and is multiplied by `lr_gamma` at each of `lr_milestones`. Milestones are fractions of all steps,
-    not epochs, so that they scale with the number of epochs: with [0.625, 0.75, 0.875], 240 epochs decay after 150, 180
-    and 210; 960 after 600, 720 and 840; 2 after 1.25, 1.5 and 1.75.
+    It starts at `lr` and is multiplied by `lr_gamma` after each of `lr_milestones`. Milestones are fractions of all
+    epochs, rounded down to whole epochs as in the paper's code: with [0.625, 0.75, 0.875], 240 epochs decay after 150,
+    180 and 210; 60 after 37, 45 and 52. The first epoch always has `lr`.
     """
-    done = step / (steps_per_epoch * training.epochs)
-    return training.lr * training.lr_gamma ** sum(done >= at for at in training.lr_milestones)
+    epoch = step // steps_per_epoch
+    return training.lr * training.lr_gamma ** sum(epoch >= decay for decay in decay_epochs(training))
+
+
+def decay_epochs(training: Training) -> list[int]:
+    """Return the number of epochs before each decay of the learning rate."""
+    # As fractions of decimal numbers: in floating point 0.57 * 100 is below 57.
+    return [max(1, int(Fraction(str(at)) * training.epochs)) for at in training.lr_milestones]

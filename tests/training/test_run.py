@@ -76,8 +76,8 @@ def test_a_resumed_run_ends_with_the_same_digits(uninterrupted, tmp_path, monkey
 def test_the_curve_has_the_trained_epochs(uninterrupted):
     curve = uninterrupted["kd"][0].curve
     assert [point.epoch for point in curve] == [1, 2, 3]
-    # 9 steps; the learning rate falls after 0.5 and 0.75 of them, which is after steps 4.5 and 6.75.
-    assert [point.lr for point in curve] == pytest.approx([0.05, 0.05, 0.005])
+    # 3 epochs; the learning rate falls after 0.5 and 0.75 of them, rounded down to 1 and 2.
+    assert [point.lr for point in curve] == pytest.approx([0.05, 0.005, 0.0005])
     assert [point.top1 is None for point in curve] == [True, False, False]  # every second epoch and the last
     assert uninterrupted["kd"][0].resumed == 0
 
