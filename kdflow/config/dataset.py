@@ -84,8 +84,8 @@ class BaseView(Settings):
 class Training(Settings):
     """The optimiser and its schedule: SGD whose `lr` is multiplied by `lr_gamma` at each of `lr_milestones`.
 
-    Milestones are fractions of the run, rounded down to whole epochs. `epochs` is the number of epochs of a full run. The student is evaluated after
-    every `eval_every` epochs and after the last.
+    Milestones are fractions of the run, rounded down to whole epochs. `epochs` is the number of epochs of a full run.
+    The student is evaluated after every `eval_every` epochs and after the last.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
