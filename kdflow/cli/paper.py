@@ -44,6 +44,7 @@ def cells(
     from collections import Counter
 
     from kdflow.paper import CellStatuses, load_paper
+    from kdflow.training.record import distinct_notes
 
     loaded = load_paper(paper, root)
     chosen = [f"{kind}{key}" if key.isdigit() else key for kind, key in (("table", table), ("figure", figure)) if key]
@@ -55,20 +56,25 @@ def cells(
     if not status:
         typer.echo("\n".join([*teachers, *names]))
         return
-    statuses, counts = CellStatuses(loaded), Counter[str]()
+    statuses, counts, budget_notes = CellStatuses(loaded), Counter[str](), list[str]()
     for name in names:
         statuses.runs(name)  # refuses edited records
     for name in teachers:
         teacher = statuses.teacher(name)
-        top1 = "" if teacher is None else f"{teacher.record.accuracy.top1:.2f}"
+        top1 = "" if teacher is None else f"{teacher.accuracy.top1:.2f}"
+        budget_notes += [] if teacher is None else [teacher.budget_note]
         typer.echo(f"{'missing' if teacher is None else 'done':8} teacher  {top1:10} {name}")
     for name in names:
         cell = statuses(name)
         counts[cell.status] += 1
-        top1 = str(cell.record.top1) if cell.record and cell.seeds_done else ""
+        top1 = ""
+        if cell.record and cell.seeds_done:
+            top1, budget_notes = str(cell.record.top1), [*budget_notes, cell.record.budget_note]
         reason = f"  ({cell.reason})" if cell.reason else ""
         typer.echo(f"{cell.status:8} {cell.seeds_done}/{cell.seeds_total}  {top1:13} {name}{reason}")
     typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) or "no cells")
+    if notes := distinct_notes(budget_notes):
+        typer.echo(f"Not a full run: {'; '.join(notes)}.")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from kdflow.config import Settings
 from kdflow.core import files
@@ -57,13 +57,6 @@ class CellStatus:
     seeds_total: int
     reason: str
     record: CellRecord | None
-
-
-class TeacherResult(NamedTuple):
-    """A teacher's record, and a note on its budget if that was reduced."""
-
-    record: TeacherRecord
-    budget_note: str
 
 
 class DatasetRecord(Settings):
@@ -200,7 +193,7 @@ class CellStatuses:
         seeds = self.paper.experiment(self.paper.cells[name]).params.seeds
         return [runs[seed] for seed in seeds if seed in runs]
 
-    def teacher(self, name: str) -> TeacherResult | None:
+    def teacher(self, name: str) -> TeacherRecord | None:
         """Return a teacher's record, or None if it is missing or made with other settings."""
         folder = teacher_folder(self.paper, name)
         if not (folder / "record.json").exists():
@@ -209,12 +202,12 @@ class CellStatuses:
         given = self.paper.budget.teacher_weights.get(name)
         if given is not None and given.file is not None:
             same_file = given.sha256 is not None and given.sha256 in teacher.source
-            return TeacherResult(teacher, "") if same_file else None
+            return teacher if same_file else None
         if not (folder / "training.json").exists():
             return None
         log = record.read_record(folder / "training.json", RunLog)
         expected = self.paper.teacher_experiment(name).teacher_run().sha256
-        return TeacherResult(teacher, log.budget.budget_note) if log.settings_sha256 == expected else None
+        return teacher if log.settings_sha256 == expected else None
 
     def _read_golden_sha256(self, method: str) -> str | None:
         file = _golden_file(self.paper, method)

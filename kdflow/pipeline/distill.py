@@ -9,6 +9,7 @@ from kdflow.pipeline import VIEWS_STORE
 from kdflow.pipeline.train import check_last_batch, train
 from kdflow.training import record
 from kdflow.training.job import Job
+from kdflow.training.record import TeacherRecord
 
 
 def distill_students(
@@ -43,12 +44,14 @@ def student_jobs(
     jobs = []
     for index, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
+        used = teacher if run.teacher is not None else None
+        budget = None if used is None else record.read_record(used / "record.json", TeacherRecord).budget
         job = Job(
             name=f"seed {seed}",
             run=run,
-            budget=record.make_budget(run, experiment.dataset),
+            budget=record.make_budget(run, experiment.dataset, budget),
             dataset=dataset,
-            teacher=teacher / "model.safetensors" if teacher and run.teacher is not None else None,
+            teacher=None if used is None else used / "model.safetensors",
             views_store=logits / VIEWS_STORE if logits and run.logit_source[0] == "views" else None,
             weights=out / f"seed{seed}.safetensors",
             log=out / f"seed{seed}.json",

@@ -262,6 +262,7 @@ def _summary(
     for name in (method, *params.methods[:-1]):
         paths = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]
         rows.append(gain.student_row(name, records[name], student_cost, paths))
+    notes = [run.budget.budget_note for runs in records.values() for run in runs]
     results, majority_accuracy = records[method], largest_class(dataset)
     measured = None
     if BASELINE in records:
@@ -273,7 +274,7 @@ def _summary(
         train_images=data.train_images,
         test_images=data.test_images,
         epochs=results[0].settings.training.epochs,
-        budget_note=record.budget_note(run for runs in records.values() for run in runs),
+        budget_note="; ".join(record.distinct_notes([teacher_record.budget_note, *notes])),
         teacher_source=teacher_record.source,
         teacher_trained=params.teacher_weights.file is None,
         majority_accuracy=majority_accuracy,

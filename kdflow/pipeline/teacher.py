@@ -12,14 +12,15 @@ from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
 from kdflow.pipeline.train import check_last_batch, train
 from kdflow.training import record
 from kdflow.training.job import Job
-from kdflow.training.record import TeacherRecord
+from kdflow.training.record import Budget, RunLog, TeacherRecord
 
 
 def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
     """Train the teacher, or take its weights from a file, and evaluate it on the test set.
 
     Writes its weights, its record and its class for each test image to `out`. If the file is the one in `out`, it is
-    evaluated again and kept, with its origin.
+    evaluated again and kept, with its origin. The budget of weights from a file is taken from the record beside it, if
+    kdflow has trained them.
 
     Raises:
         UserError: weights from a file measure more than `TEACHER_TOLERANCE` below their expected accuracy.
@@ -34,6 +35,7 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     weights = out / "model.safetensors"
     for method in experiment.params.methods:  # before hours of training
         check_last_batch(experiment.student_run(method, 0))
+    budget: Budget | None = record.make_budget(run, experiment.dataset)
     if given.file is None:
         _train(experiment, dataset, out, work_dir)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
@@ -44,6 +46,7 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
         source = Path(given.file).expanduser()
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
+        budget = _recorded_budget(source, given.sha256)
         keep = source.resolve() == weights.resolve()
         if keep and (out / "record.json").is_file():
             origin = record.read_record(out / "record.json", TeacherRecord).source
@@ -61,10 +64,26 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
         source=origin,
         sha256=files.sha256(weights) if keep else save_weights(model, weights),
         accuracy=accuracy,
+        budget=budget,
     )
     files.write_text(out / TEACHER_CLASSES, json.dumps(logits.argmax(1).tolist()) + "\n")
     record.write_record(out / "record.json", result)
     print(f"teacher {run.architecture}: {accuracy.top1:.2f} % top-1 on {len(images):,} test images")
+
+
+def _recorded_budget(weights: Path, sha256: str | None) -> Budget | None:
+    """Return the budget that the record beside a student's or teacher's weights states; None without such a record."""
+    log, teacher = weights.with_suffix(".json"), weights.with_name("record.json")
+    try:
+        if log.is_file():
+            run = record.read_record(log, RunLog)
+            return run.budget if run.weights_sha256 == sha256 else None
+        if teacher.is_file():
+            made = record.read_record(teacher, TeacherRecord)
+            return made.budget if made.sha256 == sha256 else None
+    except UserError:  # a file of another program or version
+        pass
+    return None
 
 
 def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:

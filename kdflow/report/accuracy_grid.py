@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kdflow.paper.cells import CellStatuses, Status
 from kdflow.paper.paper import Paper
 from kdflow.paper.tables import AccuracyRow, AccuracyTable, Metric
-from kdflow.training.record import MeanStd, RunRecord, mean_std
+from kdflow.training.record import MeanStd, RunRecord, distinct_notes, mean_std
 
 BASELINE = "kd"  # gains are differences from its records, never from the paper's values
 
@@ -92,7 +92,7 @@ def make_grid(paper: Paper, statuses: CellStatuses, name: str, table: AccuracyTa
         metrics=table.metrics,
         rows=rows,
         notes=table.notes,
-        budget_note="; ".join(sorted(budget_notes - {""})),
+        budget_note="; ".join(distinct_notes(budget_notes)),
     )
 
 
@@ -112,8 +112,8 @@ def _teacher_entry(
     pair = paper.recipes.pairs[table.pairs[i]]
     name = f"{table.dataset}-{pair.teacher}"
     teacher = statuses.teacher(name)
-    if teacher is not None and teacher.budget_note:
-        budget_notes.add(f"teacher: {teacher.budget_note}")
+    if teacher is not None:
+        budget_notes.add(teacher.budget_note)
     value, std = table.paper_value(row, pair, i, metric)
     return Entry(
         row=row.label,
@@ -121,7 +121,7 @@ def _teacher_entry(
         metric=metric,
         cell=name,
         status="missing" if teacher is None else "done",
-        measured=None if teacher is None else mean_std([getattr(teacher.record.accuracy, metric)]),
+        measured=None if teacher is None else mean_std([getattr(teacher.accuracy, metric)]),
         seeds_total=1,
         gain=None,
         paper=value,

@@ -45,9 +45,13 @@ def describe_cell(paper: Paper, name: str) -> str:
     if status.record is not None:
         record = status.record
         lines.append(f"  measured  top1 {record.top1}, top5 {record.top5}, n = {record.top1.n}")
-        lines += [f"  budget    not a full run: {record.budget_note}"] if record.budget_note else []
+        lines += _budget_lines(record.budget_note)
         lines.append(f"  record    {cell_folder(paper, name)}/")
     return "\n".join([*lines, "settings of the first seed:", _settings(run)])
+
+
+def _budget_lines(note: str) -> list[str]:
+    return [f"  budget    not a full run: {note}"] if note else []
 
 
 def _paper_lines(paper: Paper, name: str) -> list[str]:
@@ -70,7 +74,7 @@ def _describe_teacher(paper: Paper, name: str) -> str:
     printed = {paper_accuracy(pair, run.dataset, "teacher", "top1") for pair in pairs if run.dataset in pair.datasets}
     full = paper.full_epochs(run.dataset)
     source = f"weights from {file}" if file else f"{run.training.epochs} of {full} epochs"
-    status = "missing or stale" if teacher is None else f"done, top1 {teacher.record.accuracy.top1:.2f}"
+    status = "missing or stale" if teacher is None else f"done, top1 {teacher.accuracy.top1:.2f}"
     lines = [
         name,
         f"  teacher   {run.architecture} on {run.dataset}, {source}, {run.train_images:,} training images",
@@ -78,6 +82,7 @@ def _describe_teacher(paper: Paper, name: str) -> str:
         f"  command   {paper.repro_command(name)}",
         *(f"  paper     top1 {value:.2f}" for value in sorted(value for value in printed if value is not None)),
         f"  status    {status}",
+        *_budget_lines("" if teacher is None else teacher.budget_note),
         f"  record    {teacher_folder(paper, name)}/",
     ]
     return "\n".join([*lines, "settings:", _settings(run)])

@@ -20,6 +20,7 @@ from kdflow.training import record
 from kdflow.training.batches import make_batches
 from kdflow.training.device import pick_device
 from kdflow.training.epoch_plan import draw_plan
+from kdflow.training.record import TeacherRecord
 from kdflow.training.run import load_teacher
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def write_disagreement(experiment: Experiment, view: str, dataset: Path, teacher
     run = experiment.student_run("kd", params.seeds[0])
     data = load(dataset, run.train_images, device, params.compute.resolved_workers)
     model, _ = load_teacher(teacher / "model.safetensors", run, device)
-    teacher_run = experiment.teacher_run()
-    if params.teacher_weights.file is not None:  # the budget of weights from a file is not known
-        teacher_run = teacher_run.model_copy(update={"training": experiment.dataset.training})
-    budget_note = record.make_budget(teacher_run, experiment.dataset).budget_note
+    teacher_record = record.read_record(teacher / "record.json", TeacherRecord)
+    # The students' epochs do not matter: only data and teacher are used.
+    full_run = run.model_copy(update={"training": experiment.dataset.training})
+    budget_note = record.make_budget(full_run, experiment.dataset, teacher_record.budget).budget_note
     result, pictures = measure(model, data, run, view, budget_note)
     write(result, pictures, out)
     print(f"{params.teacher} and {view}'s label disagree on {result.percent:.1f} % of {result.views:,} views: {out}/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdflow.training.record import RunRecord, TeacherRecord, budget_note, mean_std
+from kdflow.training.record import RunRecord, TeacherRecord, budget_note, distinct_notes, mean_std
 
 COLUMNS = ("Method", "Test top-1 %", "Against kd", "n", "Best epoch %")
 BASELINE = "kd"
@@ -21,8 +21,9 @@ class ExperimentResults:
 
     @property
     def budget_note(self) -> str:
-        """A note on reduced budgets; empty if all runs are full."""
-        return budget_note(run for runs in self.runs.values() for run in runs)
+        """A note on reduced budgets; empty if all runs and the teacher's are full."""
+        runs = [run for runs in self.runs.values() for run in runs]
+        return "; ".join(distinct_notes([self.teacher.budget_note, budget_note(runs)]))
 
     @property
     def title(self) -> str:

@@ -18,6 +18,7 @@ from kdflow.paper.paper import Paper
 from kdflow.paper.tables import Item
 from kdflow.report.experiment_figure import save
 from kdflow.report.paper_item import ItemView
+from kdflow.training.record import distinct_notes
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def save_figure(points: Sequence[Point], draw: Callable[[], Figure], file: Path 
     """Draw and save as svg or png, with a note on reduced budgets. The same points give the same bytes."""
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
         figure = draw()
-        notes = sorted({point.budget_note for point in points} - {""})
+        notes = distinct_notes(point.budget_note for point in points)
         if notes:
             text = "; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else "")
             figure.suptitle(f"not a full run: {text}", x=0.99, ha="right", fontsize=7, color="grey")

@@ -16,7 +16,7 @@ from kdflow.paper.cells import CellStatuses, cell_folder, teacher_folder
 from kdflow.paper.paper import Paper
 from kdflow.report import paper_item
 from kdflow.report.accuracy_table import METHOD_NOTE
-from kdflow.training.record import RunRecord
+from kdflow.training.record import RunRecord, distinct_notes
 
 TEMPLATE = Path(__file__).with_name("paper_page.html.j2")
 CURVE_SIZE = (220, 90)  # pixels
@@ -59,7 +59,7 @@ def render(paper: Paper) -> str:
         items=[_item_content(paper, statuses, name) for name in paper.items],
         cells=teachers | cells,
         method_note=METHOD_NOTE,
-        budget_notes=sorted({cell.budget_note for cell in cells.values()} - {""}),
+        budget_notes=distinct_notes(view.budget_note for view in (teachers | cells).values()),
     )
 
 
@@ -98,7 +98,7 @@ def _teacher_view(paper: Paper, statuses: CellStatuses, name: str) -> CellView:
     return CellView(
         status="done",
         command=command,
-        top1=f"{teacher.record.accuracy.top1:.2f}",
+        top1=f"{teacher.accuracy.top1:.2f}",
         budget_note=teacher.budget_note,
         records=(file.as_posix(),),
     )

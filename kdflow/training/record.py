@@ -19,6 +19,7 @@ from kdflow.config import PACKAGE, Dataset, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
 
+TEACHER_NOTE = "teacher with "  # the start of a teacher's budget note
 LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 
 
@@ -44,23 +45,33 @@ class Epoch(Settings):
 
 
 class Budget(Settings):
-    """Epochs and training images of a run, and those of a full run of the dataset."""
+    """Epochs and training images of a run, and those of a full run of the dataset.
+
+    `teacher` is the budget of the run's teacher; None without a teacher, or if its budget is not known.
+    """
 
     epochs: int
     full_epochs: int
     train_images: int
     full_train_images: int
     demo: bool
+    teacher: Budget | None = None
 
     @property
-    def budget_note(self) -> str:
-        """A note for tables and figures of a reduced run; empty for a full run."""
-        parts = ["demo dataset"] if self.demo else []
+    def reductions(self) -> list[str]:
+        """The parts of the budget that are less than those of a full run."""
+        parts = []
         if self.epochs < self.full_epochs:
             parts.append(f"{self.epochs} of {self.full_epochs} epochs")
         if self.train_images < self.full_train_images:
             parts.append(f"{self.train_images:,} of {self.full_train_images:,} training images")
-        return ", ".join(parts)
+        return parts
+
+    @property
+    def budget_note(self) -> str:
+        """A note for tables and figures of a reduced run, or of a reduced teacher; empty for a full run."""
+        run = ", ".join(["demo dataset", *self.reductions] if self.demo else self.reductions)
+        return "; ".join(filter(None, (run, teacher_note(self.teacher))))
 
 
 class Code(Settings):
@@ -113,12 +124,21 @@ class Accuracy(Settings):
 
 
 class TeacherRecord(Settings):
-    """The teacher's weights and their accuracy on the test set."""
+    """The teacher's weights and their accuracy on the test set.
+
+    `budget` is None if it is not known: for weights from a file that kdflow has not trained.
+    """
 
     architecture: str
     source: str
     sha256: str
     accuracy: Accuracy
+    budget: Budget | None = None
+
+    @property
+    def budget_note(self) -> str:
+        """A note for tables and figures if the teacher was trained with a reduced budget; else empty."""
+        return teacher_note(self.budget)
 
 
 class RunLog(Settings):
@@ -201,7 +221,19 @@ def mean_std(values: Sequence[float]) -> MeanStd:
 
 def budget_note(runs: Iterable[RunLog]) -> str:
     """Return the budget notes of reduced runs, each once; empty if all runs are full."""
-    return "; ".join(sorted({run.budget.budget_note for run in runs} - {""}))
+    return "; ".join(distinct_notes(run.budget.budget_note for run in runs))
+
+
+def distinct_notes(notes: Iterable[str]) -> list[str]:
+    """Return the parts of budget notes, each once; those of teachers come first, because most runs have them."""
+    parts = {part for note in notes for part in note.split("; ")} - {""}
+    return sorted(parts, key=lambda part: (not part.startswith(TEACHER_NOTE), part))
+
+
+def teacher_note(budget: Budget | None) -> str:
+    """Return the note on a teacher's budget; empty if it was full or is not known."""
+    reductions = [] if budget is None else budget.reductions
+    return f"{TEACHER_NOTE}{', '.join(reductions)}" if reductions else ""
 
 
 def pack_bits(values: Iterable[bool]) -> str:
@@ -216,8 +248,8 @@ def best_epoch(log: RunLog) -> Best:
     return Best(epoch=-epoch, top1=top1)
 
 
-def make_budget(run: RunSettings, dataset: Dataset) -> Budget:
-    """Return the budget of a run, with that of a full run of the dataset."""
+def make_budget(run: RunSettings, dataset: Dataset, teacher: Budget | None = None) -> Budget:
+    """Return the budget of a run, with that of a full run of the dataset and that of its teacher."""
     assert dataset.training is not None, "config.load() refuses a dataset without training settings"
     return Budget(
         epochs=run.training.epochs,
@@ -225,6 +257,7 @@ def make_budget(run: RunSettings, dataset: Dataset) -> Budget:
         train_images=run.train_images,
         full_train_images=dataset.data.train_images,
         demo=dataset.demo,
+        teacher=teacher,
     )
 
 

@@ -79,7 +79,8 @@ def write_cell(paper: Paper, name: str, top1: list[float], ratios: tuple[float, 
             point.model_copy(update={"pick_ratio": r if "pick" in name else None})
             for point, r in zip(result.curve, ratios, strict=True)
         )
-        budget = record.make_budget(run, experiment.dataset)
+        teacher = teacher_budget(paper, f"{cell.dataset}-{cell.teacher}") if cell.teacher else None
+        budget = record.make_budget(run, experiment.dataset, teacher)
         result = result.model_copy(
             update={"settings": run, "settings_sha256": run.sha256, "curve": curve, "budget": budget}
             | ({} if cell.teacher else {"teacher_sha256": None, "agreement": None})
@@ -97,7 +98,14 @@ def write_teacher(paper: Paper, name: str = "digits-resnet20", sha256: str = "1"
     record.write_record(
         folder / "training.json", log.model_copy(update={"settings": run, "settings_sha256": run.sha256})
     )
-    record.write_record(folder / "record.json", make_teacher().model_copy(update={"sha256": sha256}))
+    result = make_teacher().model_copy(update={"sha256": sha256, "budget": teacher_budget(paper, name)})
+    record.write_record(folder / "record.json", result)
+
+
+def teacher_budget(paper: Paper, name: str) -> record.Budget:
+    """Return the budget of a teacher that its stage trains."""
+    experiment = paper.teacher_experiment(name)
+    return record.make_budget(experiment.teacher_run(), experiment.dataset)
 
 
 def edit(file: Path, **change: object) -> None:

@@ -140,7 +140,7 @@ def test_formats_of_an_accuracy_table(paper):
 
 
 def test_a_reduced_budget_is_noted_everywhere(tmp_path):
-    paper = make_paper(tmp_path, params=PARAMS.replace("epoch_scale: 1.0", "epoch_scale: 0.1"))
+    paper = make_paper(tmp_path, params=PARAMS.replace("\nepoch_scale: 1.0", "\nepoch_scale: 0.1"))
     write_teacher(paper)
     write_cell(paper, KD, [90.0, 91.0, 92.0])
     budget_note = "demo dataset, 4 of 40 epochs"

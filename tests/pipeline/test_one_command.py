@@ -133,6 +133,8 @@ def test_one_command_makes_all_of_it(undisturbed):
     }
     assert summary.gain.difference.mean == runs["kd_tlcutmix_pick"].final.top1 - runs["ce"].final.top1
     assert (summary.train_images, summary.test_images, summary.epochs) == (12, 6, EPOCHS)
+    assert runs["kd_tlcutmix_pick"].budget.teacher.epochs == EPOCHS and runs["ce"].budget.teacher is None
+    assert f"Not a full run: teacher with {EPOCHS} of " in output.replace("\n", " ")
     assert runs["ce"].class_names == ("n01 dark", "n02 hell ä")
     assert summary.gain.verdict in output.replace("\n", " ")
     exported = output.rsplit("next: kdflow ", 1)[1].split()
