@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 from kdflow.config import FOLDERS, PACKAGE, Method, Model, Pick, StrongView, choices
@@ -53,6 +54,8 @@ def formula(method: Method) -> str:
         terms.append(f"{method.loss.weight:g} {method.loss.name}(x)")
     weight = strong.weight or method.kl if strong is not None else method.kl
     notes = [f"tau = {method.tau:g}"] if weight else []
+    if method.loss is not None:
+        notes += [f"{method.loss.name}.{key} = {json.dumps(value)}" for key, value in method.loss.options.items()]
     if strong is not None:
         term = {"teacher": "KL(x')", "mixed": "CE(x', mixed y)"}.get(strong.label, f"{strong.label}(x')")
         terms += [f"{weight:g} {term}"] if weight else []

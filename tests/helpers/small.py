@@ -25,7 +25,8 @@ VIEWS = BaseView(crop=2, flip=True, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
 def _few_negatives(method: Method) -> Method:
     if method.loss is None or method.loss.name != "crd":
         return method
-    return method.model_copy(update={"loss": method.loss.model_copy(update={"options": {"negatives": 8}})})
+    options = {**method.loss.options, "negatives": 8}
+    return method.model_copy(update={"loss": method.loss.model_copy(update={"options": options})})
 
 
 METHODS = {name: _few_negatives(method) for name, method in config.load(ROOT).methods.items()}
