@@ -7,7 +7,7 @@ v_s = W_s f_s / ||W_s f_s||, a trained embedding (with bias) of its pooled featu
 embeddings; the teacher's side v_t = W_t f_t / ||W_t f_t||, trained as well, with the bank of the student's. Z of each
 side is n times the mean of exp(<v, bank entry> / T) over the first batch, and is kept from then on. After each step
 the bank's entries of the batch become momentum * entry + (1 - momentum) * v, normalised to length 1. Negatives are
-images of other classes, drawn separately for each image, every set with the same probability.
+images of other classes; for each image, every set of them has the same probability. The sets of a batch are dependent.
 
 Settings: dim (default 128), the width of the embeddings; negatives (16384), m; temperature (0.07), T; momentum (0.5);
 replacement (false), whether an image may be drawn twice, as for ImageNet. The usual weight is 0.8.

@@ -228,6 +228,17 @@ def test_each_set_of_negatives_is_equally_likely_at_every_position_of_the_batch(
     assert sum((times - 200) ** 2 / 200 for times in found.values()) < 25  # 5 degrees of freedom: p < 0.0002
 
 
+def test_dependent_negatives_give_no_larger_variance_than_independent_ones():
+    n, b, m, draws = 200, 20, 60, 400
+    sampler = crd.NegativeSampler(torch.arange(n) % 10, m, replacement=False)
+    generator, index = _generator(), torch.arange(0, n, 10)  # all of class 0: 180 candidates for each
+    gradients = torch.randn(b, n, generator=generator) + 0.5 * torch.randn(n, generator=generator)
+    found = [gradients.gather(1, sampler(index, generator)).sum(1).mean() for _ in range(draws)]
+    candidates = gradients[:, ~torch.isin(torch.arange(n), sampler.bank_row[index])]
+    independent = (m * (1 - m / 180) * candidates.var(1)).sum() / b**2
+    assert torch.stack(found).var() < 1.05 * independent
+
+
 def test_images_of_a_batch_have_different_negatives():
     sampler = crd.NegativeSampler(torch.arange(1000) % 10, 100, replacement=False)
     rows = sampler(torch.arange(0, 100, 10), _generator()).tolist()  # all of class 0
