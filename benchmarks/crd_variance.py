@@ -1,4 +1,4 @@
-"""Benchmark of the variance of CRD's gradient, for several ways of drawing its negatives.
+"""Benchmark of the variance of CRD's gradient: kdflow's negatives against independent draws for each image.
 
     python benchmarks/crd_variance.py [--steps 0 200] [--json benchmarks/results/crd_variance.json]
 
