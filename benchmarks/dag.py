@@ -23,7 +23,6 @@ from pathlib import Path
 from machine import describe_machine, save_results
 from ruamel.yaml import YAML
 
-from kdflow.core import files
 from kdflow.paper import Paper, cells, load_paper
 from kdflow.paper.dvc_yaml import write_generated
 from kdflow.training import record
@@ -81,7 +80,7 @@ def copy_records(paper: Paper, source: str) -> None:
         for seed in experiment.params.seeds:
             run = experiment.student_run(cell.method, seed)
             records.append(template.model_copy(update={"settings": run, "settings_sha256": run.sha256}))
-            files.write_text(folder / f"seed{seed}.json", records[-1].model_dump_json())
+            record.write_record(folder / f"seed{seed}.json", records[-1])
         record.write_record(folder / cells.CELL_RECORD, cells.make_cell_record(paper, name, records))
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 from kdflow.config import Settings
 from kdflow.core import files
-from kdflow.core.errors import UserError
 from kdflow.paper.paper import Cell, Paper
 from kdflow.paper.tables import GOLDEN
 from kdflow.training import record
@@ -112,10 +111,6 @@ def make_cell_record(paper: Paper, name: str, records: list[RunRecord]) -> CellR
     )
 
 
-def _edited(file: Path) -> UserError:
-    return UserError(f"{file}: changed after training; `dvc checkout` or `dvc repro` restores it")
-
-
 class CellStatuses:
     """The statuses of a paper's cells. Each file is read once, when it is first needed."""
 
@@ -173,7 +168,7 @@ class CellStatuses:
         """Return the records of a cell's seeds; none if the cell is stale or missing.
 
         Raises:
-            UserError: a record is missing or invalid, or a record or the cell's means were changed after training.
+            UserError: a record is missing or invalid, or a record or the cell's means were edited.
         """
         return self._runs(name)
 
@@ -186,10 +181,10 @@ class CellStatuses:
             file = _seed_file(self.paper, name, seed)
             runs[seed] = record.read_record(file, RunRecord)
             if files.sha256(file) != hashes.record_sha256:
-                raise _edited(file)
+                raise record.edited(file)
         summary = make_cell_record(self.paper, name, list(runs.values()))
         if any(getattr(summary, metric) != getattr(status.record, metric) for metric in SUMMARISED):
-            raise _edited(cell_folder(self.paper, name) / CELL_RECORD)
+            raise record.edited(cell_folder(self.paper, name) / CELL_RECORD)
         seeds = self.paper.experiment(self.paper.cells[name]).params.seeds
         return [runs[seed] for seed in seeds if seed in runs]
 

@@ -7,7 +7,7 @@ params.yaml. Called again with the same folder, it makes only what is missing or
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kdflow import config
 from kdflow.config import (
@@ -40,6 +40,7 @@ from kdflow.training.record import RunLog, RunRecord, TeacherRecord
 if TYPE_CHECKING:
     from kdflow.models.cost import Cost
 
+R = TypeVar("R", bound=Settings)
 STUDENTS = "students"  # the folder in `out` of the students' weights
 LIBRARY_FAMILIES = ("torchvision", "timm")
 
@@ -202,7 +203,7 @@ def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path,
     """Make the teacher, unless a finished one with these settings exists."""
     run, weights, given = experiment.teacher_run(), out / "model.safetensors", experiment.params.teacher_weights.file
     trained = given is None
-    complete = all((out / name).is_file() for name in ("record.json", TEACHER_CLASSES))
+    complete = (out / TEACHER_CLASSES).is_file() and _read_or_none(out / "record.json", TeacherRecord) is not None
     if trained and complete and _matches(out / "training.json", weights, run.sha256, sha256, None):
         print(f"teacher {run.architecture}: exists")
         return
@@ -230,15 +231,20 @@ def _is_finished(job: Job, dataset: str, teacher: str) -> bool:
 
 def _matches(log: Path, weights: Path, settings: str, dataset: str, teacher: str | None) -> bool:
     """Return whether the log is of a run with these hashes and this code, and the weights are that run's."""
-    if not (log.is_file() and weights.is_file()):
-        return False
-    try:
-        run = record.read_record(log, RunLog)
-    except UserError:  # written by another version
+    run = _read_or_none(log, RunLog)
+    if run is None or not weights.is_file():
         return False
     expected = (settings, dataset, teacher, record.code_sha256(), files.sha256(weights))
     actual = (run.settings_sha256, run.dataset_sha256, run.teacher_sha256, run.code.sha256, run.weights_sha256)
     return actual == expected
+
+
+def _read_or_none(file: Path, kind: type[R]) -> R | None:
+    """Read a record; None if it is missing, was changed, or was written by another version."""
+    try:
+        return record.read_record(file, kind)
+    except UserError:
+        return None
 
 
 # --- summary -----------------------------------------------------------------------------------------------

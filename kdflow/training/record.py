@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from kdflow.config import PACKAGE, Dataset, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
 
+HASH_KEY = re.compile(rb',\s*"content_sha256":\s*"(\w*)"')
 TEACHER_NOTE = "teacher with "  # the start of a teacher's budget note
 LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow")
 
@@ -304,21 +306,33 @@ def machine_info(device: str, threads: int, loader_workers: int, processes_per_r
 
 
 def write_record(path: Path, record: Settings) -> None:
-    """Write a record as indented JSON."""
-    files.write_text(path, record.model_dump_json(indent=2) + "\n")
+    """Write a record as indented JSON. Its last key is the SHA-256 of the rest, by which `read_record` sees edits."""
+    content = record.model_dump_json(indent=2)
+    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    files.write_text(path, f'{content[:-2]},\n  "content_sha256": "{sha256}"\n}}\n')
 
 
 R = TypeVar("R", bound=Settings)
 
 
-def read_record(path: Path, kind: type[R]) -> R:
-    """Read a record of this kind.
+def edited(path: Path) -> UserError:
+    """Return the error for a record that is not as it was written."""
+    return UserError(f"{path}: changed after it was written; `dvc checkout` or `dvc repro` restores it")
+
+
+def read_record(path: Path, kind: type[R], *, hashed: bool = True) -> R:
+    """Read a record of this kind. `hashed` is False for a file that people edit, which `write_record` did not write.
 
     Raises:
-        UserError: the file is missing or invalid.
+        UserError: the file is missing or invalid, or was changed after it was written.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        content, sha256 = HASH_KEY.sub(b"", text).strip(), HASH_KEY.search(text)
+        record = kind.model_validate_json(content)
+        if hashed and (sha256 is None or sha256[1].decode() != hashlib.sha256(content).hexdigest()):
+            raise edited(path)
+        return record
     except FileNotFoundError:
         raise UserError(f"{path}: no such record; `dvc repro` writes it") from None
     except ValidationError as error:

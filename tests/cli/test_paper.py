@@ -60,11 +60,11 @@ def test_edited_means_and_records_are_refused(root):
     before = file.read_text()
     edit(file, top1={"mean": 99.0, "std": 0.1, "n": 3})
     for command in (("cells", "--status"), ("show", KD)):
-        fails_in_one_line(run(*command, cwd=root), f"{KD}/cell.json: changed after training; `dvc checkout`")
+        fails_in_one_line(run(*command, cwd=root), f"{KD}/cell.json: changed after it was written; `dvc checkout`")
     file.write_text(before)
     record_file = file.with_name("seed1.json")
     edit(record_file, final=json.loads(record_file.read_text())["final"] | {"top1": 99.0})
-    fails_in_one_line(run("cells", "--status", cwd=root), f"{KD}/seed1.json: changed after training")
+    fails_in_one_line(run("cells", "--status", cwd=root), f"{KD}/seed1.json: changed after it was written")
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_an_edited_record_is_refused(paper):
     file = cells.cell_folder(paper, KD) / "seed1.json"
     content = json.loads(file.read_text())
     edit(file, final=content["final"] | {"top1": 99.0})
-    with pytest.raises(UserError, match=rf"{re.escape(str(file))}: changed after training; `dvc checkout`"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(file))}: changed after it was written; `dvc checkout`"):
         CellStatuses(paper).runs(KD)
 
 

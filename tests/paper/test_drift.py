@@ -40,12 +40,12 @@ def drifted(paper, baseline, only=()):
 
 def change_curve(paper, name, **change):
     """Change the records of a cell as other code would have written them, with matching hashes."""
-    folder = cells.cell_folder(paper, name)
-    for file in folder.glob("seed*.json"):
-        content = json.loads(file.read_text())
-        content["curve"][0].update(change)
-        file.write_text(json.dumps(content))
-    runs = [cells.record.read_record(file, cells.RunRecord) for file in sorted(folder.glob("seed*.json"))]
+    folder, runs = cells.cell_folder(paper, name), []
+    for file in sorted(folder.glob("seed*.json")):
+        run = cells.record.read_record(file, cells.RunRecord)
+        curve = (run.curve[0].model_copy(update=change), *run.curve[1:])
+        runs.append(run.model_copy(update={"curve": curve}))
+        cells.record.write_record(file, runs[-1])
     cells.record.write_record(folder / cells.CELL_RECORD, cells.make_cell_record(paper, name, runs))
 
 

@@ -34,7 +34,7 @@ def records(project: Project) -> dict[str, dict]:
     contents = {}
     for file in sorted((project.folder / "data/six/cells").glob("*/seed0.json")):
         contents[file.parent.name] = json.loads(file.read_text())
-        contents[file.parent.name].pop("timing")
+        del contents[file.parent.name]["timing"], contents[file.parent.name]["content_sha256"]
     return contents
 
 
