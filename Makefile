@@ -36,6 +36,7 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow plan --check
 	kdflow plan --check --paper paper/miniature
 	kdflow plan --check --paper paper/micro
+	kdflow plan --check --paper evidence
 
 micro: $(VENV)/demo.ok  ## four cells with a teacher from a file, compared with their baseline
 	dvc repro --force $(MICRO:%=paper/micro/dvc.yaml:cell@digits-%)

@@ -163,7 +163,7 @@ def source_of(
             logits[rows] = extractor(batch.x).logits.numpy()
         logits.flush()
         store.finalize(folder / "views.h5")
-        source = StoredViews(extractor, read_views(folder / "views.h5", run, dtype, key), run.base_view)
+        source = StoredViews(Online(extractor), read_views(folder / "views.h5", run, dtype, key), run.base_view)
     if kind == "replay":
         cache = ReplayCache(folder, key, 10**12)
         source = Replay(extractor, cache, key, run.classes, dtype, print)

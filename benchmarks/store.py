@@ -24,7 +24,7 @@ from machine import describe_machine, save_results
 
 from kdflow import config
 from kdflow.models.features import FeatureExtractor
-from kdflow.training.teacher_logits import store
+from kdflow.training.teacher_logits import Online, store
 from kdflow.training.teacher_logits.all_views import StoredViews, views_per_image
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def main() -> None:
         memory_map, size = store.read_store(path, logits.shape, "float16", {}), logits.nbytes
         del logits
         identity = FeatureExtractor("none", torch.nn.Identity(), config.Model(family="resnet"))
-        source = StoredViews(identity, memory_map, views)
+        source = StoredViews(Online(identity), memory_map, views)
         random_rows = rng.integers(rows, size=args.images)
         cpu, few = torch.device("cpu"), min(FEW, args.images)
         with h5py.File(path, locking=False) as file:

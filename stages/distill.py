@@ -4,14 +4,14 @@ from pathlib import Path
 
 from kdflow import config
 from kdflow.core.script import run_script
-from kdflow.pipeline import work_dir
+from kdflow.pipeline import VIEWS_STORE, work_dir
 from kdflow.pipeline.distill import distill_students
 
 
 def main(method: str) -> None:
     """Read data/dataset.h5, data/teacher/ and data/logits/, write data/students/<method>/."""
-    teacher, logits, out = Path("data/teacher"), Path("data/logits"), Path("data/students") / method
-    distill_students(config.load(), method, Path("data/dataset.h5"), teacher, logits, out, work_dir())
+    dataset, teacher, out = Path("data/dataset.h5"), Path("data/teacher"), Path("data/students") / method
+    distill_students(config.load(), method, dataset, teacher, Path("data/logits") / VIEWS_STORE, out, work_dir())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ class Precision(Settings):
     compile: Literal["none", "default", "reduce-overhead"] = "none"
 
 
-LogitSource = Literal["online", "views", "views-float32", "replay", "replay-float32"]
+LogitSource = Literal[
+    "online", "views", "views-float32", "replay", "replay-float32", "views+replay", "views+replay-float32"
+]
 
 
 class Architecture(Settings):
@@ -51,9 +53,14 @@ class RunSettings(Settings):
 
     @property
     def logit_source(self) -> tuple[str, str]:
-        """The source of the teacher logits (online, views or replay), and the dtype in which they are stored."""
+        """The source of the teacher logits (online, views, replay or views+replay), and the dtype of stored ones."""
         kind, _, dtype = self.teacher_logits.partition("-")
         return kind, dtype or "float16"
+
+    @property
+    def reads_views(self) -> bool:
+        """Whether the logits of x come from a store of all views, which has no features."""
+        return self.teacher is not None and "views" in self.logit_source[0] and not self.method.needs_features
 
     @property
     def sha256(self) -> str:

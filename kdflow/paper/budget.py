@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from kdflow.config import Compute, Fraction, Precision, Seeds, Settings, TeacherWeights
+from kdflow.config import Compute, Fraction, LogitSource, Positive, Precision, Seeds, Settings, TeacherWeights
 
 
 class PaperBudget(Settings):
     """The budget of the paper's runs, and the files that they start from. Every key is required.
 
     Every number of epochs is multiplied by `epoch_scale`; `train_share` is the fraction of each dataset that is used.
+    Students are evaluated after every `eval_every` epochs (None: the dataset's) and after the last.
     `teacher_weights` maps the name of a teacher's stage to a file with its weights; such a teacher is not trained.
     """
 
@@ -21,9 +22,10 @@ class PaperBudget(Settings):
     epoch_scale: Annotated[float, Field(gt=0)]
     teacher_epoch_scale: Annotated[float, Field(gt=0)]
     train_share: Fraction
+    eval_every: Positive | None
     data_folders: dict[str, str | None]
     teacher_weights: dict[str, TeacherWeights | None]
-    teacher_logits: Literal["online", "replay", "replay-float32"]
+    teacher_logits: LogitSource
     precision: Precision
     compute: Compute
 
@@ -36,6 +38,7 @@ FULL_BUDGET = PaperBudget(
     epoch_scale=1.0,
     teacher_epoch_scale=1.0,
     train_share=1.0,
+    eval_every=None,
     data_folders={},
     teacher_weights={},
     teacher_logits="online",

@@ -101,6 +101,7 @@ def _teacher(paper: Paper) -> dict[str, Any]:
 
 def _student(paper: Paper) -> dict[str, Any]:
     folder, data = paper.folder.as_posix(), paper.data.as_posix()
+    budget = ["seeds", "teacher_logits", "epoch_scale", "train_share", "eval_every", "precision"]
     return _stage(
         paper,
         "cell",
@@ -108,7 +109,7 @@ def _student(paper: Paper) -> dict[str, Any]:
         deps=[f"{data}/${{item.dataset}}.h5", "${item.teacher_dep}", f"{GOLDEN.as_posix()}/${{item.method}}.json"],
         params=[
             {f"{folder}/cells.json": ["cells.${key}.seeds"]},
-            {f"{folder}/params.yaml": ["seeds", "teacher_logits", "epoch_scale", "train_share", "precision"]},
+            {f"{folder}/params.yaml": budget},
             {"recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
             {"recipes/models.yaml": ["${item.student}", "${item.teacher_model}"]},
             {"recipes/methods.yaml": ["${item.method}"]},

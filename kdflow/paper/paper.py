@@ -173,7 +173,8 @@ class Paper:
         full = self.recipes.datasets[cell.dataset]
         assert full.training is not None
         # The record's budget compares a run with a full one: of this cell, not of the dataset's default.
-        dataset = full.model_copy(update={"training": full.training.model_copy(update={"epochs": cell.epochs})})
+        training = {"epochs": cell.epochs, "eval_every": budget.eval_every or full.training.eval_every}
+        dataset = full.model_copy(update={"training": full.training.model_copy(update=training)})
         params = self._params(budget, cell.dataset, cell.teacher or cell.student, cell.student).model_copy(
             update={
                 "base_view": cell.base_view,

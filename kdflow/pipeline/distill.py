@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdflow.config import Experiment
-from kdflow.pipeline import VIEWS_STORE
 from kdflow.pipeline.train import check_last_batch, train
 from kdflow.training import record
 from kdflow.training.job import Job
@@ -17,12 +16,12 @@ def distill_students(
     method: str,
     dataset: Path,
     teacher: Path | None,
-    logits: Path | None,
+    views_store: Path | None,
     out: Path,
     work_dir: Path,
 ) -> None:
     """Distil the student by `method` from every seed; write weights and log of each to `out`."""
-    jobs = student_jobs(experiment, method, dataset, teacher, logits, out, work_dir)
+    jobs = student_jobs(experiment, method, dataset, teacher, views_store, out, work_dir)
     train(method, jobs, experiment.params.compute)
 
 
@@ -31,13 +30,14 @@ def student_jobs(
     method: str,
     dataset: Path,
     teacher: Path | None,
-    logits: Path | None,
+    views_store: Path | None,
     out: Path,
     work_dir: Path,
 ) -> list[Job]:
     """Return the jobs of `method`, one per seed.
 
-    `teacher` and `logits` are the outputs of their stages; None for methods and settings that need none.
+    `teacher` is the output of its stage, `views_store` the store of all views. They are None for methods and settings
+    that need none.
     """
     params = experiment.params
     check_last_batch(experiment.student_run(method, 0))
@@ -52,7 +52,7 @@ def student_jobs(
             budget=record.make_budget(run, experiment.dataset, budget),
             dataset=dataset,
             teacher=None if used is None else used / "model.safetensors",
-            views_store=logits / VIEWS_STORE if logits and run.logit_source[0] == "views" else None,
+            views_store=views_store if run.reads_views else None,
             weights=out / f"seed{seed}.safetensors",
             log=out / f"seed{seed}.json",
             work_dir=work_dir,

@@ -17,16 +17,22 @@ def write_logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path
     """Write to `out` the source of the students' teacher logits, and the store of all views if that is the source."""
     params = experiment.params
     runs = [experiment.student_run(method, 0) for method in params.methods]
-    run = next((run for run in runs if run.teacher is not None), None)
-    if run is not None and run.logit_source[0] == "views":
-        _write_views(run, params.compute.device, dataset, teacher, out / VIEWS_STORE, work_dir)
+    run = next((run for run in runs if run.reads_views), None)
+    if run is not None:
+        write_views(run, params.compute.device, dataset, teacher, work_dir, out / VIEWS_STORE)
     files.write_text(out / "source.json", json.dumps({"source": params.teacher_logits}) + "\n")
 
 
-def _write_views(
-    run: RunSettings, device_setting: str, dataset: Path, teacher: Path, out: Path, work_dir: Path
-) -> None:
-    """Compute the teacher logits of all views; an interrupted attempt is resumed from `work_dir`."""
+def write_views(
+    run: RunSettings, device_setting: str, dataset: Path, teacher: Path, work_dir: Path, out: Path | None = None
+) -> Path:
+    """Compute the teacher logits of all views; an interrupted attempt is resumed from `work_dir`.
+
+    Writes them to `out`. If it is None, they go to a cache in `work_dir`, where later calls find them.
+
+    Returns:
+        The path of the store.
+    """
     from kdflow.data import load
     from kdflow.models.precision import use_tf32
     from kdflow.training.device import device_name, pick_device
@@ -40,15 +46,19 @@ def _write_views(
     identity, dtype = cache_key(run, teacher_sha256, data.sha256), run.logit_source[1]
     # An interrupted attempt is resumed only where the same digits are computed.
     digits = digits_key(device_name(device))
-    key = hashlib.sha256(json.dumps([identity, dtype, digits]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([identity, dtype, digits]).encode()).hexdigest()[:16]
+    cached = work_dir / "views" / f"{key}.h5"
     with (
         Display("logits") as display,
-        files.exclusive_folder(work_dir / "views" / key[:16], "this store", print) as folder,
+        files.exclusive_folder(work_dir / "views" / key, "this store", print) as folder,
     ):
+        if out is None and cached.exists():
+            return cached
         meter = StoreMeter(len(data.train), display)
         store, forward = folder / VIEWS_STORE, teacher_extractor(run, model).forward
         all_views.fill(store, forward, data.train, run, dtype, identity, meter.done)
-        with files.atomic_write(out) as temporary:
+        with files.atomic_write(out or cached) as temporary:
             shutil.move(store, temporary)
         shutil.rmtree(folder)
-    print(f"{out}: {len(data.train) * all_views.views_per_image(run.base_view):,} views, {dtype}")
+    print(f"{out or cached}: {len(data.train) * all_views.views_per_image(run.base_view):,} views, {dtype}")
+    return out or cached

@@ -8,6 +8,7 @@ from kdflow.paper import Paper, cells
 from kdflow.pipeline import work_dir
 from kdflow.pipeline.distill import distill_students
 from kdflow.pipeline.evaluate import evaluate_students
+from kdflow.pipeline.logits import write_views
 from kdflow.pipeline.prepare import prepare_dataset
 from kdflow.pipeline.teacher import make_teacher
 from kdflow.training import record
@@ -44,8 +45,13 @@ def cell(paper: Paper, name: str) -> None:
     planned, out = paper.get_cell(name), cells.cell_folder(paper, name)
     experiment, dataset = paper.experiment(planned), paper.data / f"{planned.dataset}.h5"
     teacher = paper.data / cells.TEACHERS / f"{planned.dataset}-{planned.teacher}" if planned.teacher else None
-    students = out / "students"
-    distill_students(experiment, planned.method, dataset, teacher, None, students, work_dir())
+    students, views_store = out / "students", None
+    run = experiment.student_run(planned.method, 0)
+    if teacher is not None and run.reads_views:
+        views_store = parallel_runs.in_fresh_process(
+            write_views, run, experiment.params.compute.device, dataset, teacher, work_dir()
+        )
+    distill_students(experiment, planned.method, dataset, teacher, views_store, students, work_dir())
     records = parallel_runs.in_fresh_process(
         evaluate_students, experiment, planned.method, dataset, teacher, students, out, out / "metrics.json"
     )

@@ -123,9 +123,7 @@ def _pick_ratio(steps: list[StepResult]) -> float | None:
 def _add_epoch(
     progress: RunProgress, point: record.Epoch, seconds: float, teacher: TeacherSource | None
 ) -> RunProgress:
-    counts = ViewCounts()
-    if teacher is not None:
-        counts, teacher.counts = teacher.counts, counts
+    counts = ViewCounts() if teacher is None else teacher.take_counts()
     return progress.model_copy(
         update={
             "curve": (*progress.curve, point),

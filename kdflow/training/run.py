@@ -124,16 +124,17 @@ def _teacher_source(
     assert run.teacher is not None
     teacher = teacher_extractor(run, model)
     source, dtype = run.logit_source
-    if source == "views":
-        assert job.views_store is not None
-        key = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
-        return StoredViews(teacher, read_views(job.views_store, run, dtype, key), run.base_view)
-    if source == "replay":
-        device = device_name(data.train.labels.device)
-        key = teacher_logits.cache_key(run, teacher_sha256, data.sha256) | teacher_logits.plan_cache_key(run, device)
-        cache = ReplayCache(job.work_dir / "replay", key, int(job.compute.replay_gb * 1e9))
-        return Replay(teacher, cache, key, run.classes, dtype, note)
-    return Online(teacher)
+    key = teacher_logits.cache_key(run, teacher_sha256, data.sha256)
+    if "replay" in source:
+        plan_key = key | teacher_logits.plan_cache_key(run, device_name(data.train.labels.device))
+        cache = ReplayCache(job.work_dir / "replay", plan_key, int(job.compute.replay_gb * 1e9))
+        computed: TeacherSource = Replay(teacher, cache, plan_key, run.classes, dtype, note)
+    else:
+        computed = Online(teacher)
+    if not run.reads_views:
+        return computed
+    assert job.views_store is not None
+    return StoredViews(computed, read_views(job.views_store, run, dtype, key), run.base_view)
 
 
 def teacher_extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:

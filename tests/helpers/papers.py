@@ -44,6 +44,7 @@ seeds: [0, 1, 2]
 epoch_scale: 1.0
 teacher_epoch_scale: 1.0
 train_share: 1.0
+eval_every:
 data_folders: {}
 teacher_weights: {}
 teacher_logits: online

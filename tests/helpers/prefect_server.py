@@ -36,6 +36,7 @@ seeds: [0]
 epoch_scale: 0.05
 teacher_epoch_scale: 0.05
 train_share: 1.0
+eval_every:
 data_folders: {digits: null}
 teacher_weights: {digits-resnet20: null}
 teacher_logits: online

@@ -159,10 +159,12 @@ def test_a_new_row_adds_its_cells_and_changes_no_other(tmp_path):
 
 def test_a_budget_scales_epochs_images_and_seeds(tmp_path):
     params = PARAMS.replace("epoch_scale: 1.0", "epoch_scale: 0.1").replace("train_share: 1.0", "train_share: 0.5")
+    params = params.replace("eval_every:", "eval_every: 6")
     paper = make_paper(tmp_path, params=params.replace("[0, 1, 2]", "[5, 7]"))
     experiment = paper.experiment(paper.cells[f"{KD}-e80"])
     run = experiment.student_run("kd", 5)
     assert (run.training.epochs, run.train_images, experiment.params.seeds) == (8, 150, (5, 7))
+    assert run.training.eval_every == 6
     assert experiment.dataset.training is not None and experiment.dataset.training.epochs == 80
     assert paper.teacher_experiment("digits-resnet20").teacher_run().training.epochs == 4
 
@@ -242,8 +244,8 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, old, new, message):
         ("seeds: [0, 1, 2]", "seeds: []", "seeds: "),
         (
             "teacher_logits: online",
-            "teacher_logits: views",
-            "teacher_logits: input should be 'online', 'replay' or 'replay-float32', got 'views'",
+            "teacher_logits: cached",
+            "teacher_logits: input should be 'online', 'views', ",
         ),
         (
             "teacher_weights: {}",

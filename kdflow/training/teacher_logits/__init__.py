@@ -49,6 +49,12 @@ class TeacherSource(ABC):
     def end(self) -> None:  # noqa: B027
         """Finish the epoch, after its last step."""
 
+    def take_counts(self) -> ViewCounts:
+        """Return the counts since the last call."""
+        counts = replace(self.counts)
+        self.counts.computed = self.counts.read = 0
+        return counts
+
     def is_cacheable(self, view: str) -> bool:
         """Return whether a store can serve this view: it holds logits and no features, which only x needs."""
         return view != BASE_VIEW or not self.teacher.gives_features

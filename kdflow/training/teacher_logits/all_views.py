@@ -25,7 +25,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.data import Images, ImageSet
 from kdflow.methods.views import BaseViewTransform
-from kdflow.models.features import FeatureExtractor, Outputs
+from kdflow.models.features import Outputs
 from kdflow.training.epoch_plan import EpochPlan, StepPlan
 from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource, ViewImages, store
 from kdflow.training.teacher_logits.store import CacheKey
@@ -162,22 +162,28 @@ def _all_views(base_view: config.BaseView, device: torch.device) -> tuple[Int64[
 
 
 class StoredViews(TeacherSource):
-    """Teacher logits of x from the store, unless features are needed; other views are computed."""
+    """Teacher logits of x from the store, unless features are needed; `others` gives those of other views."""
 
-    def __init__(self, teacher: FeatureExtractor, logits: npt.NDArray[Any], base_view: config.BaseView) -> None:
-        super().__init__(teacher)
+    def __init__(self, others: TeacherSource, logits: npt.NDArray[Any], base_view: config.BaseView) -> None:
+        super().__init__(others.teacher)
+        self.others, self.counts = others, others.counts
         self.logits, self.base_view = logits, base_view
         self.rows = np.empty(0, np.int64)
 
-    def begin(self, epoch: int, plan: EpochPlan) -> None:  # noqa: ARG002
+    def begin(self, epoch: int, plan: EpochPlan) -> None:
         """Find the rows of all views of the epoch at once, since the plan is on the device."""
+        self.others.begin(epoch, plan)
         self.rows = store_rows(plan.order, plan.shift, plan.flip, self.base_view).cpu().numpy()
 
     def __call__(self, plan: StepPlan, views: ViewImages) -> dict[str, Outputs]:
-        """Read x, and compute the other views in one pass."""
+        """Read x; the other source gives the other views."""
         stored = BASE_VIEW in views and self.is_cacheable(BASE_VIEW)
-        outputs = self.compute({view: images for view, images in views.items() if view != BASE_VIEW or not stored})
+        outputs = self.others(plan, {view: x for view, x in views.items() if view != BASE_VIEW or not stored})
         if stored:
             rows = self.rows[plan.offset : plan.offset + len(views[BASE_VIEW])]
             outputs[BASE_VIEW] = self.from_store(self.logits[rows], views[BASE_VIEW].device)
         return outputs
+
+    def end(self) -> None:
+        """Finish the epoch of the other source."""
+        self.others.end()

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import key_of, online, trained
+from runs import key_of, online, replay, trained
 from small import DATA, METHODS, VIEWS, batches_of, run_of, teacher_for
 
 from kdflow.core.errors import UserError
 from kdflow.training.run import teacher_extractor
-from kdflow.training.teacher_logits import all_views, store
+from kdflow.training.teacher_logits import Online, ViewCounts, all_views, store
 from kdflow.training.teacher_logits.all_views import (
     StoredViews,
     fill,
@@ -96,18 +96,37 @@ def test_filling_resumes_after_an_interruption(whole, tmp_path, monkeypatch):
 
 def source_of(path: Path, method: str, dtype: str = "float32") -> tuple:
     run = run_of(METHODS[method])
-    return run, StoredViews(teacher_extractor(run, teacher_for(run.method)), opened(path, dtype), run.base_view)
+    return run, StoredViews(Online(teacher_extractor(run, teacher_for(run.method))), opened(path, dtype), run.base_view)
+
+
+def counted(source: StoredViews) -> list[ViewCounts]:
+    """Return a list that gets the counts of each epoch."""
+    counts, take = [], source.take_counts
+    source.take_counts = lambda: counts.append(take()) or counts[-1]
+    return counts
 
 
 @pytest.mark.parametrize(("method", "strong_views"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
 def test_a_run_is_close_to_an_online_run_and_computes_strong_views_only(whole, tmp_path, method, strong_views):
     run, source = source_of(whole, method)
-    counted, plain = [], source.compute
-    source.compute = lambda images: counted.extend(len(x) for x in images.values()) or plain(images)
+    counts = counted(source)
     curve, _ = trained(run, source, tmp_path / "run")
     expected, _ = online(method, tmp_path)
     assert [point.loss for point in curve] == pytest.approx([point.loss for point in expected], rel=1e-4)
-    assert sum(counted) == 20 * 3 * strong_views
+    assert counts == [ViewCounts(20 * strong_views, 20)] * 3
+
+
+def test_with_replay_a_second_run_computes_no_logits(whole, tmp_path):
+    curves = []
+    for i in range(2):
+        run, replayed = replay("kd_tlcutmix_pick", tmp_path, pytest.fail)
+        source = StoredViews(replayed, opened(whole), run.base_view)
+        counts = counted(source)
+        curves.append(trained(run, source, tmp_path / f"run{i}")[0])
+        assert counts == [ViewCounts(40, 20), ViewCounts(0, 60)][i : i + 1] * 3
+    assert curves[0] == curves[1]
+    expected, _ = online("kd_tlcutmix_pick", tmp_path)
+    assert [point.loss for point in curves[0]] == pytest.approx([point.loss for point in expected], rel=1e-4)
 
 
 def test_features_are_computed(whole, tmp_path):
