@@ -156,6 +156,15 @@ TeacherModel = Annotated[
         show_default=False,
     ),
 ]
+TeacherClassOrder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|natural|auto",
+        help="Order of the outputs of a teacher from a file: by the numbers in the names of the classes, as training "
+        "images show, or the names in a text file, one per line.",
+        show_default="the names of the classes, sorted as text",
+    ),
+]
 Side = Annotated[
     int | None,
     typer.Option(
@@ -191,6 +200,7 @@ def distill(
     epochs: Epochs = None,
     teacher_epochs: TeacherEpochs = None,
     teacher_model: TeacherModel = None,
+    teacher_classes: TeacherClassOrder = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
     side: Side = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
@@ -225,6 +235,7 @@ def distill(
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         teacher_model=teacher_model,
+        teacher_classes=teacher_classes,
         seeds=seeds,
         compare=compare,
         compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": workers}),

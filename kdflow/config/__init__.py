@@ -28,7 +28,7 @@ from kdflow.config.dataset import (
     UserFolder,
     UserFolderRecipe,
 )
-from kdflow.config.experiment import Compute, Experiment, Params, Recipes, TeacherWeights
+from kdflow.config.experiment import Compute, Experiment, Params, Recipes, TeacherClasses, TeacherWeights
 from kdflow.config.load import (
     NameChecks,
     check_has_reader,
@@ -76,6 +76,7 @@ __all__ = [
     "Sha256",
     "StrongView",
     "T",
+    "TeacherClasses",
     "TeacherWeights",
     "Training",
     "Triple",

@@ -14,19 +14,32 @@ from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.core.errors import UserError
 from kdflow.core.machine import default_loader_workers
 
+TeacherClasses = Annotated[
+    Annotated[Literal["natural", "auto"], Tag("<order>")]
+    | Annotated[tuple[str, ...], Field(strict=False), AfterValidator(no_duplicates), Tag("<names>")],
+    Discriminator(lambda value: "<names>" if isinstance(value, list | tuple) else "<order>"),
+]
+"""The order of a teacher's outputs: with digits as numbers, as training images show, or the names in this order."""
+
 
 class TeacherWeights(Settings):
-    """Teacher weights from a file, instead of a trained teacher: all three keys are given, or none."""
+    """Teacher weights from a file, instead of a trained teacher: file, sha256 and top1 are given, or none of them.
+
+    `classes` is the order of the teacher's outputs; None is that of the dataset.
+    """
 
     file: str | None
     sha256: Sha256 | None
     top1: Percent | None
+    classes: TeacherClasses | None = None
 
     @model_validator(mode="after")
     def _all_or_none(self) -> TeacherWeights:
         missing = [key for key in ("file", "sha256", "top1") if getattr(self, key) is None]
         if 0 < len(missing) < 3:
             raise ValueError(f"file, sha256 and top1 must be given together; {' and '.join(missing)} not given")
+        if missing and self.classes is not None:
+            raise ValueError("classes is the order of the classes of weights from a file; file not given")
         return self
 
 

@@ -6,6 +6,7 @@ params.yaml. Called again with the same folder, it makes only what is missing or
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,11 +20,12 @@ from kdflow.config import (
     Precision,
     Recipes,
     Settings,
+    TeacherClasses,
     TeacherWeights,
     UserFolder,
 )
 from kdflow.core import files
-from kdflow.core.errors import UserError
+from kdflow.core.errors import UserError, one_line
 from kdflow.launch import parallel_runs
 from kdflow.pipeline import TEACHER_CLASSES
 from kdflow.pipeline.distill import student_jobs
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from kdflow.models.cost import Cost
 
 R = TypeVar("R", bound=Settings)
-STUDENTS = "students"  # the folder in `out` of the students' weights
+STUDENTS, TEACHER, WEIGHTS = "students", "teacher", "model.safetensors"  # in `out`: folders, and the teacher's file
 LIBRARY_FAMILIES = ("torchvision", "timm")
 
 
@@ -59,6 +61,7 @@ class DistillOptions(Settings):
     seeds: int
     compare: bool
     compute: Compute
+    teacher_classes: str | None = None
 
 
 def distill(options: DistillOptions, root: Path) -> gain.Summary:
@@ -72,7 +75,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
     out, experiment = options.out, _experiment(options, config.load_recipes(root))
     if out.resolve().is_relative_to(Path(options.data.folder).expanduser().resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
-    dataset, teacher, work_dir = out / "dataset.h5", out / "teacher", out / ".kdflow"
+    dataset, teacher, work_dir = out / "dataset.h5", out / TEACHER, out / ".kdflow"
     with files.exclusive_folder(work_dir, f"{out}", print):
         prepared = prepare_dataset(experiment, dataset, work_dir / "downloads", out / "dataset.json")
         sha256, datasets = prepared.sha256, {prepared.name: prepared.dataset}
@@ -85,7 +88,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
         methods = experiment.params.methods
         students = {method: out / STUDENTS / method for method in methods}
         jobs = _jobs(experiment, dataset, teacher, students, work_dir)
-        teacher_sha256 = files.sha256(teacher / "model.safetensors")
+        teacher_sha256 = files.sha256(teacher / WEIGHTS)
         missing = [job for job in jobs if not _is_finished(job, sha256, teacher_sha256)]
         if missing:
             train(f"{experiment.params.student}", missing, options.compute)
@@ -132,6 +135,7 @@ def _experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
             file=None if weights is None else str(weights),
             sha256=None if weights is None else files.sha256(weights),
             top1=None if weights is None else 0.0,  # no expectation: the summary prints the measured accuracy
+            classes=_teacher_classes(options, weights),
         ),
         teacher_logits="online",
         student=student.name,
@@ -196,12 +200,33 @@ def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, P
     raise UserError(f"--teacher: {file}: its architecture is not known; give --teacher-model MODEL")
 
 
+def _teacher_classes(options: DistillOptions, weights: Path | None) -> TeacherClasses | None:
+    """Return the order of the outputs of a teacher from a file: natural, auto, or the lines of a file of names."""
+    order = options.teacher_classes
+    if order is None:
+        return None
+    if weights is None:
+        raise UserError(f"--teacher-classes: {options.teacher} is a model; --teacher-classes is for a file of weights")
+    if weights.resolve() == (options.out / TEACHER / WEIGHTS).resolve():
+        raise UserError(f"--teacher-classes: {weights} has the order of the classes, as every teacher in --out")
+    if order in ("natural", "auto"):
+        return order  # type: ignore[return-value]
+    try:
+        lines = Path(order).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--teacher-classes: {order}: {one_line(error)}; expected natural, auto, or a text file with the name of "
+            "one class per line"
+        ) from None
+    return tuple(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip())
+
+
 # --- finished parts ----------------------------------------------------------------------------------------
 
 
 def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path, work_dir: Path) -> None:
     """Make the teacher, unless a finished one with these settings exists."""
-    run, weights, given = experiment.teacher_run(), out / "model.safetensors", experiment.params.teacher_weights.file
+    run, weights, given = experiment.teacher_run(), out / WEIGHTS, experiment.params.teacher_weights.file
     trained = given is None
     complete = (out / TEACHER_CLASSES).is_file() and _read_or_none(out / "record.json", TeacherRecord) is not None
     if trained and complete and _matches(out / "training.json", weights, run.sha256, sha256, None):
@@ -263,7 +288,7 @@ def _summary(
     params, data = experiment.params, experiment.dataset.data
     teacher_record = record.read_record(teacher / "record.json", TeacherRecord)
     (teacher_cost, student_cost), method = [(cost.params, cost.flops) for cost in costs], params.methods[-1]
-    weights = str(teacher / "model.safetensors")
+    weights = str(teacher / WEIGHTS)
     rows = [gain.teacher_row(params.teacher, teacher_record, teacher_cost, weights)]
     for name in (method, *params.methods[:-1]):
         paths = [str(students[name] / f"seed{seed}.safetensors") for seed in params.seeds]

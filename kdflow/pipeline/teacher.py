@@ -27,6 +27,7 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     """
     from kdflow.data import load
     from kdflow.models import convert_weights, create_model, load_exact, save_weights
+    from kdflow.pipeline import class_order
     from kdflow.training.device import pick_device
     from kdflow.training.evaluate import predict_logits, topk_accuracy
 
@@ -35,24 +36,28 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     weights = out / "model.safetensors"
     for method in experiment.params.methods:  # before hours of training
         check_last_batch(experiment.student_run(method, 0))
-    budget: Budget | None = record.make_budget(run, experiment.dataset)
     if given.file is None:
         _train(experiment, dataset, out, work_dir)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source, origin, keep = weights, "trained in this project", True
+    source, origin, order = weights, "trained in this project", None
     if given.file is None:
         load_exact(model, weights)
     else:
         source = Path(given.file).expanduser()
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
-        budget = _recorded_budget(source, given.sha256)
-        keep = source.resolve() == weights.resolve()
-        if keep and (out / "record.json").is_file():
-            origin = record.read_record(out / "record.json", TeacherRecord).source
+    keep = source.resolve() == weights.resolve()
+    if given.file is not None and keep and (out / "record.json").is_file():
+        kept = record.read_record(out / "record.json", TeacherRecord)
+        origin, order = kept.source, kept.class_order
     device = pick_device(experiment.params.compute.device)
-    images = load(dataset, run.train_images, device, experiment.params.compute.resolved_workers).test
-    logits = predict_logits(model.to(device), images, run.base_view)
+    few = min(run.train_images, class_order.IMAGES_PER_CLASS * run.classes)
+    data = load(dataset, few, device, experiment.params.compute.resolved_workers)
+    model, images = model.to(device), data.test
+    if not keep:
+        order, note = class_order.set_class_order(model, given.classes, data, run)
+        origin = "; ".join(filter(None, (origin, note)))
+    logits = predict_logits(model, images, run.base_view)
     accuracy = topk_accuracy(logits, images)
     if given.top1 is not None and accuracy.top1 < given.top1 - TEACHER_TOLERANCE:
         raise UserError(
@@ -64,7 +69,8 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
         source=origin,
         sha256=files.sha256(weights) if keep else save_weights(model, weights),
         accuracy=accuracy,
-        budget=budget,
+        budget=_recorded_budget(source, given.sha256) if given.file else record.make_budget(run, experiment.dataset),
+        class_order=order,
     )
     files.write_text(out / TEACHER_CLASSES, json.dumps(logits.argmax(1).tolist()) + "\n")
     record.write_record(out / "record.json", result)

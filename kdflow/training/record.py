@@ -128,7 +128,8 @@ class Accuracy(Settings):
 class TeacherRecord(Settings):
     """The teacher's weights and their accuracy on the test set.
 
-    `budget` is None if it is not known: for weights from a file that kdflow has not trained.
+    `budget` is None if it is not known: for weights from a file that kdflow has not trained. `class_order` has, for
+    each class, the output of the original weights that became this class's, if they were reordered.
     """
 
     architecture: str
@@ -136,6 +137,9 @@ class TeacherRecord(Settings):
     sha256: str
     accuracy: Accuracy
     budget: Budget | None = None
+    class_order: Annotated[tuple[int, ...], Field(strict=False)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
     @property
     def budget_note(self) -> str:
