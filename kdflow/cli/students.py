@@ -27,8 +27,9 @@ def export(
     student: Annotated[
         str,
         typer.Argument(
-            metavar="CELL|METHOD|FILE",
-            help="A cell of the paper, a method of params.yaml, or a file of a student's weights.",
+            metavar="CELL|METHOD|TEACHER|FILE",
+            help="A cell or teacher of the paper, a method of params.yaml, 'teacher' for the teacher of params.yaml, "
+            "or a file of weights.",
         ),
     ],
     format_name: Annotated[
@@ -54,24 +55,31 @@ def export(
             show_default="searched for in the folders above the weights",
         ),
     ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not verify the file on test images: the dataset or its images are gone."),
+    ] = False,
     threads: Threads = 1,
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """Export a student to one file, verify the file on test images, and compare its latency with the teacher's."""
+    """Export a student or teacher to one file, verify it on test images, and compare its latency with the teacher's."""
     from kdflow.export import export, locate
 
-    inputs = locate.locate_inputs(locate.find_weights(student, seed, paper, root), data, teacher)
+    if no_verify and data is not None:
+        raise UserError("--no-verify: the dataset is not read; leave out --data")
+    weights = locate.find_weights(student, seed, paper, root)
+    inputs = locate.locate_inputs(weights, data, teacher, needs_dataset=not no_verify)
     file, report = export.export(inputs, format_name, out, threads)
-    typer.echo(f"{file}: {report.verification}")
-    _print_costs(report)
+    typer.echo(f"{file}: {report.verification or 'not verified on test images (--no-verify)'}")
+    _print_costs(report, inputs.role)
     if report.teacher is None and inputs.log.settings.teacher is not None:
         typer.echo("The teacher was not measured: its weights were not found. Give the file by --teacher.")
     rest = shlex.join(["--model", str(file), *(["--trust"] if format_name == "pt2" else [])])
     typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... {rest}")
 
 
-def _print_costs(report: ExportReport) -> None:
+def _print_costs(report: ExportReport, role: str) -> None:
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
@@ -82,10 +90,10 @@ def _print_costs(report: ExportReport) -> None:
     for i, column in enumerate(("", "File MB", "Params 1e6", "GFLOPs", *latencies)):
         table.add_column(column, justify="right" if i else "left")
     rows = []
-    for role, cost in (("teacher", report.teacher), ("student", report.student)):
+    for name, cost in (("teacher", report.teacher), (role, report.student)):
         if cost is not None:
             rows.append([cost.file_bytes / 1e6, cost.params / 1e6, cost.flops / 1e9, *cost.latency_ms.values()])
-            table.add_row(f"{role} {cost.model}", *(f"{value:.3f}" for value in rows[-1]))
+            table.add_row(f"{name} {cost.model}", *(f"{value:.3f}" for value in rows[-1]))
     if report.teacher is not None:
         table.add_row("teacher / student", *(f"{a / b:.2f}" for a, b in zip(*rows, strict=True)))
     print_whole(table)

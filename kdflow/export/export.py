@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,15 @@ class ModelCost(Settings):
 
 
 class ExportReport(Settings):
-    """The content of FILE.json beside an exported file. Latency is the median of `timing_rounds` rounds."""
+    """The content of FILE.json beside an exported file. Latency is the median of `timing_rounds` rounds.
+
+    `verification` is None if the file was not compared with the student.
+    """
 
     file: str
     format: str
     sha256: str
-    verification: Verification
+    verification: Verification | None
     student: ModelCost
     teacher: ModelCost | None
     threads: int
@@ -89,7 +94,7 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
     """Write a student to one file, verify the file and measure it; return the file and its report.
 
     Args:
-        student: the student's files.
+        student: the student's files. Without a dataset, the exported file is not verified.
         format_name: a module of `kdflow.export.formats`.
         out: the file; None writes to the working directory, with a name of dataset, student, method and seed.
         threads: CPU threads.
@@ -99,20 +104,19 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
             the student; then `out` is left as it was.
     """
     file_format, run = format_by_name(format_name), student.log.settings
-    out = out or Path(
-        f"{run.dataset}-{run.architecture}-{student.weights.parent.name}-seed{run.seed}{file_format.SUFFIX}"
-    )
+    method = student.role if student.role == "teacher" else student.weights.parent.name
+    out = out or Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{file_format.SUFFIX}")
     _check_out(out, file_format, format_name, student)
     torch.set_num_threads(threads)
     model = _load_model(
         Architecture(name=run.architecture, model=run.model), run, student.weights, student.log.weights_sha256
     )
-    data = _load_dataset(student)
-    card = make_card(student.log, data.class_names)
+    data = None if student.dataset is None else _load_dataset(student, student.dataset)
+    card = make_card(student.log, _class_names(student.log) if data is None else data.class_names)
     with files.atomic_write(out) as part, tempfile.TemporaryDirectory() as work_dir:
         file_format.write(model, card, part)
         runners = {"student": file_format.runner(part, card, threads)}
-        verification = verify(model, runners["student"], card, data.test)
+        verification = None if data is None else verify(model, runners["student"], card, data.test)
         models, sizes = {"student": model}, {"student": part.stat().st_size}
         if student.teacher is not None and run.teacher is not None:
             teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
@@ -156,14 +160,29 @@ def _load_model(architecture: Architecture, run: RunSettings, file: Path, sha256
     return model.eval()
 
 
-def _load_dataset(student: StudentFiles) -> Loaded:
+def _class_names(log: record.RunLog) -> list[str]:
+    if not log.class_names:
+        raise UserError(f"--no-verify: the log of {log.name} has no names of classes; export with the dataset")
+    return [*log.class_names]
+
+
+@contextmanager
+def _hint() -> Iterator[None]:
+    """Add the option that needs no images to the error of images that cannot be read; they may have moved."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; or export with --no-verify") from None
+
+
+def _load_dataset(student: StudentFiles, file: Path) -> Loaded:
     """Load the dataset that the student was trained on."""
     log = student.log
-    data = load(student.dataset, log.settings.train_images, torch.device("cpu"), default_loader_workers())
+    with _hint():
+        data = load(file, log.settings.train_images, torch.device("cpu"), default_loader_workers())
     if data.sha256 != log.dataset_sha256:
         raise UserError(
-            f"{student.dataset}: sha256 is {data.sha256[:12]}..., "
-            f"the student was trained on {log.dataset_sha256[:12]}..."
+            f"{file}: sha256 is {data.sha256[:12]}..., the student was trained on {log.dataset_sha256[:12]}..."
         )
     return data
 
@@ -189,10 +208,11 @@ def verify(model: nn.Module, run: Runner, card: ModelCard, test: Images) -> Veri
         test: the test images.
 
     Raises:
-        UserError: a logit differs by more than `TOLERANCE` of the largest one.
+        UserError: a logit differs by more than `TOLERANCE` of the largest one, or an image cannot be read.
     """
     images, base_view = stratified_subset(test, MAX_IMAGES), card.settings.base_view
-    expected = predict_logits(model, images, base_view)
+    with _hint():
+        expected = predict_logits(model, images, base_view)
     batches = images.for_testing(BATCH, base_view, slice(0, len(images)))
     actual = torch.cat([run(batch) for batch in batches])
     difference = float((actual.double() - expected.double()).abs().max())

@@ -34,7 +34,7 @@ def undisturbed(finished, tmp_path_factory) -> dict[str, dict]:
 def test_the_table_and_the_figure_are_there(finished):
     table = (finished.folder / "data/report/table.md").read_text()
     assert all(f"| {method} |" in table for method in SMALL["methods"])
-    assert "Not a full run: demo dataset, 2 of 40 epochs" in table
+    assert "Not a full run: teacher with 2 of 40 epochs; demo dataset, 2 of 40 epochs." in table
     assert (finished.folder / "data/report/accuracy.png").read_bytes().startswith(b"\x89PNG")
     shown = finished.run("kdflow", "table").stdout
     assert "kd_tlcutmix_pick" in shown and "data/report/accuracy.svg" in shown

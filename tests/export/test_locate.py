@@ -51,7 +51,7 @@ def test_weights_are_found_by_method_cell_and_file(root):
 
 
 def test_an_unknown_name_or_seed_is_refused(root):
-    assert "neither a student's weights" in refused(lambda: locate.find_weights("kdd", None, PAPER, root))
+    assert "neither a file of weights" in refused(lambda: locate.find_weights("kdd", None, PAPER, root))
     assert "`dvc repro distill@ce` trains it" in refused(lambda: locate.find_weights("ce", None, PAPER, root))
     assert refused(lambda: locate.find_weights("kd", 3, PAPER, root)).endswith("has no seed 3; it has 0")
     assert "is a file; --seed is for a cell or a method" in refused(
