@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Threads = Annotated[int, typer.Option(min=1, help="Number of CPU threads.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Number of CPU threads.")]
 
 
 @app.command()
@@ -151,10 +151,11 @@ StudentModel = Annotated[
     typer.Option(metavar="MODEL", help="A key of recipes/models.yaml, the name of a torchvision model, or timm:NAME."),
 ]
 Epochs = Annotated[
-    int | None, typer.Option(min=1, help="Epochs of each student.", show_default="as in recipes/user_folder.yaml")
+    int | None,
+    typer.Option(min=1, max=10**6, help="Epochs of each student.", show_default="as in recipes/user_folder.yaml"),
 ]
 TeacherEpochs = Annotated[
-    int | None, typer.Option(min=1, help="Epochs of the teacher.", show_default="the same as --epochs")
+    int | None, typer.Option(min=1, max=10**6, help="Epochs of the teacher.", show_default="the same as --epochs")
 ]
 TeacherModel = Annotated[
     str | None,

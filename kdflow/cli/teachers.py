@@ -10,6 +10,7 @@ import typer
 from kdflow.cli.options import Root
 from kdflow.cli.tables import print_whole
 from kdflow.core.errors import UserError
+from kdflow.core.files import expand_home
 from kdflow.core.machine import default_loader_workers
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def import_teacher(
         if dataset is None or architecture is None or top1 is None:
             raise UserError("kdflow teachers import: --name needs --dataset, --architecture and --top1")
         teacher = teachers.NewTeacher(name, dataset, architecture, top1, licence or "not stated", source or file.name)
-    imported, conversion = teachers.import_weights(registry, file.expanduser(), teacher)
+    imported, conversion = teachers.import_weights(registry, expand_home(file), teacher)
     _print_conversion(teachers.load(root), imported, conversion, verbose)
 
 

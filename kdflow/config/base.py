@@ -9,11 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from kdflow.core.errors import UserError
+from kdflow.core.errors import UserError, shorten
+from kdflow.core.files import expand_home
 
 PACKAGE = Path(__file__).parents[1]
+
+MAX_OPTION = 100_000  # the largest number in the options of a model or loss
 
 PREPARED = "data/dataset.json"
 """The file in which `prepare` describes the dataset."""
@@ -54,7 +57,7 @@ def module_flag(kind: str, name: str, flag: str) -> bool:
 def _one_of(kind: str) -> AfterValidator:
     def check(name: str) -> str:
         if name not in choices(kind):
-            raise ValueError(f"unknown name {name!r}{suggestion(name, choices(kind))}")
+            raise ValueError(f"unknown name {shorten(name)}{suggestion(name, choices(kind))}")
         return name
 
     return AfterValidator(check)
@@ -62,7 +65,7 @@ def _one_of(kind: str) -> AfterValidator:
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist, with a similar name or all known names."""
-    return UserError(f"{what}: unknown name {name!r}{suggestion(name, sorted(set(known)))}")
+    return UserError(f"{what}: unknown name {shorten(name)}{suggestion(name, sorted(set(known)))}")
 
 
 def suggestion(name: str, names: list[str]) -> str:
@@ -79,23 +82,63 @@ def no_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Positive = Annotated[int, Field(gt=0)]
+# Every number has bounds: beyond them, it would fail in the middle of a run or never end.
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+
+Epochs = Annotated[int, Field(gt=0, le=10**6)]
+
+BatchSize = Annotated[int, Field(gt=0, le=10**6)]
+
+ImageSize = Annotated[int, Field(gt=0, le=4096)]
+
+LearningRate = Annotated[float, Field(gt=0, le=1e4)]
+
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False, min_length=1), AfterValidator(no_duplicates)
-]
+Seeds = Annotated[tuple[Seed, ...], Field(strict=False, min_length=1, max_length=1000), AfterValidator(no_duplicates)]
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 # strict=False lets a list of YAML become a tuple; its items are still checked strictly.
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+_three = Field(strict=False, min_length=3, max_length=3)
 
+Triple = Annotated[tuple[Annotated[float, Field(ge=-1e3, le=1e3)], ...], _three]
+
+Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e3)], ...], _three]
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _check_path(path: str) -> str:
+    expand_home(path)
+    return path
+
+
+PathName = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
+"""A path of the user; `expand_home` replaces a leading `~`."""
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse numbers that no option of a model or loss has; the code of the option knows its bounds."""
+    values = list(options.values())
+    for value in values:  # which grows
+        if isinstance(value, list):
+            values += value
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, int | float) and not abs(value) <= MAX_OPTION:
+            raise ValueError(f"numbers must be from -{MAX_OPTION:,} to {MAX_OPTION:,}, got {shorten(value)}")
+    return options
+
+
+Options = Annotated[dict[str, JsonValue], AfterValidator(_check_options)]
+"""The options of a model or loss."""
 
 
 class Settings(BaseModel):

@@ -9,7 +9,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdflow.config.base import Fraction, OpenFraction, Positive, Settings, Triple, _one_of, no_duplicates
+from kdflow.config.base import (
+    BatchSize,
+    Epochs,
+    Fraction,
+    ImageSize,
+    LearningRate,
+    OpenFraction,
+    PathName,
+    Positive,
+    Seed,
+    Settings,
+    Std,
+    Triple,
+    _one_of,
+    no_duplicates,
+)
+from kdflow.core.files import expand_home
 
 BaseViewName = Literal["none", "flip", "flip+crop"]
 
@@ -21,8 +37,8 @@ class DatasetSource(Settings):
     """
 
     reader: Annotated[str, _one_of("data")] | None = None
-    classes: Annotated[int, Field(ge=2)]
-    image_size: Positive
+    classes: Annotated[int, Field(ge=2, le=10**5)]
+    image_size: ImageSize
     train_images: Positive
     test_images: Positive
     url: str | None = None
@@ -37,7 +53,7 @@ class Resize(Settings):
     cropped.
     """
 
-    side: Positive
+    side: Annotated[int, Field(gt=0, le=2**15)]
     area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None
 
     @model_validator(mode="after")
@@ -54,7 +70,7 @@ class BaseView(Settings):
     value of grey images of 16 bits that becomes 255.
     """
 
-    crop: Annotated[int, Field(ge=0)]
+    crop: Annotated[int, Field(ge=0, le=4096)]
     flip: bool
     resize: Resize | None = Field(
         None, exclude_if=lambda value: value is None
@@ -63,7 +79,7 @@ class BaseView(Settings):
         default=None, exclude_if=lambda value: value is None
     )
     mean: Triple
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=3, max_length=3)]
+    std: Std
 
     @model_validator(mode="after")
     def _check_crops(self) -> BaseView:
@@ -94,14 +110,14 @@ class Training(Settings):
         "test_every": "eval_every",
     }
 
-    epochs: Positive
-    batch_size: Positive
-    lr: Annotated[float, Field(gt=0)]
+    epochs: Epochs
+    batch_size: BatchSize
+    lr: LearningRate
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1e4)]
     lr_milestones: Annotated[tuple[OpenFraction, ...], Field(strict=False), AfterValidator(no_duplicates)]
     lr_gamma: OpenFraction
-    eval_every: Positive = 1
+    eval_every: Epochs = 1
 
 
 class Dataset(Settings):
@@ -122,6 +138,8 @@ class Dataset(Settings):
         resize, size = self.base_view.resize if self.base_view else None, self.data.image_size
         if resize is not None and resize.side < size:
             raise ValueError(f"base_view.resize.side: {resize.side} is less than data.image_size, {size}")
+        if self.base_view is not None and self.base_view.crop > size:
+            raise ValueError(f"base_view.crop: {self.base_view.crop} is more than data.image_size, {size}")
         return self
 
 
@@ -134,11 +152,11 @@ class UserFolder(Settings):
     testing, in px, before the centre is cropped; null: `image_size` times `side` of recipes/user_folder.yaml.
     """
 
-    folder: Annotated[str, Field(min_length=1)]
-    image_size: Positive
-    side: Positive | None = None
+    folder: PathName
+    image_size: ImageSize
+    side: Annotated[int, Field(gt=0, le=2**15)] | None = None
     val_share: OpenFraction = 0.2
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Seed = 0
     skip_broken: bool = False
     flip: bool = True
 
@@ -151,7 +169,7 @@ class UserFolder(Settings):
     @property
     def name(self) -> str:
         """The dataset's name in records and tables: that of its folder."""
-        return Path(os.path.abspath(Path(self.folder).expanduser())).name  # noqa: PTH100 (symlinks are not resolved)
+        return Path(os.path.abspath(expand_home(self.folder))).name  # noqa: PTH100 (symlinks are not resolved)
 
 
 class UserFolderRecipe(Settings):
@@ -161,7 +179,7 @@ class UserFolderRecipe(Settings):
     of the image's area within `area` is resized.
     """
 
-    side: Annotated[float, Field(ge=1)]
+    side: Annotated[float, Field(ge=1, le=8)]
     area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None
     training: Training
 

@@ -7,7 +7,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from kdflow.config.base import Percent, Positive, Seeds, Settings, Sha256, no_duplicates, unknown_name
+from kdflow.config.base import (
+    BatchSize,
+    Epochs,
+    LearningRate,
+    PathName,
+    Percent,
+    Positive,
+    Seeds,
+    Settings,
+    Sha256,
+    no_duplicates,
+    unknown_name,
+)
 from kdflow.config.dataset import BaseViewName, Dataset, PreparedDataset, Training, UserFolder, UserFolderRecipe
 from kdflow.config.method import Method, Model, Pair
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
@@ -28,7 +40,7 @@ class TeacherWeights(Settings):
     `classes` is the order of the teacher's outputs; None is that of the dataset.
     """
 
-    file: str | None
+    file: PathName | None
     sha256: Sha256 | None
     top1: Percent | None
     classes: TeacherClasses | None = None
@@ -43,6 +55,9 @@ class TeacherWeights(Settings):
         return self
 
 
+ProcessCount = Annotated[int, Field(gt=0, le=256)]
+
+
 class Compute(Settings):
     """Settings of the computation. They are part of a record, but a change of them makes no stage stale.
 
@@ -55,12 +70,12 @@ class Compute(Settings):
         "workers": "loader_workers",
     }
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-    threads: Positive
-    max_parallel_runs: Positive | None
-    processes_per_run: Positive
-    replay_gb: Annotated[float, Field(gt=0)]
-    loader_workers: Annotated[int, Field(ge=0)] | None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$")]
+    threads: Annotated[int, Field(gt=0, le=1024)]
+    max_parallel_runs: ProcessCount | None
+    processes_per_run: ProcessCount
+    replay_gb: Annotated[float, Field(gt=0, le=1e6)]
+    loader_workers: Annotated[int, Field(ge=0, le=256)] | None
 
     @property
     def resolved_workers(self) -> int:
@@ -77,19 +92,19 @@ class Params(Settings):
         Annotated[str, Tag("<name>")] | Annotated[UserFolder, Tag("<folder>")],
         Discriminator(lambda value: "<folder>" if isinstance(value, dict | UserFolder) else "<name>"),
     ]
-    data_folder: str | None
+    data_folder: PathName | None
     train_images: Positive | None
     base_view: BaseViewName | None
     teacher: str
-    teacher_epochs: Positive | None
+    teacher_epochs: Epochs | None
     teacher_weights: TeacherWeights
     teacher_logits: LogitSource
     student: str
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(no_duplicates)]
     seeds: Seeds
-    epochs: Positive | None
-    batch_size: Positive | None
-    lr: Annotated[float, Field(gt=0)] | None
+    epochs: Epochs | None
+    batch_size: BatchSize | None
+    lr: LearningRate | None
     precision: Precision
     compute: Compute
 

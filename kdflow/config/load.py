@@ -16,7 +16,7 @@ from kdflow.config.base import PREPARED, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
 from kdflow.config.method import Method, Model, Pair
-from kdflow.core.errors import UserError, one_line
+from kdflow.core.errors import UserError, escape_control, one_line, shorten
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -50,11 +50,13 @@ def load(root: Path = Path()) -> Experiment:
             return experiment  # `prepare` counts the images
     else:
         check_has_reader(file, params.dataset, recipes)
-    available = experiment.dataset.data.train_images
+    available, classes = experiment.dataset.data.train_images, experiment.dataset.data.classes
     if params.train_images is not None and params.train_images > available:
         raise UserError(
             f"{file}: train_images: {params.train_images} is more than {params.dataset_name} has, {available}"
         )
+    if params.train_images is not None and params.train_images < classes:
+        raise UserError(f"{file}: train_images: {params.train_images} is less than the number of classes, {classes}")
     return experiment
 
 
@@ -107,7 +109,7 @@ def check_names(named: NameChecks) -> None:
         UserError: one line per name, with a similar name or all names.
     """
     wrong = [
-        f"{file}: {field}: unknown name {name!r}{suggestion(name, sorted(known))}"
+        f"{file}: {field}: unknown name {shorten(name)}{suggestion(name, sorted(known))}"
         for file, field, name, known in named
         if name not in known
     ]
@@ -154,7 +156,7 @@ def read_entries(file: Path, kind: type[T] | Mapping[str, type[T]], mistakes: li
     for name, value in (_read_yaml(file, mistakes) or {}).items():
         # DVC builds targets and file names from these names, so that they must not have dots, slashes and blanks.
         if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
-            mistakes.append(f"{file}: {name!r} is not a valid name: lower-case letters, digits and _ only")
+            mistakes.append(f"{file}: {shorten(name)} is not a valid name: lower-case letters, digits and _ only")
             continue
         if isinstance(kind, Mapping):
             entry_kind = value.get("kind") if isinstance(value, dict) else None
@@ -171,9 +173,9 @@ def read_entries(file: Path, kind: type[T] | Mapping[str, type[T]], mistakes: li
 
 def _unknown_kind(name: object, kinds: Mapping[str, type[T]]) -> str:
     present = {kind.renamed_kind: present for present, kind in kinds.items() if kind.renamed_kind is not None}
-    if name in present:
-        return f"{name} was renamed to {present[str(name)]}"
-    return f"unknown name {name!r}{suggestion(str(name), sorted(kinds))}"
+    if isinstance(name, str) and name in present:
+        return f"{name} was renamed to {present[name]}"
+    return f"unknown name {shorten(name)}{suggestion(str(name), sorted(kinds))}"
 
 
 def read_settings(file: Path, kind: type[T], mistakes: list[str]) -> T | None:
@@ -210,10 +212,10 @@ def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
         mistakes.append(f"{file}: not YAML: {line}{error.problem}")
     except YAMLError as error:
         mistakes.append(f"{file}: not YAML: {one_line(error)}")
-    except ValueError as error:  # such as a date that does not exist: 2020-13-45
-        mistakes.append(f"{file}: a value cannot be read: {one_line(error)}; quote it if it is text")
     except RecursionError:
         mistakes.append(f"{file}: not YAML: lists or keys are nested too deeply")
+    except Exception as error:  # such as a date that does not exist; a wrong !!type raises exceptions of many types
+        mistakes.append(f"{file}: a value cannot be read: {one_line(error)}; quote it if it is text")
     else:
         if isinstance(content, dict):
             return content
@@ -239,7 +241,7 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
                 new == location[-1] and old[:-1] == location[:-1] for old, new in renamed.items()
             ):
                 continue
-            where = prefix + ".".join(str(part) for part in location)
+            where = prefix + ".".join(escape_control(str(part)) for part in location)
             text = problem["msg"].removeprefix("Value error, ")
             if renamed[location] is not None:
                 text = f"was renamed to {renamed[location]}"
@@ -248,7 +250,7 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
                     str(location[-1]), sorted(_class_at(kind, location[:-1]).model_fields)
                 )
             elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
-                text = f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
+                text = f"{text[0].lower()}{text[1:]}, got {shorten(problem['input'])}"
             mistakes.append(": ".join(filter(None, (str(file), where.strip("."), text))))
         return None
 

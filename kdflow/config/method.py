@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdflow.config.base import OpenFraction, Percent, Settings, _one_of, module_flag, no_duplicates
+from kdflow.config.base import (
+    LearningRate,
+    OpenFraction,
+    Options,
+    Percent,
+    Settings,
+    Weight,
+    _one_of,
+    module_flag,
+    no_duplicates,
+)
 
 
 class Model(Settings):
@@ -18,10 +28,10 @@ class Model(Settings):
     """
 
     family: Annotated[str, _one_of("models")]
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     features: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(no_duplicates)] = ()
     head: str | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
+    lr: LearningRate | None = None
 
 
 class Pick(Settings):
@@ -33,7 +43,7 @@ class Pick(Settings):
     renamed_keys: ClassVar[Mapping[str, str]] = {"by": "criterion", "scoring": "student_mode"}
 
     criterion: Annotated[str, _one_of("picks")]
-    pool: Annotated[int, Field(ge=2)] = 2
+    pool: Annotated[int, Field(ge=2, le=64)] = 2
     keep: OpenFraction = 0.5
     student_mode: Literal["train", "eval"] = "train"
 
@@ -48,7 +58,7 @@ class StrongView(Settings):
 
     view: Annotated[str, _one_of("views")]
     label: Annotated[str, _one_of("labels")] = "teacher"
-    weight: Annotated[float, Field(gt=0)] | None = None
+    weight: Weight | None = None
     replaces_x: bool = False
     pick: Pick | None = None
 
@@ -63,8 +73,8 @@ class ExtraLoss(Settings):
     """L(x): a loss beside CE and KL, with its weight and options."""
 
     name: Annotated[str, _one_of("losses")]
-    weight: Annotated[float, Field(gt=0)]
-    options: dict[str, Any] = Field(default_factory=dict)
+    weight: Weight
+    options: Options = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_flag(self) -> ExtraLoss:
@@ -83,9 +93,9 @@ class Method(Settings):
     With `strong.replaces_x`, x' is used in place of x: ce CE(x', mixed label) + strong.weight (loss of x').
     """
 
-    ce: Annotated[float, Field(ge=0)]
-    kl: Annotated[float, Field(ge=0)]
-    tau: Annotated[float, Field(gt=0)] = 4.0
+    ce: Annotated[float, Field(ge=0, le=1e6)]
+    kl: Annotated[float, Field(ge=0, le=1e6)]
+    tau: Annotated[float, Field(ge=0.01, le=1000)] = 4.0
     loss: ExtraLoss | None = None
     strong: StrongView | None = None
 

@@ -63,6 +63,15 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def shorten(value: object) -> str:
+    """Return the representation of a value for a message: at most 100 characters in one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        text = f"a {type(value).__name__} that is too long to print"
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def escape_control(text: str) -> str:
     """Escape the characters that do not print: in a terminal they might be control sequences."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

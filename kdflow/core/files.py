@@ -7,11 +7,44 @@ import glob
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kdflow.core.errors import UserError
+
 PART = ".part"  # suffix of files that are being written
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with a leading `~` or `~USER` replaced by that user's home folder.
+
+    Raises:
+        UserError: there is no such user, or the path has a null character.
+    """
+    if "\0" in str(path):
+        raise UserError("a path cannot have a null character")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user, or no home folder") from None
+
+
+def output_file(path: Path) -> Path:
+    """Return the file that a user's path for an output names: links are followed, so that they stay.
+
+    Raises:
+        UserError: it exists and is not a regular file, but a folder, a device or a pipe.
+    """
+    _check_is_file(path)
+    return Path(os.path.realpath(path))
+
+
+def _check_is_file(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: exists and is not a regular file; choose another name")
 
 
 @contextmanager
@@ -19,8 +52,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path` to write to; on success, fsync it and rename it to `path`.
 
     If the block fails, `path` is unchanged and the temporary file is removed. The temporary file of a process that was
-    killed is removed by the next write to `path`.
+    killed is removed by the next write to `path`. A link is replaced: DVC may have put it there, and it then points to
+    DVC's cache.
+
+    Raises:
+        UserError: `path` exists and is neither a file nor a link.
     """
+    if not path.is_symlink():
+        _check_is_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = _temporary_file(path)
     try:

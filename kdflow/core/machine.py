@@ -59,6 +59,11 @@ def _quota(folder: Path) -> list[float]:
     return [int(quota) / int(period)] if quota.isdigit() and int(period) > 0 else []
 
 
+def total_memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_shared_memory() -> int | None:
     """Return the free bytes of /dev/shm; None where there is no such folder."""
     try:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from kdflow.config import Model
 from kdflow.core import files
 from kdflow.core.errors import UserError, one_line
+from kdflow.core.machine import total_memory
 from kdflow.models import safe_weights
 
 
@@ -32,8 +33,9 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
             raise UserError(f"model {name}: options (recipes/models.yaml): {option} is set by the dataset")
     try:
         model: nn.Module = family.build(num_classes, image_size, **recipe.options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model {name}: options (recipes/models.yaml): {one_line(error)}") from None
+    except Exception as error:  # Wrong options raise exceptions of many types, as for a layer too large for the memory.
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"model {name}: options (recipes/models.yaml): {reason}") from None
     return model
 
 
@@ -41,20 +43,24 @@ def create_model_on_meta(name: str, recipe: Model, num_classes: int, image_size:
     """Create a model as `create_model` does, on the meta device: shapes without values or memory.
 
     Raises:
-        UserError: as in `create_model`.
+        UserError: as in `create_model`, or the model is larger than the memory of this machine.
     """
     # `torch.device("meta")` also moves the tensors that a constructor computes with, as RegNet's does. Other
     # constructors call their layers, which needs all tensors on one device.
     with torch.random.fork_rng(devices=[]):
         try:
             with _EmptyOnMeta():
-                return create_model(name, recipe, num_classes, image_size).to("meta")
+                model = create_model(name, recipe, num_classes, image_size).to("meta")
         except UserError as error:
             try:
                 with torch.device("meta"):
-                    return create_model(name, recipe, num_classes, image_size)
+                    model = create_model(name, recipe, num_classes, image_size)
             except UserError:
                 raise error from None
+    size, memory = sum(parameter.nbytes for parameter in model.parameters()), total_memory()
+    if size > memory:
+        raise UserError(f"model {name}: its weights have {size / 1e9:,.0f} GB, the memory {memory / 1e9:,.0f} GB")
+    return model
 
 
 class _EmptyOnMeta(TorchFunctionMode):

@@ -7,7 +7,19 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from kdflow.config import Compute, Fraction, LogitSource, Positive, Precision, Seeds, Settings, TeacherWeights
+from kdflow.config import (
+    Compute,
+    Epochs,
+    Fraction,
+    LogitSource,
+    PathName,
+    Precision,
+    Seeds,
+    Settings,
+    TeacherWeights,
+)
+
+EpochScale = Annotated[float, Field(gt=0, le=100)]
 
 
 class PaperBudget(Settings):
@@ -19,11 +31,11 @@ class PaperBudget(Settings):
     """
 
     seeds: Seeds
-    epoch_scale: Annotated[float, Field(gt=0)]
-    teacher_epoch_scale: Annotated[float, Field(gt=0)]
+    epoch_scale: EpochScale
+    teacher_epoch_scale: EpochScale
     train_share: Fraction
-    eval_every: Positive | None
-    data_folders: dict[str, str | None]
+    eval_every: Epochs | None
+    data_folders: dict[str, PathName | None]
     teacher_weights: dict[str, TeacherWeights | None]
     teacher_logits: LogitSource
     precision: Precision

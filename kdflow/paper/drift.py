@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdflow.config import Settings
 from kdflow.core import files
@@ -34,9 +34,9 @@ Verdict = Literal["ok", "drift", "missing"]
 class Tolerance(Settings):
     """A metric's floor, absolute (percentage points) or relative to the baseline, and its number of pooled errors."""
 
-    floor: Annotated[float, Field(ge=0)]
+    floor: Annotated[float, Field(ge=0, le=1e6)]
     relative: bool
-    k: Annotated[float, Field(ge=0)]
+    k: Annotated[float, Field(ge=0, le=1e6)]
 
 
 TOLERANCES = {
@@ -54,7 +54,7 @@ class BaselineCell(Settings):
     settings_sha256: str
     dataset_sha256: str
     teacher_sha256: str | None
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     budget_note: str
     metrics: dict[str, MeanStd]
 
@@ -65,6 +65,13 @@ class Baseline(Settings):
     tolerances: dict[str, Tolerance]
     cells: dict[str, BaselineCell]
     costs: dict[str, tuple[int, int]]
+
+    @model_validator(mode="after")
+    def _check_tolerances(self) -> Baseline:
+        missing = {metric for cell in self.cells.values() for metric in cell.metrics} - set(self.tolerances)
+        if missing:
+            raise ValueError(f"tolerances: {', '.join(sorted(missing))} not given")
+        return self
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def _format(value: MeanStd) -> str:
 def tolerance(allowed: Tolerance, before: MeanStd, current: MeanStd) -> float:
     """Return how far the current mean may be from the baseline's."""
     floor = allowed.floor * (abs(before.mean) if allowed.relative else 1.0)
-    pooled = math.sqrt(sum((s.std or 0.0) ** 2 / s.n for s in (before, current)))
+    pooled = math.hypot(*((s.std or 0.0) / math.sqrt(max(1, s.n)) for s in (before, current)))
     return max(floor, allowed.k * pooled)
 
 

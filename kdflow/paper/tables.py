@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from kdflow import config
-from kdflow.config import BaseViewName, NameChecks, Pair, Percent, Positive, Recipes, Settings
+from kdflow.config import BaseViewName, Epochs, NameChecks, Pair, Percent, Recipes, Settings
 
 GOLDEN = Path("tests/golden")
 
@@ -21,7 +21,9 @@ UniqueNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1), Afte
 
 Notes = Annotated[tuple[str, ...], Field(strict=False)]
 
-Numbers = Annotated[tuple[float | None, ...], Field(strict=False)]
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)] | None, ...], Field(strict=False)]
+
+SeedCount = Annotated[int, Field(gt=0, le=1000)]
 
 Metric = Literal["top1", "top5"]
 
@@ -123,7 +125,7 @@ class AccuracyRow(Settings):
 
     label: str
     method: str | None = None
-    epochs: Positive | None = None
+    epochs: Epochs | None = None
     paper: PaperValues | None = None
     quoted_from: str | None = None
 
@@ -137,7 +139,7 @@ class AccuracyTable(Item):
     renamed_kind: ClassVar[str | None] = "results"
     dataset: str
     pairs: UniqueNames
-    seeds: Positive = 3
+    seeds: SeedCount = 3
     metrics: Annotated[tuple[Metric, ...], Field(strict=False, min_length=1)] = ("top1",)
     rows: Annotated[tuple[AccuracyRow, ...], Field(strict=False, min_length=1)]
 
@@ -219,7 +221,7 @@ class Optimum(Settings):
 
     base_view: BaseViewName
     method: str
-    epochs: Positive
+    epochs: Epochs
     error: Percent
 
 
@@ -234,9 +236,9 @@ class EpochsFigure(Item):
     base_views: Annotated[
         tuple[BaseViewName, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)
     ]
-    epochs: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
+    epochs: Annotated[tuple[Epochs, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
     paper: Annotated[tuple[Optimum, ...], Field(strict=False)] = ()
-    seeds: Positive = 3
+    seeds: SeedCount = 3
 
     plot: ClassVar[dict[str, str] | None] = {"x": "epochs", "y": "error", "template": "scatter"}
 
@@ -272,7 +274,7 @@ class PickRatioFigure(Item):
     renamed_kind: ClassVar[str | None] = "pick_ratio"
     method: str
     curves: Annotated[tuple[Curve, ...], Field(strict=False, min_length=1)]
-    seeds: Positive = 3
+    seeds: SeedCount = 3
 
     plot: ClassVar[dict[str, str] | None] = {"x": "training_fraction", "y": "pick_ratio", "template": "scatter"}
 

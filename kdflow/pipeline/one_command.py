@@ -73,7 +73,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
     from kdflow.models import cost
 
     out, experiment = options.out, _experiment(options, config.load_recipes(root))
-    if out.resolve().is_relative_to(Path(options.data.folder).expanduser().resolve()):
+    if out.resolve().is_relative_to(files.expand_home(options.data.folder).resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, work_dir = out / "dataset.h5", out / TEACHER, out / ".kdflow"
     with files.exclusive_folder(work_dir, f"{out}", print):
@@ -173,7 +173,7 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
 
 def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
     """Return the teacher, and the file of its weights if it is not to be trained."""
-    file = Path(options.teacher).expanduser()
+    file = files.expand_home(options.teacher)
     is_model = options.teacher in recipes.models or options.teacher.partition(":")[0] in LIBRARY_FAMILIES
     if is_model or not (file.suffix or file.is_file()):
         if options.teacher_model is not None:

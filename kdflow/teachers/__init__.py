@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from kdflow import config
-from kdflow.config import Percent, Positive, Recipes, Settings, Sha256
+from kdflow.config import Percent, Recipes, Settings, Sha256
 from kdflow.core import files
 from kdflow.core.download import DownloadSpec, download
 from kdflow.core.errors import UserError
@@ -47,7 +47,7 @@ class TeacherEntry(Settings):
     torchvision: Annotated[str, Field(pattern=r"^\w+\.\w+$")] | None = None
     urls: Annotated[tuple[Url, ...], Field(strict=False)] = ()
     sha256: Sha256 | None = None
-    size: Positive | None = None
+    size: Annotated[int, Field(gt=0, le=10**12)] | None = None
     top1: Percent | None = None
     licence: str
     source: str

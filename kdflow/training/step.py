@@ -64,8 +64,9 @@ def _new_loss(run: RunSettings, student: Outputs, labels: Int64[Tensor, " n"]) -
     module: Any = importlib.import_module(f"kdflow.methods.losses.{settings.name}")
     try:
         loss: nn.Module = module.build(student, teacher, labels, **settings.options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"recipes/methods.yaml: loss: {settings.name}: {one_line(error)}") from None
+    except Exception as error:  # Wrong options raise exceptions of many types.
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"recipes/methods.yaml: loss: {settings.name}: {reason}") from None
     return loss
 
 

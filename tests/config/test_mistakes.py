@@ -89,7 +89,7 @@ BAD = {
     "flip not a truth": (DATASETS, {"digits/base_view/flip": "off"}, "digits.base_view.flip", "'off'"),
     "two means": (DATASETS, {"digits/base_view/mean": [0.5, 0.5]}, "digits.base_view.mean", ""),
     "mean no number": (DATASETS, {"digits/base_view/mean": [0.5, 0.5, math.nan]}, "digits.base_view.mean", "nan"),
-    "std zero": (DATASETS, {"digits/base_view/std": [0.5, 0.0, 0.5]}, "digits.base_view.std.1", "greater than 0"),
+    "std zero": (DATASETS, {"digits/base_view/std": [0.5, 0.0, 0.5]}, "digits.base_view.std.1", "or equal to 0.000001"),
     "two crops": (
         DATASETS,
         {"imagenet/base_view/crop": 4},
@@ -156,7 +156,7 @@ BAD = {
     "pair's share": (PAIRS, {f"{PAIR}/datasets/cifar100/student_top1": 101.0}, f"{PAIR}.datasets.cifar100", "101.0"),
     "no loss": (METHODS, {"kd/ce": 0.0, "kd/kl": 0.0}, "kd", "both 0"),
     "strong view without kl": (METHODS, {"kd_tlcutmix/kl": 0.0}, "kd_tlcutmix", "kl"),
-    "tau 0": (METHODS, {"kd/tau": 0.0}, "kd.tau", "greater than 0"),
+    "tau 0": (METHODS, {"kd/tau": 0.0}, "kd.tau", "or equal to 0.01"),
     "ce negative": (METHODS, {"kd/ce": -0.1}, "kd.ce", "-0.1"),
     "mix unknown": (METHODS, {"kd_tlcutmix/strong/view": "cutmx"}, "kd_tlcutmix.strong.view", "did you mean 'cutmix'?"),
     "pick unknown": (

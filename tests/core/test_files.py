@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdflow.core import files
+from kdflow.core.errors import UserError
 
 
 def names(folder):
@@ -60,7 +61,7 @@ def test_a_new_folder_is_made(tmp_path):
 
 def test_a_folder_in_the_way_is_an_error_and_nothing_is_left(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="a: exists and is not a regular file"):
         files.write_text(tmp_path / "a", "x")
     assert names(tmp_path) == ["a"]
 

@@ -73,8 +73,8 @@ def build(num_classes: int, image_size: int, *, expansion: int, width: float) ->
     if not isinstance(expansion, int) or expansion < 1:
         raise ValueError(f"expansion must be an integer of at least 1, got {expansion}")
     # Below 8 channels torch 2.14's convolution corrupts memory in its backward pass (CPU, channels last).
-    if not isinstance(width, int | float) or not 0.5 <= width < float("inf"):
-        raise ValueError(f"width must be a number of at least 0.5, got {width}")
+    if not isinstance(width, int | float) or not 0.5 <= width <= 100:
+        raise ValueError(f"width must be a number from 0.5 to 100, got {width}")
     if image_size < 16:
         raise ValueError(f"images of {image_size} px are too small, this family needs 16 or more")
     return MobileNetV2(num_classes, expansion, width)

@@ -78,8 +78,8 @@ def _refusal(family, options, image_size):
         ("vgg", {"convolutions": [1, 1, 0, 1, 1]}, 32, "got [1, 1, 0, 1, 1]"),
         ("vgg", {"convolutions": [1, 1, 1, 1, 1]}, 7, "images of 7 px are too small, this family needs 8 or more"),
         ("mobilenetv2", {"expansion": 0, "width": 0.5}, 32, "expansion must be an integer of at least 1, got 0"),
-        ("mobilenetv2", {"expansion": 6, "width": 0.25}, 32, "width must be a number of at least 0.5, got 0.25"),
-        ("mobilenetv2", {"expansion": 6, "width": float("nan")}, 32, "width must be a number of at least 0.5, got nan"),
+        ("mobilenetv2", {"expansion": 6, "width": 0.25}, 32, "width must be a number from 0.5 to 100, got 0.25"),
+        ("mobilenetv2", {"expansion": 6, "width": 101.0}, 32, "width must be a number from 0.5 to 100, got 101.0"),
         (
             "mobilenetv2",
             {"expansion": 6, "width": 0.5},
