@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.core.files import output_file
 
 app = typer.Typer()
 
@@ -99,8 +100,11 @@ def report(
     from kdflow.report import paper_page
 
     loaded = load_paper(paper, root)
-    out = out or root / loaded.data / "report.html"
-    paper_page.write(loaded, out)
+    if out is None:
+        out = root / loaded.data / "report.html"
+        paper_page.write(loaded, out)
+    else:
+        paper_page.write(loaded, output_file(out))
     typer.echo(out)
 
 
@@ -129,7 +133,7 @@ def drift(
         statuses = CellStatuses(loaded)
         chosen = names or [name for name in loaded.cells if statuses(name).status == "done"]
         tolerances = drift.read_baseline(file).tolerances if file.exists() else drift.TOLERANCES
-        drift.write_baseline(file, drift.make_baseline(loaded, chosen, tolerances))
+        drift.write_baseline(output_file(file), drift.make_baseline(loaded, chosen, tolerances))
         typer.echo(f"{file}: {len(chosen)} cells")
         return
     findings = drift.compare(loaded, drift.read_baseline(file), names or [])

@@ -106,6 +106,8 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
     file_format, run = format_by_name(format_name), student.log.settings
     method = student.role if student.role == "teacher" else student.weights.parent.name
     out = out or Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{file_format.SUFFIX}")
+    file = files.output_file(out)
+    files.output_file(report_path(out))
     _check_out(out, file_format, format_name, student)
     torch.set_num_threads(threads)
     model = _load_model(
@@ -113,7 +115,7 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
     )
     data = None if student.dataset is None else _load_dataset(student, student.dataset)
     card = make_card(student.log, _class_names(student.log) if data is None else data.class_names)
-    with files.atomic_write(out) as part, tempfile.TemporaryDirectory() as work_dir:
+    with files.atomic_write(file) as part, tempfile.TemporaryDirectory() as work_dir:
         file_format.write(model, card, part)
         runners = {"student": file_format.runner(part, card, threads)}
         verification = None if data is None else verify(model, runners["student"], card, data.test)
@@ -122,10 +124,10 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
             teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
             settings = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
             teacher_card = card.model_copy(update={"settings": settings})
-            file = Path(work_dir) / f"teacher{file_format.SUFFIX}"
-            file_format.write(teacher, teacher_card, file)
-            runners["teacher"] = file_format.runner(file, teacher_card, threads)
-            models["teacher"], sizes["teacher"] = teacher, file.stat().st_size
+            teacher_file = Path(work_dir) / f"teacher{file_format.SUFFIX}"
+            file_format.write(teacher, teacher_card, teacher_file)
+            runners["teacher"] = file_format.runner(teacher_file, teacher_card, threads)
+            models["teacher"], sizes["teacher"] = teacher, teacher_file.stat().st_size
         costs = _measure(models, sizes, runners, run)
     report = ExportReport(
         file=out.name,
@@ -139,7 +141,7 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
         machine=record.machine_info("cpu", threads, 0, 1),
         model_card=card,
     )
-    record.write_record(report_path(out), report)
+    record.write_record(files.output_file(report_path(out)), report)
     return out, report
 
 

@@ -212,7 +212,7 @@ def _teacher_classes(options: DistillOptions, weights: Path | None) -> TeacherCl
     if order in ("natural", "auto"):
         return order  # type: ignore[return-value]
     try:
-        lines = Path(order).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = files.expand_home(order).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--teacher-classes: {order}: {one_line(error)}; expected natural, auto, or a text file with the name of "
