@@ -73,9 +73,9 @@ def cells(
             top1, budget_notes = str(cell.record.top1), [*budget_notes, cell.record.budget_note]
         reason = f"  ({cell.reason})" if cell.reason else ""
         typer.echo(f"{cell.status:8} {cell.seeds_done}/{cell.seeds_total}  {top1:13} {name}{reason}")
-    typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) or "no cells")
     if notes := distinct_notes(budget_notes):
         typer.echo(f"Not a full run: {'; '.join(notes)}.")
+    typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()) or "no cells")
 
 
 @app.command()

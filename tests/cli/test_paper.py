@@ -41,8 +41,8 @@ def test_cells_and_their_statuses(root):
     assert {CE, "digits-resnet20"} <= set(run("cells", cwd=root).stdout.splitlines())
     lines = run("cells", "--table", "1", "--status", cwd=root).stdout.splitlines()
     assert f"done     3/3  90.10 (0.10)  {KD}" in lines
-    assert sorted(lines[-2].split(", ")) == ["2 done", "6 missing"]
-    assert lines[-1] == "Not a full run: demo dataset."
+    assert sorted(lines[-1].split(", ")) == ["2 done", "6 missing"]
+    assert lines[-2] == "Not a full run: demo dataset."
     assert run("cells", "--figure", "4", cwd=root).stdout.splitlines() == ["digits-resnet20", PICK]
     assert lines[0].split() == ["done", "teacher", "95.50", "digits-resnet20"]
     fails_in_one_line(run("cells", "--table", "7", cwd=root), "unknown name 'table7'")

@@ -77,7 +77,7 @@ def test_everything_exists_and_is_up_to_date(project):
     assert stale(project) == set() and drift(project) == set()
     assert project.dvc("repro", f"{DVC}:report")[0] == []
     done = project.run("kdflow", "cells", "--status", *PAPER).stdout
-    assert done.splitlines()[-2] == "3 done"
+    assert done.splitlines()[-1] == "3 done"
     data = project.folder / "data/miniature"
     files = {file.name for file in (data / "table1").iterdir()}
     assert files == {f"table.{suffix}" for suffix in ("md", "tex", "csv", "json")}
