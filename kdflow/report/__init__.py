@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from kdflow.config import Experiment
 from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.report.experiment_plots import plot_data
 from kdflow.report.experiment_table import ExperimentResults, markdown
 from kdflow.training import record
 from kdflow.training.record import RunRecord, TeacherRecord
@@ -37,11 +39,13 @@ def _check_settings(file: Path, same: bool) -> None:
 
 
 def write(experiment: Experiment, teacher: Path, records: Path, out: Path) -> None:
-    """Write table.md, accuracy.svg and accuracy.png to `out`."""
+    """Write table.md, accuracy.svg and accuracy.png to `out`, and the data of DVC's plots to `out`/plots."""
     from kdflow.report.experiment_figure import draw
 
     results = collect(experiment, teacher, records)
     files.write_text(out / "table.md", markdown(results))
+    for name, rows in plot_data(results).items():
+        files.write_text(out / "plots" / f"{name}.json", json.dumps(rows, indent=1) + "\n")
     for suffix in ("svg", "png"):
         with files.atomic_write(out / f"accuracy.{suffix}") as beside:
             draw(results, beside, suffix)
