@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from kdflow.core.errors import UserError, one_line
 
 MAX_ASPECT = 200  # ratio of the sides; resizing the shorter side of a line of pixels could fill the memory
+HEIF_SUFFIXES = (".heic", ".heif")
 BACKGROUND = "white"  # of transparent images
 
 
@@ -35,7 +37,14 @@ class Decoded:
 
 @cache
 def formats() -> dict[str, list[str]]:
-    """Return the suffixes of each format that Pillow reads without other programs, as EPS needs, or plugins."""
+    """Return the suffixes of each format that Pillow reads without other programs, as EPS needs.
+
+    HEIC needs a plugin, pillow-heif. AVIF is read by Pillow itself, if it was built with libavif.
+    """
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     Image.init()
     excluded = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
     suffixes: dict[str, list[str]] = {name: [] for name in Image.OPEN if name not in excluded}
@@ -43,6 +52,12 @@ def formats() -> dict[str, list[str]]:
         if name in suffixes:
             suffixes[name].append(suffix)
     return suffixes
+
+
+def plugin_hint(suffixes: Iterable[str]) -> str:
+    """Return how to read files with these suffixes, if one of them needs a plugin that is not installed."""
+    needed = not set(suffixes).isdisjoint(HEIF_SUFFIXES) and "HEIF" not in formats()
+    return "; `pip install pillow-heif` makes HEIC readable" if needed else ""
 
 
 def decode(
@@ -93,7 +108,8 @@ def decode_and_inspect(
             rgb, transparent = _to_rgb(image)
             return Decoded(rgb, transparent, colour16=wide)
     except Exception as error:  # Damaged files raise exceptions of many types.
-        raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}") from None
+        hint = plugin_hint([Path(str(name or file)).suffix.lower()])
+        raise UserError(f"{name or file}: cannot be read as an image: {one_line(error)}{hint}") from None
 
 
 def _check_size(image: Image.Image, limit: int) -> None:

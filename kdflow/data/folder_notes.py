@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kdflow.config import Triple
 from kdflow.core.errors import decode_filename
+from kdflow.data.decode import plugin_hint
 from kdflow.data.image_files import FileList
 from kdflow.data.measure import MIN_STD, Measured
 
@@ -47,7 +48,7 @@ def _other_files(endings: Mapping[str, int]) -> list[str]:
     if not endings:
         return []
     counts = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in Counter(endings).most_common())
-    return [f"{_files(sum(endings.values()))} of other kinds left out ({counts})"]
+    return [f"{_files(sum(endings.values()))} of other kinds left out ({counts}){plugin_hint(endings)}"]
 
 
 def _conversions(paths: list[str], measured: Measured) -> list[str]:

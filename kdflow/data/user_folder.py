@@ -20,7 +20,7 @@ from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, User
 from kdflow.core import files
 from kdflow.core.errors import UserError, decode_filename
 from kdflow.data import Splits
-from kdflow.data.decode import formats
+from kdflow.data.decode import formats, plugin_hint
 from kdflow.data.folder_notes import folder_notes
 from kdflow.data.image_files import FileList
 from kdflow.data.measure import mean_std, measure, with_grey16_max
@@ -151,7 +151,7 @@ def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileL
         paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
         labels += [label] * len(found)
     if not paths:
-        raise UserError(f"{folder}: has no images ({', '.join(suffixes)})")
+        raise UserError(f"{folder}: has no images ({', '.join(suffixes)}){plugin_hint(other_files)}")
     sizes = [_size(folder / os.fsdecode(path)) for path in paths]
     images = FileList(np.array(paths), np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64))
     return names, images, other_files
