@@ -169,13 +169,13 @@ def download_archive(spec: DatasetSource, downloads: Path, name: str, max_size: 
 
 def class_names(path: Path) -> list[str]:
     """Return the class names of a dataset file."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         return _names(file)
 
 
 def largest_class(path: Path) -> float:
     """Return the test accuracy, in percent, of always predicting the most frequent class."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         counts = np.bincount(file["test/labels"][:])
     return float(100 * counts.max() / counts.sum())
 
@@ -197,7 +197,7 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
         UserError: the file is missing, damaged or has another hash, or an image file is missing or has another size.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # another program may have a lock; the hash is checked
             kind = TarFileList if "offsets" in file["train"] else FileList if "folder" in file.attrs else Split
             train, test = (kind(*(_read_dataset(file[key][field.name]) for field in fields(kind))) for key in SPLITS)
             splits = Splits(train, test, _names(file))

@@ -21,10 +21,10 @@ from kdflow.models import safe_weights
 
 # Parts that wrappers add to names: DataParallel (also of a submodule: features.module.0), torch.compile.
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
-# Prefixes that a larger module adds to the names of all weights.
-PREFIXES = ("model.", "net.", "network.", "backbone.", "encoder.", "student.", "teacher.", "resnet.", "base_model.")
 # Tensors that are not weights: the counters of thop and of torch's AveragedModel.
 COUNTERS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")
+# The index of a layer in a sequence, such as that of a linear layer after dropout.
+INDEX = re.compile(r"\.\d+(?=\.(weight|bias)$)")
 OPTIONAL = ".num_batches_tracked"  # of batch norm, which reads it only if its momentum is None
 
 # Names of the same layer in other projects: a pattern and its replacement. Names are compared after all replacements.
@@ -157,32 +157,52 @@ Renamed = tuple[dict[str, Tensor], Counter[str], tuple[tuple[str, str], ...]]
 
 
 def _select(path: Path, states: States, expected: dict[str, Tensor]) -> Renamed:
-    """Return the only state dict that fits the model, with the model's names.
+    """Return the only state dict, or part of one with a common prefix, that fits the model, with the model's names.
 
     Raises:
         UserError: none fits, or several do.
     """
-    fitting, misfits = {}, {}
+    fitting: dict[tuple[str, str], Renamed] = {}  # by the location of the state dict and the prefix
+    misfits: dict[tuple[str, str], _MisfitError] = {}
     for location, state in states.items():
-        try:
-            fitting[location] = _rename(state, expected)
-        except _MisfitError as misfit:
-            misfits[location] = misfit
+        for prefix in _prefixes(state, expected):
+            if any(prefix.startswith(shorter) for place, shorter in fitting if place == location):
+                continue  # the same weights
+            try:
+                fitting[location, prefix] = _rename(state, expected, prefix)
+            except _MisfitError as misfit:
+                misfits[location, prefix] = misfit
     if not fitting:
-        closest = min(misfits, key=lambda location: misfits[location].count)
-        where = f" (of {closest!r} in it)" if closest else ""
+        closest = min(misfits, key=lambda place: misfits[place].count)
+        where = f" (of {_label(*closest)!r} in it)" if any(closest) else ""
         raise UserError(f"{path}: weights of another architecture{where}: {misfits[closest]}")
     # Averages of the weights along training are ignored: published accuracies are usually without them.
-    usual = [location for location in fitting if not re.search("(^|[._])ema|averag|shadow", location)] or list(fitting)
+    usual = [place for place in fitting if not re.search("(^|[._])ema|averag|shadow", _label(*place))] or list(fitting)
     if len(usual) > 1:
-        several = ", ".join(map(repr, usual))
+        several = ", ".join(repr(_label(*place)) for place in usual)
         raise UserError(f"{path}: several sets of weights fit: {several}; save the right one alone")
-    state, steps, names = fitting[usual[0]]
-    selection = Counter({f"{usual[0]!r} used": len(state)} if usual[0] else {})
-    selection.update(
-        {f"{location!r} also fits, ignored": len(states[location]) for location in fitting if location != usual[0]}
-    )
-    return state, selection + steps, names
+    (location, prefix), others = usual[0], [place for place in fitting if place != usual[0]]
+    renamed, steps, names = fitting[usual[0]]
+    selection = Counter({f"{location!r} used": len(renamed)} if location else {})
+    selection.update({f"{_label(*place)!r} also fits, ignored": len(fitting[place][0]) for place in others})
+    rest = [
+        key.split(".")[0]
+        for key in states[location]
+        if not key.startswith((prefix, *(other for place, other in others if place == location)))
+    ]
+    return renamed, selection + steps + Counter(f"{name!r} ignored" for name in rest), names
+
+
+def _prefixes(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Return the prefixes that may lead to the model's weights, shortest first: many names of `state` have them."""
+    counts = Counter(key[: dot.end()] for key in state for dot in re.finditer(r"\.", key))
+    needed = sum(not key.endswith(OPTIONAL) for key in expected)
+    return ["", *sorted((prefix for prefix, count in counts.items() if 2 * count >= needed), key=len)]
+
+
+def _label(location: str, prefix: str) -> str:
+    """Return the name of a part of a file: the keys that lead to its state dict, and the prefix in that."""
+    return f"{location}.{prefix}" if location and prefix else location or prefix
 
 
 # --- names -------------------------------------------------------------------------------------------------
@@ -196,8 +216,8 @@ class _MisfitError(Exception):
         self.count = count
 
 
-def _rename(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Renamed:
-    """Give the tensors the model's names.
+def _rename(state: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> Renamed:
+    """Give the tensors whose names start with `prefix` the model's names.
 
     Raises:
         _MisfitError: the names or shapes are not the model's.
@@ -205,34 +225,36 @@ def _rename(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Renamed:
     steps = Counter[str]()
     original: dict[str, str] = {}
     for key in state:
+        if not key.startswith(prefix):
+            continue
         if COUNTERS.search(key):
             steps[f"{key.rpartition('.')[2]} ignored"] += 1
             continue
-        name, wrapped = WRAPPERS.subn("", key)
+        name, wrapped = WRAPPERS.subn("", key.removeprefix(prefix))
         if wrapped:
             steps["'module.' or '_orig_mod.' removed"] += 1
         if name in original:
             raise _MisfitError(f"{original[name]} and {key} are both {name}", len(expected))
         original[name] = key
-    names = list(original)
-    while names and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None)):
-        if all(key.startswith(prefix) for key in expected):
-            break  # the model's names have this prefix too
-        steps[f"{prefix!r} removed"] += len(names)
-        names = [name.removeprefix(prefix) for name in names]
-    unwrapped = dict(zip(names, original.values(), strict=True))
-    by_alias = _by_alias(expected) if set(unwrapped) - set(expected) else {}
-    renamed, pairs = {}, []
-    for name, key in unwrapped.items():
-        target = name if name in expected else by_alias.get(_alias(name), name)
+    if prefix:
+        steps[f"{prefix!r} removed"] = len(original)
+    by_alias = _by_alias(expected) if set(original) - set(expected) else {}
+    renamed, keys = {}, dict[str, str]()
+    for name, key in original.items():
+        target = name if name in expected else by_alias.get(_alias(name)) or _head(name, by_alias) or name
         if target in renamed:
-            raise _MisfitError(f"two of its weights are {target}", len(expected))
+            raise _MisfitError(f"two of its weights are {target}: {keys[target]} and {key}", len(expected))
         if target != name:
             steps[_name_change(name, target)] += 1
-        renamed[target] = state[key]
-        pairs.append((key, target))
+        renamed[target], keys[target] = state[key], key
     _check_fit(renamed, expected)
-    return renamed, steps, tuple(pairs)
+    return renamed, steps, tuple((key, target) for target, key in keys.items())
+
+
+def _head(name: str, by_alias: dict[str, str]) -> str | None:
+    """Return the model's name of a classifier that is a layer in a sequence, such as `fc.1.weight` after dropout."""
+    alias = _alias(INDEX.sub("", name))
+    return by_alias.get(alias) if alias.startswith("head.") else None
 
 
 def _alias(name: str) -> str:

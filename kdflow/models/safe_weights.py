@@ -28,6 +28,14 @@ MEMORY_MARGIN = 512 * 2**20  # bytes that torch may need beyond twice the file's
 MAX_NAME_LENGTH = 500  # characters of a weight's name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# Files of other kinds, by their first bytes.
+KINDS = (
+    (rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX graph; give the PyTorch checkpoint of this model"),
+    (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes; weights are read from safetensors and files of torch.save"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, without the weights; `git lfs pull` downloads them"),
+    (rb"\s*<(!doctype|html)", "a web page, not the file that was to be downloaded"),
+)
+
 # Checkpoints may hold numpy scalars, such as the best accuracy. These names are unpickled as `_Ignored`: numpy's dtypes
 # accept any flags from a file, which is not safe.
 NUMPY_SCALARS = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
@@ -64,6 +72,20 @@ def check_is_file(path: Path) -> int:
     return status.st_size
 
 
+def check_kind(path: Path) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        UserError: the file is of a kind that has no weights of PyTorch, such as ONNX.
+    """
+    with path.open("rb") as file:
+        head = file.read(100)
+    for pattern, kind in KINDS:
+        if re.match(pattern, head, re.IGNORECASE) and head[5:8] != bytes(3):  # not the length of a safetensors header
+            raise UserError(f"{path}: is {kind}")
+    return head
+
+
 def read(path: Path) -> Any:
     """Read a file: a dict of tensors from safetensors, else what torch.save wrote, of tensors, numbers and containers.
 
@@ -71,12 +93,11 @@ def read(path: Path) -> Any:
         UserError: the file cannot be read, would run code, or needs more memory than its size explains.
     """
     size = check_is_file(path)
-    with path.open("rb") as file:
-        head = file.read(9)
+    head = check_kind(path)
     try:
         with memory_limit(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of rare kinds of tensors, which are refused later
-            if head[8:] == b"{":  # a safetensors header, after the 8 bytes of its length
+            if head[8:9] == b"{":  # a safetensors header, after the 8 bytes of its length
                 return safetensors.torch.load_file(path)
             if head.startswith(b"PK"):
                 _check_archive(path, size)
@@ -85,12 +106,19 @@ def read(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
+    except (BlockingIOError, PermissionError) as error:  # such as of a file that another program has locked
+        raise UserError(f"{path}: {error.strerror}") from None
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        name = f" ({refused[1]})" if refused else ""
-        raise UserError(f"{path}: refused: a pickle of more than tensors{name}, or not a weights file") from None
+        if refused is None:
+            raise UserError(f"{path}: refused: a pickle of more than tensors, or not a weights file") from None
+        raise UserError(
+            f"{path}: refused: a pickle of more than tensors ({refused[1]}). If you trust it, save its state dict: "
+            f"`x = torch.load({path.name!r}, 'cpu', weights_only=False)`, then `torch.save(x.state_dict(), 'new.pt')` "
+            "for a whole model, or the entry of x that has the weights, such as x['state_dict']"
+        ) from None
     except Exception as error:  # Damaged files raise exceptions of many types.
-        kind = "a damaged safetensors file" if head[8:] == b"{" else "neither safetensors nor a whole torch file"
+        kind = "a damaged safetensors file" if head[8:9] == b"{" else "neither safetensors nor a whole torch file"
         raise UserError(f"{path}: {kind} ({_printable(error)})") from None
 
 
@@ -176,7 +204,17 @@ def _check_archive(path: Path, size: int) -> None:
         raise UserError(f"{path}: a damaged archive ({_printable(error)})") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
-        raise UserError(f"{path}: refused: TorchScript, which is code; save its state_dict() instead")
+        raise UserError(
+            f"{path}: refused: TorchScript, which is code. If you trust it, save its state dict: "
+            f"`x = torch.jit.load({path.name!r}, 'cpu')`, then `torch.save(x.state_dict(), 'new.pt')`"
+        )
+    if any(name.endswith(("/archive_format", "/models/model.json")) for name in names):
+        raise UserError(
+            f"{path}: refused: a program of torch.export, which is code. If you trust it, save its state dict: "
+            f"`x = torch.export.load({path.name!r})`, then `torch.save(x.state_dict, 'new.pt')`"
+        )
+    if any(name.endswith(".npy") for name in names):
+        raise UserError(f"{path}: is a file of NumPy arrays; save them as a dict of tensors by torch.save")
     declared = sum(entry.file_size for entry in entries)
     if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise UserError(

@@ -173,6 +173,8 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
 
 def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
     """Return the teacher, and the file of its weights if it is not to be trained."""
+    from kdflow.models import safe_weights
+
     file = files.expand_home(options.teacher)
     is_model = options.teacher in recipes.models or options.teacher.partition(":")[0] in LIBRARY_FAMILIES
     if is_model or not (file.suffix or file.is_file()):
@@ -187,6 +189,7 @@ def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, P
             raise UserError(message) from None
     if not file.is_file():
         raise UserError(f"--teacher: {file}: no such file, and no model of that name")
+    safe_weights.check_kind(file)
     if file.resolve().is_relative_to((options.out / STUDENTS).resolve()):
         raise UserError(f"--teacher: {file}: is a student of --out, which may be replaced; choose another --out")
     if options.teacher_model is not None:

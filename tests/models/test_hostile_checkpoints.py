@@ -132,7 +132,7 @@ REFUSED = {
     "a pipe": (os.mkfifo, "is a pipe or a device"),
     "a device": (lambda file: file.symlink_to("/dev/zero"), "is a pipe or a device"),
     "a loop of links": (lambda file: file.symlink_to(file), "leads back to itself"),
-    "a web page": (lambda file: file.write_text("<html>404</html>\n" * 20), "a pickle of more than tensors"),
+    "a web page": (lambda file: file.write_text("<html>404</html>\n" * 20), "is a web page, not the file"),
     "half an archive": (repacked(share=0.5), "a damaged archive"),
     "compressed": (repacked(zipfile.ZIP_DEFLATED), "torch.save does not compress"),
     "a bomb": (bomb, "that unpacks to 100,00"),
