@@ -31,17 +31,17 @@ BROKEN_LIST = "broken.txt"
 MAX_NAMES = 3  # file or folder names in one message
 
 
-def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path) -> PreparedDataset:
+def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Path = Path()) -> PreparedDataset:
     """Write the images of `source` to `out` as a dataset file; returns the prepared dataset.
 
-    `recipe` (recipes/user_folder.yaml) gives base view and training; mean and standard deviation are those of the
-    training images. broken.txt beside `out` lists the files that cannot be read.
+    The folder is relative to `project`. `recipe` (recipes/user_folder.yaml) gives base view and training; mean and
+    standard deviation are those of the training images. broken.txt beside `out` lists the files that cannot be read.
 
     Raises:
         UserError: `source` is not a folder of classes, a class has too few images, or files cannot be read and
             `skip_broken` is not set.
     """
-    folder = Path(source.folder).expanduser()
+    folder = project / files.expand_home(source.folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     parts = _parts(folder)

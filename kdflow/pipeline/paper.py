@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdflow import config
 from kdflow.launch import parallel_runs
 from kdflow.paper import Paper, cells
-from kdflow.pipeline import work_dir
+from kdflow.pipeline import project_folder, work_dir
 from kdflow.pipeline.distill import distill_students
 from kdflow.pipeline.evaluate import evaluate_students
 from kdflow.pipeline.logits import write_views
@@ -26,7 +26,7 @@ def prepare(paper: Paper, dataset: str) -> None:
     config.check_has_reader(paper.folder / "tables.yaml", dataset, paper.recipes)
     data = paper.recipes.datasets[dataset].data
     experiment, file = paper.teacher_experiment(teachers[dataset]), paper.data / f"{dataset}.h5"
-    prepared = prepare_dataset(experiment, file, work_dir() / "downloads")
+    prepared = prepare_dataset(experiment, file, work_dir() / "downloads", project=project_folder())
     description = cells.DatasetRecord(
         dataset=dataset, sha256=prepared.sha256, train_images=data.train_images, test_images=data.test_images
     )
@@ -37,7 +37,7 @@ def teacher(paper: Paper, name: str) -> None:
     """Train a teacher, or take its weights from a file, and evaluate it."""
     experiment = paper.teacher_experiment(name)
     dataset = paper.data / f"{experiment.params.dataset}.h5"
-    make_teacher(experiment, dataset, paper.data / cells.TEACHERS / name, work_dir())
+    make_teacher(experiment, dataset, paper.data / cells.TEACHERS / name, work_dir(), project_folder())
 
 
 def cell(paper: Paper, name: str) -> None:

@@ -9,21 +9,24 @@ from kdflow.core import files
 
 
 def prepare_dataset(
-    experiment: Experiment, out: Path, downloads: Path, description: Path | None = None
+    experiment: Experiment, out: Path, downloads: Path, description: Path | None = None, project: Path = Path()
 ) -> PreparedDataset:
-    """Write the experiment's dataset to `out`, and its description to `description` as JSON."""
+    """Write the experiment's dataset to `out`, and its description to `description` as JSON.
+
+    Paths in the settings are relative to `project`.
+    """
     from kdflow import data
 
     params = experiment.params
     if isinstance(params.dataset, UserFolder):
         from kdflow.data import user_folder  # imports all of torchvision
 
-        prepared = user_folder.prepare(params.dataset, experiment.user_folder, out)
+        prepared = user_folder.prepare(params.dataset, experiment.user_folder, out, project)
     else:
         dataset = experiment.dataset
         assert dataset.base_view is not None
         assert dataset.training is not None
-        folder = None if params.data_folder is None else Path(params.data_folder).expanduser()
+        folder = None if params.data_folder is None else project / files.expand_home(params.data_folder)
         sha256 = data.prepare(params.dataset, dataset.data, folder, downloads, out, params.train_images)
         prepared = PreparedDataset(
             name=params.dataset,

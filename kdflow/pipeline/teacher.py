@@ -15,12 +15,12 @@ from kdflow.training.job import Job
 from kdflow.training.record import Budget, RunLog, TeacherRecord
 
 
-def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
+def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path, project: Path = Path()) -> None:
     """Train the teacher, or take its weights from a file, and evaluate it on the test set.
 
     Writes its weights, its record and its class for each test image to `out`. If the file is the one in `out`, it is
     evaluated again and kept, with its origin. The budget of weights from a file is taken from the record beside it, if
-    kdflow has trained them.
+    kdflow has trained them. Paths in the settings are relative to `project`.
 
     Raises:
         UserError: weights from a file measure more than `TEACHER_TOLERANCE` below their expected accuracy.
@@ -43,7 +43,7 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     if given.file is None:
         load_exact(model, weights)
     else:
-        source = Path(given.file).expanduser()
+        source = project / files.expand_home(given.file)
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
     keep = source.resolve() == weights.resolve()
