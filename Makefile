@@ -8,12 +8,12 @@ export DO_NOT_TRACK := 1
 # every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-long check micro miniature serve clean
+.PHONY: demo test test-slow test-long check micro miniature serve clean scm
 
 MINIATURE := paper/miniature/dvc.yaml
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
-demo: $(VENV)/demo.ok  ## the demo: teacher, students by four methods, table and figure
+demo: scm  ## the demo: teacher, students by four methods, table and figure
 	dvc repro
 	kdflow table
 
@@ -38,18 +38,18 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow plan --check --paper paper/micro
 	kdflow plan --check --paper evidence
 
-micro: $(VENV)/demo.ok  ## four cells with a teacher from a file, compared with their baseline
+micro: scm  ## four cells with a teacher from a file, compared with their baseline
 	dvc repro --force $(MICRO:%=paper/micro/dvc.yaml:cell@digits-%)
 	kdflow drift --paper paper/micro
 
-miniature: $(VENV)/demo.ok  ## all tables and figures of the paper, tiny, and the HTML page
+miniature: scm  ## all tables and figures of the paper, tiny, and the HTML page
 	dvc repro $(MINIATURE):report
 
 PORT := 4200
 serve: export PREFECT_HOME := $(CURDIR)/.kdflow/server
 serve: export PREFECT_API_URL := http://127.0.0.1:$(PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
-serve: $(VENV)/demo.ok  ## Prefect server, deployments and a worker on this machine, until Ctrl-C
+serve: scm  ## Prefect server, deployments and a worker on this machine, until Ctrl-C
 	mkdir -p $(PREFECT_HOME)
 	python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))'  # fails if the port is in use
 	python -m kdflow.core.parent $$$$ prefect server start --host 127.0.0.1 --port $(PORT) >$(PREFECT_HOME)/server.log 2>&1 & \
@@ -59,6 +59,15 @@ serve: $(VENV)/demo.ok  ## Prefect server, deployments and a worker on this mach
 	done; \
 	prefect --no-prompt deploy --all && \
 	KDFLOW_ROOT=$(CURDIR) prefect worker start --pool kdflow
+
+# DVC refuses to run without a git repository, unless it is configured so. Some trees have none, such as a ZIP download.
+scm: $(VENV)/demo.ok  ## configure DVC for a tree without git, or with it again
+	@if [ -e .git ] || git rev-parse 2>/dev/null; then setting=--unset; else setting=true; \
+	  echo 'no git repository: DVC runs without one, except for dvc exp, which needs: git init && git add -A && git commit'; fi; \
+	for folder in $(patsubst %/.dvc/config,%,$(wildcard ./.dvc/config */.dvc/config */*/.dvc/config)); do \
+	  if grep -qs no_scm $$folder/.dvc/config.local; then [ $$setting = true ]; else [ $$setting = --unset ]; fi || \
+	  dvc --cd $$folder config --local core.no_scm $$setting || exit; \
+	done
 
 clean:  ## remove environment, outputs and checkpoints; DVC's cache stays
 	rm -rf $(VENV) .kdflow data/*/ data/*.h5

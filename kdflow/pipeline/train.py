@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from kdflow.config import Compute, RunSettings
+from kdflow.core.source import warn_without_commit
 from kdflow.launch import parallel_runs, torchrun
 from kdflow.training.job import Job
 
 
 def train(title: str, jobs: list[Job], compute: Compute) -> None:
     """Train all jobs: in parallel with one process each, or one after the other with several processes each."""
+    warn_without_commit()
     if compute.processes_per_run > 1 or torchrun.started_by_torchrun():
         torchrun.run_with_torchrun(title, jobs, compute.processes_per_run)
     else:

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,6 +18,7 @@ from kdflow import __version__
 from kdflow.config import PACKAGE, Dataset, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.core.source import git_commit
 
 HASH_KEY = re.compile(rb',\s*"content_sha256":\s*"(\w*)"')
 TEACHER_NOTE = "teacher with "  # the start of a teacher's budget note
@@ -208,7 +208,7 @@ class MeanStd(Settings):
 
     mean: float
     std: float | None
-    n: int
+    n: Annotated[int, Field(ge=0, le=10**9)]
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ({self.std:.2f})" if self.std is not None else "")
@@ -269,22 +269,8 @@ def make_budget(run: RunSettings, dataset: Dataset, teacher: Budget | None = Non
 
 def code_version() -> Code:
     """Return the version of the running code."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):  # git is not installed, or this is not a repository
-            return None
-
-    changes = git("status", "--porcelain", "--", str(PACKAGE))
-    return Code(
-        version=__version__,
-        sha256=code_sha256(),
-        commit=git("rev-parse", "HEAD"),
-        modified=None if changes is None else bool(changes),
-    )
+    commit, modified = git_commit()
+    return Code(version=__version__, sha256=code_sha256(), commit=commit, modified=modified)
 
 
 def code_sha256(*parts: str) -> str:
