@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from kdflow.core.errors import UserError, shorten
+from kdflow.core.errors import UserError, escape_control, shorten
 from kdflow.core.files import expand_home
 
 PACKAGE = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def suggestion(name: str, names: list[str]) -> str:
 
 def no_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse a list that has an entry twice."""
-    duplicates = dict.fromkeys(str(value) for value in values if values.count(value) > 1)
+    duplicates = dict.fromkeys(escape_control(str(value)) for value in values if values.count(value) > 1)
     if duplicates:
         raise ValueError(f"duplicate entries: {', '.join(duplicates)}")
     return values

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdflow.core.errors import UserError
+from kdflow.core.errors import UserError, escape_control
 
 PART = ".part"  # suffix of files that are being written
 
@@ -28,7 +28,7 @@ def expand_home(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path}: no such user, or no home folder") from None
+        raise UserError(f"{escape_control(str(path))}: no such user, or no home folder") from None
 
 
 def output_file(path: Path) -> Path:

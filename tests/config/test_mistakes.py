@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 from settings_files import DATASETS, GONE, METHODS, MODELS, PAIRS, edit
@@ -302,6 +302,7 @@ def one_of_each():
 SMALL = one_of_each()
 
 
+@example(key="methods", value=["\U00010000"] * 2)  # JSON writes two halves of a character
 @given(
     key=st.sampled_from(["epochs", "methods", "compute", "teacher_weights", "seeds", "dataset", "new"]), value=VALUES
 )
