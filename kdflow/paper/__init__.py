@@ -2,8 +2,8 @@
 
 from kdflow.paper.budget import PaperBudget
 from kdflow.paper.cells import CellStatuses
+from kdflow.paper.item import CellSpec, Item
 from kdflow.paper.paper import Cell, Paper, Teacher, load_paper, total_epochs
-from kdflow.paper.tables import CellSpec, Item
 
 __all__ = [
     "Cell",

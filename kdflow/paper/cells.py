@@ -9,8 +9,8 @@ from typing import Literal
 
 from kdflow.config import Settings
 from kdflow.core import files
+from kdflow.paper.item import GOLDEN
 from kdflow.paper.paper import Cell, Paper
-from kdflow.paper.tables import GOLDEN
 from kdflow.training import record
 from kdflow.training.record import MeanStd, RunLog, RunRecord, TeacherRecord, mean_std
 

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.paper.item import GOLDEN, Item
 from kdflow.paper.paper import Cell, Paper
-from kdflow.paper.tables import GOLDEN, Item
 
 GENERATED_NOTE = "Generated from tables.yaml by `kdflow plan`. Do not edit."
 

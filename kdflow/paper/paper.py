@@ -12,7 +12,18 @@ from kdflow import config
 from kdflow.config import BaseViewName, Experiment, Params, Recipes, Settings, TeacherWeights
 from kdflow.core.errors import UserError
 from kdflow.paper.budget import FULL_BUDGET, PaperBudget
-from kdflow.paper.tables import KINDS, CellSpec, Item
+from kdflow.paper.figures import DisagreementFigure, EpochsFigure, PickRatioFigure
+from kdflow.paper.item import CellSpec, Item
+from kdflow.paper.tables import AccuracyTable, ClaimTable, CostTable
+
+KINDS: dict[str, type[Item]] = {
+    "accuracy_table": AccuracyTable,
+    "cost_table": CostTable,
+    "claim_table": ClaimTable,
+    "epochs_figure": EpochsFigure,
+    "pick_ratio_figure": PickRatioFigure,
+    "disagreement_figure": DisagreementFigure,
+}
 
 
 class Teacher(Settings):

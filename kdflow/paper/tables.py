@@ -1,112 +1,19 @@
-"""Settings of a paper's tables and figures: tables.yaml.
+"""Settings of a paper's tables in tables.yaml: accuracies, costs, and claims that compare accuracies.
 
 A kind of table or figure is a subclass of `Item` and the module of kdflow.report that has the name of its `kind`. To
-add one, write both and list the class in `KINDS`.
+add one, write both and list the class in `KINDS` of kdflow/paper/paper.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from kdflow import config
-from kdflow.config import BaseViewName, Epochs, NameChecks, Pair, Percent, Recipes, Settings
-
-GOLDEN = Path("tests/golden")
-
-UniqueNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
-
-Notes = Annotated[tuple[str, ...], Field(strict=False)]
-
-Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)] | None, ...], Field(strict=False)]
-
-SeedCount = Annotated[int, Field(gt=0, le=1000)]
-
-Metric = Literal["top1", "top5"]
-
-
-class DatasetPair(NamedTuple):
-    """A pair of recipes/pairs.yaml on a dataset."""
-
-    dataset: str
-    pair: str
-
-
-class CellSpec(NamedTuple):
-    """A student that an item prints. `epochs` None: the dataset's default; `base_view` None: the dataset's."""
-
-    dataset: str
-    pair: str
-    method: str
-    epochs: int | None = None
-    base_view: BaseViewName | None = None
-    seeds: int = 1
-
-
-class PaperValue(NamedTuple):
-    """The accuracy that the paper prints for a cell, with its standard deviation, in percent."""
-
-    cell: CellSpec
-    row: str
-    metric: Metric
-    value: float
-    std: float | None
-    quoted_from: str | None
-
-
-class Item(Settings):
-    """A table or figure of the paper.
-
-    The class attributes and `image_datasets` are the inputs and outputs of its DVC stage beside cells and teachers.
-    """
-
-    kind: str
-    caption: str
-    notes: Notes = ()
-
-    code_deps: ClassVar[tuple[str, ...]] = ("kdflow/report",)
-    recipe_file: ClassVar[str] = "pairs"
-    budget_keys: ClassVar[tuple[str, ...]] = ()
-    has_metrics: ClassVar[bool] = False
-    plot: ClassVar[dict[str, str] | None] = None
-
-    def dataset_pairs(self) -> Sequence[DatasetPair]:
-        """Return every pair that the item prints, with its dataset."""
-        raise NotImplementedError
-
-    def cells(self) -> Iterator[CellSpec]:
-        """Yield the students that the item prints; a student that it prints twice comes twice."""
-        yield from ()
-
-    def teachers(self) -> Sequence[DatasetPair]:
-        """Return the pairs whose teachers the item needs beside its cells."""
-        return ()
-
-    def image_datasets(self) -> Sequence[str]:
-        """Return the datasets whose images the item reads."""
-        return ()
-
-    def counted_models(self, recipes: Recipes) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        """Return dataset and name of each model whose parameters and FLOPs the item prints."""
-        return ()
-
-    def paper_values(self, recipes: Recipes) -> Iterator[PaperValue]:  # noqa: ARG002
-        """Yield the accuracies that the paper prints for the item's cells."""
-        yield from ()
-
-    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
-        """Return the names in the item that must be known, for `config.check_names`."""
-        checks: NameChecks = []
-        for field, names, known in (
-            ("method", [cell.method for cell in self.cells()], recipes.methods),
-            ("dataset", [dataset for dataset, _ in self.dataset_pairs()], recipes.datasets),
-            ("pair", [pair for _, pair in self.dataset_pairs()], recipes.pairs),
-        ):
-            checks += [(file, f"{key}: {field}", name, known) for name in dict.fromkeys(names)]
-        return checks
+from kdflow.config import BaseViewName, Epochs, Pair, Recipes, Settings
+from kdflow.paper.item import CellSpec, DatasetPair, Item, Metric, Numbers, PaperValue, SeedCount, UniqueNames
 
 
 class PaperValues(Settings):
@@ -216,119 +123,67 @@ class CostTable(Item):
         return [(self.dataset, model) for pair in pairs for model in (pair.teacher, pair.student)]
 
 
-class Optimum(Settings):
-    """The lowest point of a curve in the paper's figure, in percent."""
+class Term(Settings):
+    """A student of a comparison. `epochs` None: the dataset's default; `base_view` None: the dataset's."""
 
-    base_view: BaseViewName
     method: str
-    epochs: Epochs
-    error: Percent
+    epochs: Epochs | None = None
+    base_view: BaseViewName | None = None
 
 
-class EpochsFigure(Item):
-    """A figure of the test error against the total number of epochs: one panel for each pair and base view."""
-
-    kind: Literal["epochs_figure"]
-    renamed_kind: ClassVar[str | None] = "epochs"
-    dataset: str
-    pairs: UniqueNames
-    methods: UniqueNames
-    base_views: Annotated[
-        tuple[BaseViewName, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)
-    ]
-    epochs: Annotated[tuple[Epochs, ...], Field(strict=False, min_length=1), AfterValidator(config.no_duplicates)]
-    paper: Annotated[tuple[Optimum, ...], Field(strict=False)] = ()
-    seeds: SeedCount = 3
-
-    plot: ClassVar[dict[str, str] | None] = {"x": "epochs", "y": "error", "template": "scatter"}
-
-    def dataset_pairs(self) -> Sequence[DatasetPair]:
-        """Return the rows of panels."""
-        return [DatasetPair(self.dataset, pair) for pair in self.pairs]
-
-    def cells(self) -> Iterator[CellSpec]:
-        """Yield the students of all points, panel by panel."""
-        for pair in self.pairs:
-            for view in self.base_views:
-                for method in self.methods:
-                    for epochs in self.epochs:
-                        yield CellSpec(self.dataset, pair, method, epochs, view, self.seeds)
-
-    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
-        """Return the names of the curves and of the paper's optima."""
-        optima = [(file, f"{key}: method", point.method, recipes.methods) for point in self.paper]
-        return [*super().name_checks(file, key, recipes), *optima]
+Terms = Annotated[tuple[Term, ...], Field(strict=False, min_length=1)]
 
 
-class Curve(Settings):
-    """A pair on a dataset."""
+class Comparison(Settings):
+    """The test accuracies of `plus` minus those of `minus`, seed by seed, in percentage points."""
 
+    label: str
+    plus: Terms
+    minus: Terms
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Comparison:
+        if len(self.plus) != len(self.minus):
+            raise ValueError(f"plus has {len(self.plus)} students, minus {len(self.minus)}; both need the same number")
+        return self
+
+
+class Claim(Settings):
+    """A claim of the paper that holds if all its comparisons are positive; `comment` is a remark on the result."""
+
+    claim: str
+    source: str
+    comparisons: Annotated[tuple[Comparison, ...], Field(strict=False, min_length=1)]
+    comment: str = ""
+
+
+class ClaimTable(Item):
+    """A table of claims: each comparison with its mean and confidence interval over seeds, and each claim's verdict."""
+
+    kind: Literal["claim_table"]
     dataset: str
     pair: str
-
-
-class PickRatioFigure(Item):
-    """A figure of the pick ratio r (Eq. 4) during training."""
-
-    kind: Literal["pick_ratio_figure"]
-    renamed_kind: ClassVar[str | None] = "pick_ratio"
-    method: str
-    curves: Annotated[tuple[Curve, ...], Field(strict=False, min_length=1)]
     seeds: SeedCount = 3
+    claims: Annotated[tuple[Claim, ...], Field(strict=False, min_length=1)]
 
-    plot: ClassVar[dict[str, str] | None] = {"x": "training_fraction", "y": "pick_ratio", "template": "scatter"}
-
-    def dataset_pairs(self) -> Sequence[DatasetPair]:
-        """Return the curves."""
-        return [DatasetPair(curve.dataset, curve.pair) for curve in self.curves]
-
-    def cells(self) -> Iterator[CellSpec]:
-        """Yield the student of each curve."""
-        for curve in self.curves:
-            yield CellSpec(curve.dataset, curve.pair, self.method, seeds=self.seeds)
-
-
-class DisagreementFigure(Item):
-    """A figure of strong views for which the teacher predicts another class than the mixed label.
-
-    `paper` is the percentage of such views in the paper.
-    """
-
-    kind: Literal["disagreement_figure"]
-    renamed_kind: ClassVar[str | None] = "disagreement"
-    renamed_keys: ClassVar[Mapping[str, str]] = {"mix": "view"}
-    dataset: str
-    pair: str
-    view: str
-    paper: Percent | None = None
-
-    budget_keys: ClassVar[tuple[str, ...]] = ("train_share",)
+    @model_validator(mode="after")
+    def _check_labels(self) -> ClaimTable:
+        config.no_duplicates(tuple(comparison.label for claim in self.claims for comparison in claim.comparisons))
+        return self
 
     def dataset_pairs(self) -> Sequence[DatasetPair]:
         """Return the only pair."""
         return [DatasetPair(self.dataset, self.pair)]
 
-    def teachers(self) -> Sequence[DatasetPair]:
-        """Return the only pair."""
-        return self.dataset_pairs()
+    def cells(self) -> Iterator[CellSpec]:
+        """Yield the students of all comparisons."""
+        for claim in self.claims:
+            for comparison in claim.comparisons:
+                yield from map(self.cell, (*comparison.plus, *comparison.minus))
 
-    def image_datasets(self) -> Sequence[str]:
-        """Return the dataset that the views are made of."""
-        return (self.dataset,)
-
-    def name_checks(self, file: Path, key: str, recipes: Recipes) -> NameChecks:
-        """Return the names of dataset, pair and view."""
-        view = (file, f"{key}: view", self.view, config.choices("views"))
-        return [*super().name_checks(file, key, recipes), view]
-
-
-KINDS: dict[str, type[Item]] = {
-    "accuracy_table": AccuracyTable,
-    "cost_table": CostTable,
-    "epochs_figure": EpochsFigure,
-    "pick_ratio_figure": PickRatioFigure,
-    "disagreement_figure": DisagreementFigure,
-}
+    def cell(self, term: Term) -> CellSpec:
+        """Return the student of a term."""
+        return CellSpec(self.dataset, self.pair, term.method, term.epochs, term.base_view, self.seeds)
 
 
 def paper_accuracy(pair: Pair, dataset: str, role: Literal["teacher", "student"], metric: Metric) -> float | None:

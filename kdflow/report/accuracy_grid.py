@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdflow.paper.cells import CellStatuses, Status
+from kdflow.paper.item import Metric
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import AccuracyRow, AccuracyTable, Metric
+from kdflow.paper.tables import AccuracyRow, AccuracyTable
 from kdflow.training.record import MeanStd, RunRecord, distinct_notes, mean_std
 
 BASELINE = "kd"  # gains are differences from its records, never from the paper's values

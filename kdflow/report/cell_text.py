@@ -6,8 +6,9 @@ import json
 
 from kdflow.config import RunSettings
 from kdflow.paper.cells import CellStatuses, cell_folder, teacher_folder
+from kdflow.paper.item import GOLDEN
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import GOLDEN, paper_accuracy
+from kdflow.paper.tables import paper_accuracy
 from kdflow.report.methods_page import formula
 
 

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kdflow.config import Experiment, RunSettings, Settings, StrongView, choices, unknown_name
+from kdflow.config import Experiment, RunSettings, StrongView, choices, unknown_name
 from kdflow.core import files
 from kdflow.data import Loaded, load
 from kdflow.methods.views import StrongBatch, channel_mean_std
+from kdflow.report.disagreement_figure import DisagreementResult, Label, Sample
 from kdflow.training import record
 from kdflow.training.batches import make_batches
 from kdflow.training.device import pick_device
@@ -25,34 +26,6 @@ from kdflow.training.run import load_teacher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Label(Settings):
-    """A class and its probability."""
-
-    name: str
-    probability: float
-
-
-class Sample(Settings):
-    """A strong view on which they disagree: its mixed label, and the teacher's five most probable classes."""
-
-    mixed: list[Label]
-    teacher: list[Label]
-
-
-class DisagreementResult(Settings):
-    """The percentage of one epoch's strong views for which teacher and mixed label have another most probable class.
-
-    `budget_note` states a reduced budget of data or teacher; it is empty for a full one.
-    """
-
-    view: str
-    seed: int
-    views: int
-    percent: float
-    budget_note: str
-    samples: list[Sample]
 
 
 def write_disagreement(experiment: Experiment, view: str, dataset: Path, teacher: Path, out: Path) -> None:

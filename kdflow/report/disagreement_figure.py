@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdflow.config import Settings
 from kdflow.paper.cells import CellStatuses, teacher_folder
+from kdflow.paper.figures import DisagreementFigure
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import DisagreementFigure
 from kdflow.report.paper_item import ItemView
+from kdflow.training import record
+
+
+class Label(Settings):
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
+class Sample(Settings):
+    """A strong view on which they disagree: its mixed label, and the teacher's five most probable classes."""
+
+    mixed: list[Label]
+    teacher: list[Label]
+
+
+class DisagreementResult(Settings):
+    """The percentage of one epoch's strong views for which teacher and mixed label have another most probable class.
+
+    `budget_note` states a reduced budget of data or teacher; it is empty for a full one.
+    """
+
+    view: str
+    seed: int
+    views: int
+    percent: float
+    budget_note: str
+    samples: list[Sample]
 
 
 def write(paper: Paper, statuses: CellStatuses, name: str, item: DisagreementFigure, out: Path) -> None:  # noqa: ARG001
@@ -20,7 +50,12 @@ def write(paper: Paper, statuses: CellStatuses, name: str, item: DisagreementFig
 
 
 def view(paper: Paper, statuses: CellStatuses, name: str, item: DisagreementFigure) -> ItemView:  # noqa: ARG001
-    """Return the samples that the figure's stage wrote, if it has run."""
-    file = paper.root / paper.data / name / "samples.svg"
-    notes = [f"The paper: on {item.paper:g} % of the views."] if item.paper is not None else []
-    return ItemView([*item.notes, *notes], svg=file.read_bytes() if file.exists() else b"")
+    """Return the percentage and the samples that the figure's stage wrote, if it has run."""
+    folder, notes = paper.root / paper.data / name, [*item.notes]
+    file, samples = folder / "disagreement.json", folder / "samples.svg"
+    if file.exists():
+        result = record.read_record(file, DisagreementResult)
+        notes.append(f"On {result.percent:.1f} % of {result.views:,} views, teacher and label disagree.")
+    if item.paper is not None:
+        notes.append(f"The paper: on {item.paper:g} % of the views.")
+    return ItemView(notes, svg=samples.read_bytes() if samples.exists() else b"")

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from kdflow.core import files
 from kdflow.paper.cells import CellStatuses
+from kdflow.paper.item import Item
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import Item
 from kdflow.report.experiment_figure import save
 from kdflow.report.paper_item import ItemView
 from kdflow.training.record import distinct_notes

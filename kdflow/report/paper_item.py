@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from kdflow.paper.cells import CellStatuses, Status
+from kdflow.paper.item import Item
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import Item
 
 
 @dataclass(frozen=True)

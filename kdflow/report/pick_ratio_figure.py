@@ -9,8 +9,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from kdflow.paper.cells import CellStatuses
+from kdflow.paper.figures import Curve, PickRatioFigure
+from kdflow.paper.item import CellSpec
 from kdflow.paper.paper import Paper
-from kdflow.paper.tables import CellSpec, Curve, PickRatioFigure
 from kdflow.report.experiment_figure import COLOURS
 from kdflow.report.paper_figure import Point, figure_view, plot_line, write_figure
 from kdflow.report.paper_item import ItemView

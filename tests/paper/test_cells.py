@@ -13,7 +13,8 @@ from papers import CE, KD, PARAMS, PICK, edit, make_paper, write_cell, write_pap
 
 from kdflow.core.errors import UserError
 from kdflow.paper import CellStatuses, cells, load_paper
-from kdflow.paper.tables import AccuracyTable, EpochsFigure, PickRatioFigure
+from kdflow.paper.figures import EpochsFigure, PickRatioFigure
+from kdflow.paper.tables import AccuracyTable
 from kdflow.report import (
     accuracy_table,
     cost_table,

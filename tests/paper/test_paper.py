@@ -13,15 +13,9 @@ from ruamel.yaml import YAML
 from kdflow.core.errors import UserError
 from kdflow.paper import load_paper
 from kdflow.paper.dvc_yaml import cells_json, check_generated, dvc_yaml, write_generated
-from kdflow.paper.tables import (
-    AccuracyTable,
-    CellSpec,
-    CostTable,
-    DisagreementFigure,
-    EpochsFigure,
-    PickRatioFigure,
-    paper_accuracy,
-)
+from kdflow.paper.figures import DisagreementFigure, EpochsFigure, PickRatioFigure
+from kdflow.paper.item import CellSpec
+from kdflow.paper.tables import AccuracyTable, CostTable, paper_accuracy
 from kdflow.training.schedule import learning_rate
 
 PAPER = load_paper(root=ROOT)

@@ -7,7 +7,8 @@ import pytest
 from papers import make_paper
 
 from kdflow.paper import CellStatuses
-from kdflow.paper.tables import KINDS, Item
+from kdflow.paper.item import Item
+from kdflow.paper.paper import KINDS
 from kdflow.report import paper_item
 from kdflow.report.paper_item import ReportModule, report_module
 
