@@ -10,3 +10,6 @@ import typer
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
 PaperFolder = Annotated[Path, typer.Option(help="The folder of a paper's tables.yaml.")]
 PAPER = Path("paper")
+RecordsFolder = Annotated[
+    Path | None, typer.Option(help="Read results from this folder. Default: where the stages write them.")
+]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.cli.options import PAPER, PaperFolder, RecordsFolder, Root
 from kdflow.core.files import output_file
 
 app = typer.Typer()
@@ -38,6 +38,7 @@ def cells(
     table: Annotated[str | None, typer.Option(help="Only the cells of this table: 3 or table3.")] = None,
     figure: Annotated[str | None, typer.Option(help="Only the cells of this figure: 1 or figure1.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Print the status of each cell.")] = False,
+    records: RecordsFolder = None,
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
@@ -47,7 +48,7 @@ def cells(
     from kdflow.paper import CellStatuses, load_paper
     from kdflow.training.record import distinct_notes
 
-    loaded = load_paper(paper, root)
+    loaded = load_paper(paper, root, records)
     chosen = [f"{kind}{key}" if key.isdigit() else key for kind, key in (("table", table), ("figure", figure)) if key]
     for item in chosen:
         loaded.get_item(item)
@@ -91,21 +92,38 @@ def show(
 
 @app.command()
 def report(
-    out: Annotated[Path | None, typer.Option(help="File to write. Default: data/<paper>/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, .html or .md. Default: report.html beside the results.")
+    ] = None,
+    records: RecordsFolder = None,
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """Write one HTML page with all tables and figures, as far as their cells exist."""
+    """Write one page with all tables and figures, as far as their cells exist: HTML, or Markdown and image files."""
     from kdflow.paper import load_paper
-    from kdflow.report import paper_page
+    from kdflow.report import paper_markdown, paper_page
 
-    loaded = load_paper(paper, root)
-    if out is None:
-        out = root / loaded.data / "report.html"
-        paper_page.write(loaded, out)
-    else:
-        paper_page.write(loaded, output_file(out))
-    typer.echo(out)
+    loaded = load_paper(paper, root, records)
+    file = root / loaded.data / "report.html" if out is None else output_file(out)
+    (paper_markdown if file.suffix == ".md" else paper_page).write(loaded, file)
+    typer.echo(file)
+
+
+@app.command()
+def records(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. Default: records/ in the paper's folder.")
+    ] = None,
+    paper: PaperFolder = PAPER,
+    root: Root = Path(),
+) -> None:
+    """Copy the records of finished cells to a folder that can be kept in git and given to --records."""
+    from kdflow.paper import load_paper
+    from kdflow.paper.cells import copy_records
+
+    out = out or root / paper / "records"
+    names = copy_records(load_paper(paper, root), out)
+    typer.echo(f"{out}: {len(names)} cells")
 
 
 @app.command()

@@ -215,3 +215,24 @@ class CellStatuses:
     def _read_dataset_sha256(self, name: str) -> str | None:
         file = self.paper.root / self.paper.data / f"{name}.json"
         return record.read_record(file, DatasetRecord).sha256 if file.exists() else None
+
+
+def copy_records(paper: Paper, out: Path) -> list[str]:
+    """Copy the records of datasets, teachers and finished cells to `out`, in the same folders; return the cells.
+
+    Such a folder can be kept in git and given to `load_paper`. It has no weights and no images.
+    """
+    statuses, source = CellStatuses(paper), paper.root / paper.data
+    names = [name for name in paper.cells if statuses.runs(name)]
+    wanted = [source / f"{dataset}.json" for dataset in paper.datasets]
+    wanted += [
+        teacher_folder(paper, name) / file for name in paper.teachers for file in ("record.json", "training.json")
+    ]
+    for name in names:
+        wanted += [cell_folder(paper, name) / CELL_RECORD]
+        wanted += [_seed_file(paper, name, run.settings.seed) for run in statuses.runs(name)]
+    wanted += [source / name / "disagreement.json" for name in paper.items]
+    for file in wanted:
+        if file.exists():
+            files.write_bytes(out / file.relative_to(source), file.read_bytes())
+    return names

@@ -57,7 +57,8 @@ class _Cells(NamedTuple):
 class Paper:
     """A folder with tables.yaml and params.yaml, and the recipes that they name.
 
-    Cells with the same settings are one cell, which all their tables and figures print.
+    Cells with the same settings are one cell, which all their tables and figures print. `records` is a folder to read
+    results from, instead of the one that the stages write to.
     """
 
     root: Path
@@ -65,11 +66,12 @@ class Paper:
     recipes: Recipes
     items: dict[str, Item]
     budget: PaperBudget
+    records: Path | None = None
 
     @property
     def data(self) -> Path:
         """The folder that the stages write to, relative to the root."""
-        return Path("data") / self.folder.name
+        return self.records or Path("data") / self.folder.name
 
     def full_epochs(self, dataset: str) -> int:
         """Return the dataset's default number of epochs."""
@@ -233,8 +235,13 @@ class Paper:
         )
 
 
-def load_paper(folder: Path = Path("paper"), root: Path = Path()) -> Paper:
+def load_paper(folder: Path = Path("paper"), root: Path = Path(), records: Path | None = None) -> Paper:
     """Read and check a paper's tables.yaml and params.yaml, and the recipes.
+
+    Args:
+        folder: The folder of tables.yaml, relative to `root`.
+        root: The project's folder.
+        records: A folder to read results from, relative to `root`; None for the one that the stages write to.
 
     Raises:
         UserError: one line for each mistake, with file and field.
@@ -248,7 +255,7 @@ def load_paper(folder: Path = Path("paper"), root: Path = Path()) -> Paper:
         raise UserError("\n".join(mistakes))
     config.check_names([check for key, item in items.items() for check in item.name_checks(tables, key, recipes)])
     _check_datasets(tables, items, recipes)
-    paper = Paper(root, folder, recipes, items, budget)
+    paper = Paper(root, folder, recipes, items, budget, records)
     config.check_names([(params, "data_folders", name, recipes.datasets) for name in budget.data_folders])
     config.check_names([(params, "teacher_weights", name, paper.teachers) for name in budget.teacher_weights])
     return paper
