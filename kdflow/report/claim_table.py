@@ -17,14 +17,14 @@ from kdflow.training.record import MeanStd, RunRecord, budget_note, mean_std
 
 CONFIDENCE = 0.95
 
-Verdict = Literal["holds", "does not hold", "cannot be told"]
+Verdict = Literal["holds", "does not hold", "undecided"]
 
 COLUMNS = ["Difference", f"{CONFIDENCE:.0%} interval", "n", "p", "p, Holm", "Verdict"]
 NOTE = (
     "Difference: of test accuracies after the last epoch, in percentage points, mean (sample standard deviation) over "
     f"n seeds; both sides have the same seeds. Interval: {CONFIDENCE:.0%}, Student's t for paired differences. p: "
     "two-sided, of no difference; Holm: corrected for all comparisons of the table. A claim holds if the intervals of "
-    "all its comparisons are above zero, does not hold if one is below zero, and else cannot be told."
+    "all its comparisons are above zero, does not hold if one is below zero, and is undecided otherwise."
 )
 
 
@@ -46,7 +46,7 @@ class Result:
         """The verdict of this comparison alone."""
         if self.low is not None and self.low > 0:
             return "holds"
-        return "does not hold" if self.high is not None and self.high < 0 else "cannot be told"
+        return "does not hold" if self.high is not None and self.high < 0 else "undecided"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ClaimResult:
         verdicts = {result.verdict for result in self.results}
         if verdicts == {"holds"}:
             return "holds"
-        return "does not hold" if "does not hold" in verdicts else "cannot be told"
+        return "does not hold" if "does not hold" in verdicts else "undecided"
 
 
 def write(paper: Paper, statuses: CellStatuses, name: str, item: ClaimTable, out: Path) -> None:

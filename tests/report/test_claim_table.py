@@ -57,9 +57,9 @@ def test_a_difference_of_known_numbers(paper):
     assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
     assert result.p == pytest.approx(0.0741799, abs=1e-6)  # the tail of t = 2 sqrt(3)
     assert result.p_holm == result.p  # the other comparisons have no records
-    assert first.verdict == "cannot be told"
+    assert first.verdict == "undecided"
     assert [one.status for one in second.results] == ["missing", "missing"]
-    assert second.verdict == "cannot be told"
+    assert second.verdict == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_difference_of_known_numbers(paper):
     [
         ([91.0, 91.1, 91.2], [94.0, 94.1, 94.3], "holds"),
         ([91.0, 91.1, 91.2], [90.0, 90.2, 90.1], "does not hold"),
-        ([91.0, 91.1, 91.2], [92.0, 92.6, 91.5], "cannot be told"),
+        ([91.0, 91.1, 91.2], [92.0, 92.6, 91.5], "undecided"),
     ],
 )
 def test_a_claim_needs_all_its_comparisons(paper, kd, pick, verdict):
@@ -82,7 +82,7 @@ def test_only_seeds_that_all_students_have_are_compared(paper):
     write_cell(paper, CE, [90.0])
     (result,) = results(paper)[0].results
     assert (result.status, result.difference.n, result.low, result.p) == ("partial", 1, None, None)
-    assert result.verdict == "cannot be told"
+    assert result.verdict == "undecided"
 
 
 def test_the_table_has_the_claims_the_comparisons_and_the_notes(paper):
@@ -90,9 +90,9 @@ def test_the_table_has_the_claims_the_comparisons_and_the_notes(paper):
     write_cell(paper, CE, [90.0, 90.0, 90.0])
     view = paper_item.view(paper, CellStatuses(paper), "claims")
     assert [cell.text for cell in view.rows["KD minus CE"]] == [
-        "+2.00 (1.00)", "-0.48 to +4.48", "3", "0.074", "0.074", "cannot be told",
+        "+2.00 (1.00)", "-0.48 to +4.48", "3", "0.074", "0.074", "undecided",
     ]  # fmt: skip
-    assert view.rows["1. KD is better than CE (Table 1)"][-1].text == "cannot be told"
+    assert view.rows["1. KD is better than CE (Table 1)"][-1].text == "undecided"
     assert "3 comparisons." in view.notes and "Claim 1: A remark." in view.notes
     assert "| KD minus CE | +2.00 (1.00) | -0.48 to +4.48 | 3 |" in view.formats["md"]
     first = json.loads(view.formats["json"])["claims"][0]["comparisons"][0]
