@@ -16,7 +16,7 @@ from kdflow.config import Experiment, RunSettings, StrongView, choices, unknown_
 from kdflow.core import files
 from kdflow.data import Loaded, load
 from kdflow.methods.views import StrongBatch, channel_mean_std
-from kdflow.report.disagreement_figure import DisagreementResult, Label, Sample
+from kdflow.report.disagreement_result import DisagreementResult, Label, Sample
 from kdflow.training import record
 from kdflow.training.batches import make_batches
 from kdflow.training.device import pick_device

@@ -4,40 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdflow.config import Settings
 from kdflow.paper.cells import CellStatuses, teacher_folder
 from kdflow.paper.figures import DisagreementFigure
 from kdflow.paper.paper import Paper
+from kdflow.report.disagreement_result import DisagreementResult
 from kdflow.report.paper_item import ItemView
 from kdflow.training import record
-
-
-class Label(Settings):
-    """A class and its probability."""
-
-    name: str
-    probability: float
-
-
-class Sample(Settings):
-    """A strong view on which they disagree: its mixed label, and the teacher's five most probable classes."""
-
-    mixed: list[Label]
-    teacher: list[Label]
-
-
-class DisagreementResult(Settings):
-    """The percentage of one epoch's strong views for which teacher and mixed label have another most probable class.
-
-    `budget_note` states a reduced budget of data or teacher; it is empty for a full one.
-    """
-
-    view: str
-    seed: int
-    views: int
-    percent: float
-    budget_note: str
-    samples: list[Sample]
 
 
 def write(paper: Paper, statuses: CellStatuses, name: str, item: DisagreementFigure, out: Path) -> None:  # noqa: ARG001
