@@ -10,7 +10,6 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-long check micro miniature serve clean scm
 
-MINIATURE := paper/miniature/dvc.yaml
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
 demo: scm  ## the demo: teacher, students by four methods, table and figure
@@ -39,11 +38,11 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow plan --check --paper evidence
 
 micro: scm  ## four cells with a teacher from a file, compared with their baseline
-	dvc repro --force $(MICRO:%=paper/micro/dvc.yaml:cell@digits-%)
+	dvc --cd paper/micro repro --force $(MICRO:%=cell@digits-%)
 	kdflow drift --paper paper/micro
 
 miniature: scm  ## all tables and figures of the paper, tiny, and the HTML page
-	dvc repro $(MINIATURE):report
+	dvc --cd paper/miniature repro report
 
 PORT := 4200
 serve: export PREFECT_HOME := $(CURDIR)/.kdflow/server
@@ -70,7 +69,7 @@ scm: $(VENV)/demo.ok  ## configure DVC for a tree without git, or with it again
 	done
 
 clean:  ## remove environment, outputs and checkpoints; DVC's cache stays
-	rm -rf $(VENV) .kdflow data/*/ data/*.h5
+	rm -rf $(VENV) .kdflow data/*/ data/*.h5 paper/data paper/*/data evidence/data
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdflow needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -90,14 +90,14 @@ def measure(count: int, rounds: int) -> dict[str, float]:
         root = Path(folder)
         paper = project(root, count)
         first = next(iter(paper.cells))
-        target = f"paper/dvc.yaml:cell@{first}"
-        seconds(root, "dvc", "repro", target)
+        dvc = ("dvc", "--cd", "paper")
+        seconds(root, *dvc, "repro", f"cell@{first}")
         copy_records(paper, first)
         commands = {
             "kdflow plan --check": (*KDFLOW, "plan", "--check"),
             "kdflow cells --status": (*KDFLOW, "cells", "--status"),
-            "dvc status, one cell": ("dvc", "status", target),
-            "dvc repro, one cell up to date": ("dvc", "repro", target),
+            "dvc status, one cell": (*dvc, "status", f"cell@{first}"),
+            "dvc repro, one cell up to date": (*dvc, "repro", f"cell@{first}"),
         }
         medians = {
             name: statistics.median(seconds(root, *command) for _ in range(rounds))

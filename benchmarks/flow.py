@@ -68,8 +68,8 @@ async def run_flow(max_parallel: int) -> None:
     @flow
     async def cells() -> None:
         async with registered_flow_run():
-            stages = await asyncio.to_thread(dvc_graph.stale, [])
-            await run_local(stages, repro(), max_parallel, StageTimeouts())
+            stages = await asyncio.to_thread(dvc_graph.stale, Path())
+            await run_local(stages, repro(Path()), max_parallel, StageTimeouts(), project=Path())
 
     await cells()
 

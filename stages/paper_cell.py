@@ -8,7 +8,7 @@ from kdflow.pipeline import paper
 
 
 def main(folder: str, name: str) -> None:
-    """Read dataset and teacher, write data/<paper>/cells/<name>/."""
+    """Read dataset and teacher, write <folder>/data/cells/<name>/."""
     paper.cell(load_paper(Path(folder)), name)
 
 

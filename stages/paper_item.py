@@ -8,7 +8,7 @@ from kdflow.pipeline import paper
 
 
 def main(folder: str, name: str) -> None:
-    """Read data/<paper>/cells/ and teachers/, write data/<paper>/<name>/."""
+    """Read <folder>/data/cells/ and teachers/, write <folder>/data/<name>/."""
     paper.item(load_paper(Path(folder)), name)
 
 

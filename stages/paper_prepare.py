@@ -8,7 +8,7 @@ from kdflow.pipeline import paper
 
 
 def main(folder: str, dataset: str) -> None:
-    """Write data/<paper>/<dataset>.h5 and .json."""
+    """Write <folder>/data/<dataset>.h5 and .json."""
     paper.prepare(load_paper(Path(folder)), dataset)
 
 

@@ -8,7 +8,7 @@ from kdflow.report import paper_page
 
 
 def main(folder: str) -> None:
-    """Read data/<paper>/, write data/<paper>/report.html."""
+    """Read <folder>/data/, write <folder>/data/report.html."""
     paper = load_paper(Path(folder))
     paper_page.write(paper, paper.data / "report.html")
 

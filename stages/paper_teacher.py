@@ -8,7 +8,7 @@ from kdflow.pipeline import paper
 
 
 def main(folder: str, name: str) -> None:
-    """Read the dataset, write data/<paper>/teachers/<name>/."""
+    """Read the dataset, write <folder>/data/teachers/<name>/."""
     paper.teacher(load_paper(Path(folder)), name)
 
 

@@ -19,7 +19,7 @@ def plan(
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """Generate cells.json and dvc.yaml from a paper's tables.yaml."""
+    """Generate cells.json and dvc.yaml from a paper's tables.yaml, and make its folder a DVC project."""
     from kdflow.paper import load_paper, total_epochs
     from kdflow.paper.dvc_yaml import check_generated, write_generated
 
@@ -42,7 +42,7 @@ def cells(
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
-    """List the paper's cells and teachers. `dvc repro paper/dvc.yaml:cell@NAME` or `teacher@NAME` makes one."""
+    """List the paper's cells and teachers. `dvc --cd paper repro cell@NAME` or `teacher@NAME` makes one."""
     from collections import Counter
 
     from kdflow.paper import CellStatuses, load_paper

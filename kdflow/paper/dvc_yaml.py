@@ -1,8 +1,15 @@
-"""Generation of cells.json and dvc.yaml from tables.yaml."""
+"""Generation of a paper's DVC project: cells.json and dvc.yaml from tables.yaml, and the files that DVC itself needs.
+
+A paper's folder is a DVC project inside of the repository (a "subdir" of `dvc init`), so that DVC's commands in the
+root do not see the paper's stages. Paths in dvc.yaml are relative to the folder. DVC requires outputs to be inside of
+it, but not dependencies and parameters. It applies no .dvcignore to dependencies outside of it: files of code are
+listed one by one, since folders of code also have files that Python writes.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,9 +19,15 @@ from ruamel.yaml import YAML
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.paper.item import GOLDEN, Item
-from kdflow.paper.paper import Cell, Paper
+from kdflow.paper.paper import DATA, Cell, Paper
 
 GENERATED_NOTE = "Generated from tables.yaml by `kdflow plan`. Do not edit."
+# Written once: DVC adds remotes to its configuration.
+DVC_PROJECT = {
+    ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".gitignore": f"/{DATA}/\n",
+}
 
 
 def cells_json(paper: Paper) -> str:
@@ -24,7 +37,7 @@ def cells_json(paper: Paper) -> str:
             **cell.model_dump(),
             # All cells share one template with one list of dependencies: without a teacher the dataset's record fills
             # the teacher's place.
-            "teacher_dep": (paper.data / _teacher_dep(cell)).as_posix(),
+            "teacher_dep": f"{DATA}/{_teacher_dep(cell)}",
             "teacher_model": cell.teacher or cell.student,
             "printed_in": paper.printed_in[name],
         }
@@ -53,81 +66,87 @@ def dvc_yaml(paper: Paper) -> str:
 
 
 def _stage(paper: Paper, kind: str, name: str, **rest: Any) -> dict[str, Any]:
-    up = "/".join([".."] * len(paper.folder.parts))
-    return {"wdir": up, "cmd": f"exec python -m stages.paper_{kind} {paper.folder.as_posix()} {name}".rstrip(), **rest}
+    command = f"exec python -m stages.paper_{kind} {shlex.quote(paper.folder.as_posix())} {name}".rstrip()
+    return {"cmd": f"cd {paper.up} && {command}", **rest}
 
 
 def _stages(paper: Paper) -> dict[str, Any]:
     """Return all stages, from datasets to the page."""
-    data = paper.data.as_posix()
     stages: dict[str, Any] = {
         "prepare": {"foreach": "${datasets}", "do": _prepare(paper)},
         "teacher": {"foreach": "${teachers}", "do": _teacher(paper)},
         "cell": {"foreach": "${cells}", "do": _student(paper)},
     }
     for name, item in paper.items.items():
-        stages[name] = _stage(paper, "item", name, **_inputs(paper, name, item), outs=[f"{data}/{name}"])
+        stages[name] = _stage(paper, "item", name, **_inputs(paper, name, item), outs=[f"{DATA}/{name}"])
         if item.has_metrics:
-            stages[name]["metrics"] = [f"{data}/metrics/{name}.json"]
+            stages[name]["metrics"] = [f"{DATA}/metrics/{name}.json"]
         if item.plot is not None:
-            stages[name]["plots"] = [{f"{data}/plots/{name}.json": dict(item.plot)}]
-    deps = ["kdflow/report", *(f"{data}/{name}" for name in paper.items)]
-    stages["report"] = _stage(paper, "report", "", deps=deps, outs=[f"{data}/report.html"])
+            stages[name]["plots"] = [{f"{DATA}/plots/{name}.json": dict(item.plot)}]
+    deps = [*_code(paper, "kdflow/report/*.py"), *_code(paper, "kdflow/report/*.j2")]
+    deps += [f"{DATA}/{name}" for name in paper.items]
+    stages["report"] = _stage(paper, "report", "", deps=deps, outs=[f"{DATA}/report.html"])
     return stages
 
 
 def _prepare(paper: Paper) -> dict[str, Any]:
-    params = [{f"{paper.folder.as_posix()}/params.yaml": ["data_folders.${item}"]}]
-    params += [{"recipes/datasets.yaml": ["${item}.data"]}]
-    outs = [f"{paper.data.as_posix()}/${{item}}{suffix}" for suffix in (".h5", ".json")]
+    params = [{"params.yaml": ["data_folders.${item}"]}, {f"{paper.up}/recipes/datasets.yaml": ["${item}.data"]}]
+    outs = [f"{DATA}/${{item}}{suffix}" for suffix in (".h5", ".json")]
     return _stage(paper, "prepare", "${item}", params=params, outs=outs)
 
 
 def _teacher(paper: Paper) -> dict[str, Any]:
-    data, budget = paper.data.as_posix(), ["teacher_epoch_scale", "train_share", "precision", "teacher_weights.${key}"]
+    budget = ["teacher_epoch_scale", "train_share", "precision", "teacher_weights.${key}"]
     return _stage(
         paper,
         "teacher",
         "${key}",
-        deps=[f"{data}/${{item.dataset}}.h5", (GOLDEN / "ce.json").as_posix()],
+        deps=[f"{DATA}/${{item.dataset}}.h5", f"{paper.up}/{GOLDEN.as_posix()}/ce.json"],
         params=[
-            {f"{paper.folder.as_posix()}/params.yaml": budget},
-            {"recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
-            {"recipes/models.yaml": ["${item.architecture}"]},
+            {"params.yaml": budget},
+            {f"{paper.up}/recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
+            {f"{paper.up}/recipes/models.yaml": ["${item.architecture}"]},
         ],
-        outs=[f"{data}/teachers/${{key}}"],
+        outs=[f"{DATA}/teachers/${{key}}"],
     )
 
 
 def _student(paper: Paper) -> dict[str, Any]:
-    folder, data = paper.folder.as_posix(), paper.data.as_posix()
     budget = ["seeds", "teacher_logits", "epoch_scale", "train_share", "eval_every", "precision"]
+    golden = f"{paper.up}/{GOLDEN.as_posix()}/${{item.method}}.json"
     return _stage(
         paper,
         "cell",
         "${key}",
-        deps=[f"{data}/${{item.dataset}}.h5", "${item.teacher_dep}", f"{GOLDEN.as_posix()}/${{item.method}}.json"],
+        deps=[f"{DATA}/${{item.dataset}}.h5", "${item.teacher_dep}", golden],
         params=[
-            {f"{folder}/cells.json": ["cells.${key}.seeds"]},
-            {f"{folder}/params.yaml": budget},
-            {"recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
-            {"recipes/models.yaml": ["${item.student}", "${item.teacher_model}"]},
-            {"recipes/methods.yaml": ["${item.method}"]},
+            {"cells.json": ["cells.${key}.seeds"]},
+            {"params.yaml": budget},
+            {f"{paper.up}/recipes/datasets.yaml": ["${item.dataset}.base_view", "${item.dataset}.training"]},
+            {f"{paper.up}/recipes/models.yaml": ["${item.student}", "${item.teacher_model}"]},
+            {f"{paper.up}/recipes/methods.yaml": ["${item.method}"]},
         ],
-        outs=[f"{data}/cells/${{key}}"],
+        outs=[f"{DATA}/cells/${{key}}"],
     )
 
 
 def _inputs(paper: Paper, name: str, item: Item) -> dict[str, Any]:
     """Return the dependencies and parameters of a table or figure."""
-    data, folder = paper.data.as_posix(), paper.folder.as_posix()
-    deps = [*item.code_deps]
-    deps += [f"{data}/cells/{cell}" for cell in paper.cells_of(name)]
-    deps += [f"{data}/{dataset}.h5" for dataset in item.image_datasets()]
-    deps += [f"{data}/teachers/{teacher}" for teacher in paper.teachers_of(item)]
-    params: list[Any] = [{f"{folder}/tables.yaml": [name]}]
-    params += [{f"{folder}/params.yaml": [*item.budget_keys]}] if item.budget_keys else []
-    return {"deps": deps, "params": [*params, {f"recipes/{item.recipe_file}.yaml": []}]}
+    families = {paper.recipes.models[model].family for _, model in item.counted_models(paper.recipes)}
+    patterns = ["kdflow/report/*.py", *(f"kdflow/models/families/{family}.py" for family in sorted(families))]
+    patterns += ["kdflow/models/*.py"] if families else []
+    deps = [file for pattern in patterns for file in _code(paper, pattern)]
+    deps += [f"{DATA}/cells/{cell}" for cell in paper.cells_of(name)]
+    deps += [f"{DATA}/{dataset}.h5" for dataset in item.image_datasets()]
+    deps += [f"{DATA}/teachers/{teacher}" for teacher in paper.teachers_of(item)]
+    params: list[Any] = [{"tables.yaml": [name]}]
+    params += [{"params.yaml": [*item.budget_keys]}] if item.budget_keys else []
+    return {"deps": deps, "params": [*params, {f"{paper.up}/recipes/{item.recipe_file}.yaml": []}]}
+
+
+def _code(paper: Paper, pattern: str) -> list[str]:
+    """Return the files of code that match a pattern below the root, relative to the paper's folder."""
+    return [f"{paper.up}/{file.relative_to(paper.root).as_posix()}" for file in sorted(paper.root.glob(pattern))]
 
 
 def generated_files(paper: Paper) -> dict[Path, str]:
@@ -137,14 +156,17 @@ def generated_files(paper: Paper) -> dict[Path, str]:
 
 
 def write_generated(paper: Paper) -> None:
-    """Write cells.json and dvc.yaml beside tables.yaml."""
+    """Write cells.json and dvc.yaml beside tables.yaml, and make the folder a DVC project unless it is one."""
+    for name, content in DVC_PROJECT.items():
+        if not (file := paper.root / paper.folder / name).exists():
+            files.write_text(file, content)
     for file, content in generated_files(paper).items():
         if not file.exists() or file.read_text() != content:
             files.write_text(file, content)
 
 
 def check_generated(paper: Paper) -> None:
-    """Check that cells.json and dvc.yaml are up to date with tables.yaml, and that every method has its golden file.
+    """Check that the generated files are up to date with tables.yaml, and that every method has its golden file.
 
     Raises:
         UserError: one line for each file that is missing or out of date.
@@ -153,6 +175,11 @@ def check_generated(paper: Paper) -> None:
         f"{file}: out of date with {paper.folder / 'tables.yaml'}; run `kdflow plan` and commit the file"
         for file, content in generated_files(paper).items()
         if not file.exists() or file.read_text() != content
+    ]
+    errors += [
+        f"{file}: no such file; run `kdflow plan` and commit the file"
+        for file in (paper.root / paper.folder / name for name in DVC_PROJECT)
+        if not file.exists()
     ]
     methods = dict.fromkeys(["ce", *(cell.method for cell in paper.cells.values())])
     golden = [paper.root / GOLDEN / f"{method}.json" for method in methods]

@@ -63,7 +63,6 @@ class Item(Settings):
     caption: str
     notes: Notes = ()
 
-    code_deps: ClassVar[tuple[str, ...]] = ("kdflow/report",)
     recipe_file: ClassVar[str] = "pairs"
     budget_keys: ClassVar[tuple[str, ...]] = ()
     has_metrics: ClassVar[bool] = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,8 @@ KINDS: dict[str, type[Item]] = {
     "pick_ratio_figure": PickRatioFigure,
     "disagreement_figure": DisagreementFigure,
 }
+
+DATA = "data"  # in a paper's folder: what its stages write
 
 
 class Teacher(Settings):
@@ -71,7 +75,12 @@ class Paper:
     @property
     def data(self) -> Path:
         """The folder that the stages write to, relative to the root."""
-        return self.records or Path("data") / self.folder.name
+        return self.records or self.folder / DATA
+
+    @property
+    def up(self) -> str:
+        """The root, relative to the folder."""
+        return Path(os.path.relpath(self.root, self.root / self.folder)).as_posix()
 
     def full_epochs(self, dataset: str) -> int:
         """Return the dataset's default number of epochs."""
@@ -176,7 +185,7 @@ class Paper:
     def repro_command(self, name: str) -> str:
         """Return the command that makes a cell, teacher, table or figure."""
         kind = "cell@" if name in self.cells else "teacher@" if name in self.teachers else ""
-        return f"dvc repro {self.folder.as_posix()}/dvc.yaml:{kind}{name}"
+        return shlex.join(["dvc", "--cd", self.folder.as_posix(), "repro", f"{kind}{name}"])
 
     def experiment(self, cell: Cell) -> Experiment:
         """Return the experiment that a cell's stage runs, at the budget of params.yaml."""

@@ -110,7 +110,6 @@ class CostTable(Item):
     pairs: UniqueNames
     paper: dict[str, Numbers] = Field(default_factory=dict)
 
-    code_deps: ClassVar[tuple[str, ...]] = ("kdflow/models", "kdflow/report")
     recipe_file: ClassVar[str] = "models"
 
     def dataset_pairs(self) -> Sequence[DatasetPair]:

@@ -1,16 +1,24 @@
-"""The stale stages of the DVC pipelines in the current folder, and the order in which they must run."""
+"""The stale stages of a DVC project, and the order in which they must run.
+
+A DVC project is the current folder, which has the experiment, or the folder of a paper. DVC's names of stages are
+relative to the current folder.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdflow import config
 from kdflow.core.errors import UserError, one_line
 from kdflow.paper import Paper
+
+if TYPE_CHECKING:
+    from dvc.stage import PipelineStage
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,20 @@ def targets(paper: Paper, patterns: Collection[str]) -> list[str]:
     return [f"{paper.folder.as_posix()}/dvc.yaml:{name}" for name in matches]
 
 
-def stale(stage_names: Collection[str], forced: Collection[str] = ()) -> list[Stage]:
+def command(project: Path, *arguments: str, stages: Collection[str] = ()) -> list[str]:
+    """Return a command of DVC in a project, for some of its stages. It waits for DVC's lock."""
+    names = [name.removeprefix(f"{project.as_posix()}/dvc.yaml:") for name in stages]
+    return [sys.executable, "-m", "dvc", "--cd", str(project), "--wait-for-lock", *arguments, *names]
+
+
+def stale(project: Path, stage_names: Collection[str] = (), forced: Collection[str] = ()) -> list[Stage]:
     """Return the stages to run for `stage_names`: the stale ones and those that depend on them, in order.
 
+    A stage that another process runs now counts as stale.
+
     Args:
-        stage_names: Names of stages. Empty: all stages of the dvc.yaml in the current folder.
+        project: The folder of the DVC project.
+        stage_names: Names of stages. Empty: all stages of the project's dvc.yaml.
         forced: Names of stages among them that run even if they are up to date.
 
     Raises:
@@ -60,11 +77,11 @@ def stale(stage_names: Collection[str], forced: Collection[str] = ()) -> list[St
     from dvc.repo import Repo
 
     try:
-        with Repo(_wait_for_lock=True) as repo:
+        with Repo(str(project), _wait_for_lock=True) as repo, repo.lock:
             graph = repo.index.graph
             names = list(stage_names) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
             stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, with_deps=True)}
-            changed = {*repo.status(targets=names, with_deps=True), *forced}
+            changed = {name for name, stage in stages.items() if name in forced or _is_changed(stage)}
             postorder = [stage.addressing for stage in nx.dfs_postorder_nodes(graph)]  # dependencies come first
             order = [name for name in postorder if name in stages]
             needs = {name: [stage.addressing for stage in graph.successors(stages[name])] for name in order}
@@ -78,14 +95,43 @@ def stale(stage_names: Collection[str], forced: Collection[str] = ()) -> list[St
     return list(to_run.values())
 
 
+def _is_changed(stage: PipelineStage) -> bool:
+    from dvc.lock import LockError
+
+    try:
+        return bool(stage.status(check_updates=True))
+    except LockError:  # another process writes an input or output
+        return True
+
+
+def is_busy(project: Path, stage_names: Collection[str]) -> bool:
+    """Return whether DVC would refuse to run a stage, because another process uses its inputs or outputs."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.stage.decorators import rwlocked
+
+    lock = rwlocked(read=["deps"], write=["outs"])(lambda stage: stage)
+    try:
+        with Repo(str(project), _wait_for_lock=True) as repo, repo.lock:
+            for name in stage_names:
+                for stage in repo.stage.collect(name):
+                    lock(stage)
+    except LockError:
+        return True
+    except DvcException:  # of which DVC informs when it runs the stage
+        return False
+    return False
+
+
 def restrict(stages: Collection[Stage]) -> list[Stage]:
     """Return the stages without needs that are not among them."""
     names = {stage.name for stage in stages}
     return [Stage(stage.name, tuple(need for need in stage.needs if need in names)) for stage in stages]
 
 
-def check_remote(parameter: str) -> None:
-    """Check that DVC has a default remote, which `parameter` of a flow requires.
+def check_remote(project: Path, parameter: str) -> None:
+    """Check that a DVC project has a default remote, which `parameter` of a flow requires.
 
     Raises:
         UserError: there is none.
@@ -94,12 +140,13 @@ def check_remote(parameter: str) -> None:
     from dvc.repo import Repo
 
     try:
-        with Repo() as repo:
+        with Repo(str(project)) as repo:
             remote = repo.config["core"].get("remote")
     except DvcException as error:
         raise UserError(f"dvc: {one_line(error)}") from None
     if not remote:
-        raise UserError(f"{parameter}: DVC has no default remote; `dvc remote add -d NAME URL` adds one")
+        add = f"dvc --cd {project} remote add -d NAME URL"
+        raise UserError(f"{parameter}: DVC has no default remote in {project}; `{add}` adds one")
 
 
 def remove_experiments(experiments: Collection[str]) -> None:

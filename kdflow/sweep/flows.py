@@ -25,9 +25,10 @@ from kdflow.sweep import dvc_graph
 from kdflow.sweep.dvc_graph import Stage
 from kdflow.sweep.recovery import registered_flow_run
 from kdflow.sweep.tasks import (
-    DVC,
+    POLL_SECONDS,
     StageError,
     StageTimeouts,
+    is_busy,
     require_deployment,
     run_local,
     run_on_workers,
@@ -41,7 +42,7 @@ Epochs = Annotated[list[Positive], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
 Deployment = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$", description="such as sweep/any")]
 DEFAULT_TIMEOUTS = StageTimeouts()
-FETCH, PUSH = [*DVC, "fetch", "--run-cache"], [*DVC, "push", "--run-cache"]
+EXPERIMENT = Path()  # the DVC project of the experiment in params.yaml
 
 
 class Variants(Settings):
@@ -121,11 +122,12 @@ async def _publish_variants(names: list[str]) -> None:
 # --- flows -------------------------------------------------------------------------------------------------
 
 
-def repro(forced: Collection[str] = (), *, pull: bool = False) -> Callable[[Stage], list[str]]:
+def repro(project: Path, forced: Collection[str] = (), *, pull: bool = False) -> Callable[[Stage], list[str]]:
     """Return a function from a stage to the DVC command that runs it alone, unless it is up to date."""
 
     def command(stage: Stage) -> list[str]:
-        return [*DVC, "repro", "-s", *["-f"] * (stage.name in forced), *["--pull"] * pull, stage.name]
+        options = ["-s", *["-f"] * (stage.name in forced), *["--pull"] * pull]
+        return dvc_graph.command(project, "repro", *options, stages=[stage.name])
 
     return command
 
@@ -140,8 +142,8 @@ async def experiment(max_parallel: Positive = 2, timeout_hours: StageTimeouts = 
     """
     gpus_per_run = config.load().params.compute.processes_per_run
     async with registered_flow_run():
-        stages = await asyncio.to_thread(dvc_graph.stale, [])
-        await run_local(stages, repro(), max_parallel, timeout_hours, gpus_per_run)
+        stages = await asyncio.to_thread(dvc_graph.stale, EXPERIMENT)
+        await run_local(stages, repro(EXPERIMENT), max_parallel, timeout_hours, gpus_per_run, project=EXPERIMENT)
         await _publish(Path("data/report"))
 
 
@@ -171,7 +173,7 @@ async def sweep(
     if parameter := "sync_remote" if sync_remote else "deployment" if deployment else None:
         if variants is not None:
             raise UserError(f"{parameter}: variants run on one machine only; remove {parameter}, or name targets")
-        await asyncio.to_thread(dvc_graph.check_remote, parameter)
+        await asyncio.to_thread(dvc_graph.check_remote, Path(paper), parameter)
     if variants is not None:
         await _run_variants(variants, max_parallel, timeout_hours)
         return
@@ -215,9 +217,9 @@ async def drift(
     forced = dvc_graph.targets(loaded, force) if force else []
     async with registered_flow_run():
         if forced:
-            stages = await asyncio.to_thread(dvc_graph.stale, forced, forced)
-            gpus_per_run = loaded.budget.compute.processes_per_run
-            await run_local(stages, repro(forced), max_parallel, timeout_hours, gpus_per_run)
+            project, gpus_per_run = loaded.folder, loaded.budget.compute.processes_per_run
+            stages = await asyncio.to_thread(dvc_graph.stale, project, forced, forced)
+            await run_local(stages, repro(project, forced), max_parallel, timeout_hours, gpus_per_run, project=project)
         findings = await asyncio.to_thread(check.compare, loaded, baseline, [])
         await acreate_markdown_artifact(check.markdown(findings), key="drift", description=paper)
         moved = [finding for finding in findings if finding.status != "ok"]
@@ -229,29 +231,35 @@ async def _run_targets(
     paper: Paper, stage_names: list[str], max_parallel: int, sync_remote: bool, timeouts: StageTimeouts
 ) -> None:
     """Run stale stages in this clone; `sync_remote`: fetch the results of other machines first and push new ones."""
+    project, gpus_per_run = paper.folder, paper.budget.compute.processes_per_run
     if sync_remote:
-        await run_stage("fetch", FETCH, {})
-    stages = await asyncio.to_thread(dvc_graph.stale, stage_names)
-    await run_local(stages, repro(pull=sync_remote), max_parallel, timeouts, paper.budget.compute.processes_per_run)
+        await run_stage("fetch", dvc_graph.command(project, "fetch", "--run-cache"), {})
+    stages = await asyncio.to_thread(dvc_graph.stale, project, stage_names)
+    await run_local(stages, repro(project, pull=sync_remote), max_parallel, timeouts, gpus_per_run, project=project)
     if sync_remote:
         # With dependencies: DVC pushes all entries of the run cache, but the outputs of the named stages only.
-        await run_stage("push", [*PUSH, "--with-deps", *stage_names], {})
+        push = dvc_graph.command(project, "push", "--run-cache", "--with-deps", stages=stage_names)
+        await run_stage("push", push, {})
 
 
 async def _run_targets_on_workers(
     paper: Paper, stage_names: list[str], deployment: str, max_parallel: int, timeouts: StageTimeouts
 ) -> None:
     """Run stale teachers and cells on workers, all other stages in this clone."""
-    await run_stage("fetch", FETCH, {})
-    stages = await asyncio.to_thread(dvc_graph.stale, stage_names)
+    project, fetch = paper.folder, dvc_graph.command(paper.folder, "fetch", "--run-cache")
+    await run_stage("fetch", fetch, {})
+    stages = await asyncio.to_thread(dvc_graph.stale, project, stage_names)
     if datasets := [stage for stage in stages if stage.kind == "prepare"]:
-        await run_local(datasets, repro(pull=True), max_parallel, timeouts)
-        await run_stage("push", [*PUSH, *(stage.name for stage in datasets)], {})
+        await run_local(datasets, repro(project, pull=True), max_parallel, timeouts, project=project)
+        names = [stage.name for stage in datasets]
+        await run_stage("push", dvc_graph.command(project, "push", "--run-cache", stages=names), {})
     on_workers = [stage for stage in stages if stage.kind in ("teacher", "cell")]
     parameters = {"paper": paper.folder.as_posix(), "sync_remote": True, "max_parallel": 1}
     await run_on_workers(dvc_graph.restrict(on_workers), deployment, parameters, max_parallel)
-    await run_stage("fetch", FETCH, {})
-    await run_stage("collect", [*DVC, "repro", "--pull", *stage_names], {})
+    await run_stage("fetch", fetch, {})
+    while await is_busy(project, [stage.name for stage in stages]):
+        await asyncio.sleep(POLL_SECONDS)
+    await run_stage("collect", dvc_graph.command(project, "repro", "--pull", stages=stage_names), {})
 
 
 async def _run_variants(variants: Variants, max_parallel: int, timeouts: StageTimeouts) -> None:
@@ -263,11 +271,12 @@ async def _run_variants(variants: Variants, max_parallel: int, timeouts: StageTi
 
     def command(stage: Stage) -> list[str]:
         options = [part for setting in settings[stage.name] for part in ("-S", setting)]
-        return [*DVC, "exp", "run", "--temp", "-n", names[stage.name], *options]
+        return dvc_graph.command(EXPERIMENT, "exp", "run", "--temp", "-n", names[stage.name], *options)
 
     async with registered_flow_run():
-        stages = await asyncio.to_thread(dvc_graph.stale, ["logits"])
-        await run_local(stages, repro(), max_parallel, timeouts, gpus_per_run)
+        stages = await asyncio.to_thread(dvc_graph.stale, EXPERIMENT, ["logits"])
+        await run_local(stages, repro(EXPERIMENT), max_parallel, timeouts, gpus_per_run, project=EXPERIMENT)
         await asyncio.to_thread(dvc_graph.remove_experiments, names.values())
-        await run_local([Stage(name, ()) for name in settings], command, max_parallel, timeouts, gpus_per_run)
+        variants_to_run = [Stage(name, ()) for name in settings]
+        await run_local(variants_to_run, command, max_parallel, timeouts, gpus_per_run, project=None)
         await _publish_variants(list(names.values()))

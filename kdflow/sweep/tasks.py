@@ -27,13 +27,13 @@ from pydantic import Field
 
 from kdflow.config import Settings
 from kdflow.core.errors import FAILURE_FILE, UserError, read_failure
+from kdflow.sweep import dvc_graph
 from kdflow.sweep.dvc_graph import Stage
 from kdflow.sweep.gpu_slots import GpuSlots
 from kdflow.sweep.processes import NO_TELEMETRY, PID_DIR, run_in_group
 
-DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 IGNORED_LINES = "WARNING: No file hash info found"  # DVC prints it for every missing output of the paper
-POLL_SECONDS = 2.0  # between two looks at a flow run on a worker
+POLL_SECONDS = 2.0  # between two looks at a flow run on a worker, or at a stage that another process runs
 
 
 class StageTimeouts(Settings):
@@ -76,7 +76,7 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 # --- one stage ---------------------------------------------------------------------------------------------
 
 
-async def _is_retryable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+async def _is_retryable(_task: Task[..., Any], _run: TaskRun | None, state: State[Any]) -> bool:
     """Return whether another attempt may succeed: after a lock or a crash, not after bad settings or a timeout."""
     error = await state.aresult(raise_on_failure=False)
     return isinstance(error, StageError) and error.retryable
@@ -117,6 +117,11 @@ async def run_stage(name: str, command: Sequence[str], environment: dict[str, st
         errors = [line for line in lines if line.startswith("ERROR: ")]  # of DVC
         reason = str(failure) if failure else (errors or lines or [f"exit code {code}"])[-1]
         raise StageError(name, reason, retryable=code < 0 or failure is None or failure.retryable)
+
+
+async def is_busy(project: Path | None, stage_names: Sequence[str]) -> bool:
+    """Return whether another process, such as a sweep in the same folder, uses inputs or outputs of stages."""
+    return project is not None and await asyncio.to_thread(dvc_graph.is_busy, project, stage_names)
 
 
 # --- all stages --------------------------------------------------------------------------------------------
@@ -164,8 +169,13 @@ async def run_local(
     max_parallel: int,
     timeouts: StageTimeouts,
     gpus_per_run: int = 1,
+    *,
+    project: Path | None,
 ) -> None:
     """Run stages in this clone, each by its command, and each on `gpus_per_run` GPUs if the machine has any.
+
+    `project` is the DVC project of the stages: a stage that another process runs is awaited. None: they are no stages
+    of DVC.
 
     Raises:
         StageError: stages failed, or did not run because of that.
@@ -175,8 +185,18 @@ async def run_local(
 
     async def run(stage: Stage, needed: list[State[Any]]) -> State[Any]:
         limited = run_stage.with_options(timeout_seconds=timeouts.seconds(stage.kind))
-        async with slots.slot() as environment:
-            return await limited(stage.name, command(stage), environment, wait_for=needed, return_state=True)  # type: ignore[misc, no-any-return]
+        waits = False
+        while True:
+            async with slots.slot() as environment:
+                if not await is_busy(project, [stage.name]):
+                    state = await limited(stage.name, command(stage), environment, wait_for=needed, return_state=True)  # type: ignore[misc]
+                    failed = not state.is_completed() and await _is_retryable(run_stage, None, state)
+                    if not (failed and await is_busy(project, [stage.name])):  # begun by another process in between
+                        return state  # type: ignore[no-any-return]
+            if not waits:
+                get_run_logger().info("%s: waits for another process that uses its files", stage.name)
+            waits = True
+            await asyncio.sleep(POLL_SECONDS)
 
     await _run_in_order(stages, run)
 

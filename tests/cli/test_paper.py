@@ -56,7 +56,7 @@ def test_show(root):
 
 
 def test_edited_means_and_records_are_refused(root):
-    file = root / "data/paper/cells" / KD / "cell.json"
+    file = root / "paper/data/cells" / KD / "cell.json"
     before = file.read_text()
     edit(file, top1={"mean": 99.0, "std": 0.1, "n": 3})
     for command in (("cells", "--status"), ("show", KD)):
@@ -73,13 +73,13 @@ def test_a_table_in_all_formats(root):
     assert "90.10 (0.10)" in output and "paper 90.00 (0.50), +0.10" in output and "missing" in output
     assert run("table", "table1", "--format", "csv", cwd=root).stdout.startswith("row,pair,metric,status,mean")
     assert "by the paper's count" in run("table", "table6", cwd=root).stdout.lower()
-    fails_in_one_line(run("table", "figure1", cwd=root), "figure1: a figure", "dvc repro paper/dvc.yaml:figure1")
+    fails_in_one_line(run("table", "figure1", cwd=root), "figure1: a figure", "dvc --cd paper repro figure1")
     fails_in_one_line(run("table", "tabel1", cwd=root), "did you mean 'table1'?")
 
 
 def test_report(root):
     done = run("report", cwd=root)
-    assert done.stdout == "data/paper/report.html\n" and "90.10 (0.10)" in (root / "data/paper/report.html").read_text()
+    assert done.stdout == "paper/data/report.html\n" and "90.10 (0.10)" in (root / "paper/data/report.html").read_text()
 
 
 @pytest.mark.slow
@@ -116,16 +116,16 @@ def test_exit_codes_of_drift(root):
         ("prepare", "digit", "paper: dataset: unknown name 'digit'; did you mean 'digits'?"),
         ("item", "table2", "paper: table or figure: unknown name 'table2'; did you mean"),
         ("item", "", "usage: python -m stages.paper_item FOLDER NAME"),
-        ("cell", CE, "data/paper/digits.h5: no such file; `dvc repro prepare` makes it"),
+        ("cell", CE, "paper/data/digits.h5: no such file; `dvc repro prepare` makes it"),
     ],
 )
 def test_a_stage_refuses_bad_input_in_one_line(root, stage, name, message):
-    before = {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in (root / "paper/data").rglob("*") if file.is_file()}
     arguments = ["paper", name] if name else ["paper"]
     fails_in_one_line(
         run(*arguments, cwd=root, command=[sys.executable, str(ROOT / f"stages/paper_{stage}.py")]), message
     )
-    assert {file: file.read_bytes() for file in (root / "data").rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in (root / "paper/data").rglob("*") if file.is_file()} == before
 
 
 def test_a_dataset_without_a_reader_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from project import Project
+from project import Project, copy_of, project_in
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ table1:
 """
 BUDGET = {"epoch_scale": 0.05, "teacher_epoch_scale": 0.05}
 CE, KD, CUTMIX = "digits-resnet8-ce", "digits-resnet20-resnet8-kd", "digits-resnet20-resnet8-kd_tlcutmix"
-DVC = "paper/miniature/dvc.yaml"
-PAPER = ("--paper", "paper/miniature")
+FOLDER = "paper/miniature"
+DVC, PAPER = ("--cd", FOLDER), ("--paper", FOLDER)
 
 
 def change(project, file, old, new):
@@ -34,8 +34,8 @@ def change(project, file, old, new):
 
 def stale(project):
     """Return the cells and teachers that are stale, or whose inputs are."""
-    output = project.run("dvc", "status", f"{DVC}:cell", f"{DVC}:teacher").stdout
-    return set(re.findall(r"^paper/miniature/dvc.yaml:(\S+):$", output, re.MULTILINE))
+    output = project.run("dvc", *DVC, "status", "cell", "teacher").stdout
+    return set(re.findall(r"^(\S+):$", output, re.MULTILINE))
 
 
 def drift(project, fails=False):
@@ -53,14 +53,14 @@ def project(tmp_path_factory):
         text = (project.folder / "paper/miniature/params.yaml").read_text()
         (project.folder / "paper/miniature/params.yaml").write_text(re.sub(f"(?m)^{key}: .*", f"{key}: {value}", text))
     project.run("kdflow", "plan", *PAPER)
-    ran, output = project.dvc("repro", f"{DVC}:cell@{KD}")
-    assert ran == [f"{DVC}:prepare@digits", f"{DVC}:teacher@digits-resnet20", f"{DVC}:cell@{KD}"], output
+    ran, output = project.dvc(*DVC, "repro", f"cell@{KD}")
+    assert ran == ["prepare@digits", "teacher@digits-resnet20", f"cell@{KD}"], output
     table = project.run("kdflow", "table", "table1", *PAPER).stdout
     assert "missing" in table and re.search(r"KD\s+│\s+\d+\.\d\d \(", table), (
         "one cell has a value, the others are missing"
     )
-    ran, output = project.dvc("repro", f"{DVC}:report")
-    assert set(ran) == {f"{DVC}:{name}" for name in (f"cell@{CE}", f"cell@{CUTMIX}", "table1", "report")}
+    ran, output = project.dvc(*DVC, "repro", "report")
+    assert set(ran) == {f"cell@{CE}", f"cell@{CUTMIX}", "table1", "report"}
     project.run("kdflow", "drift", "--update", *PAPER)
     project.run("git", "add", "-A", ":!*dvc.lock")  # its content describes data/, which git does not restore
     project.run("git", "commit", "-qm", "made")
@@ -75,16 +75,18 @@ def restored(project):
 
 def test_everything_exists_and_is_up_to_date(project):
     assert stale(project) == set() and drift(project) == set()
-    assert project.dvc("repro", f"{DVC}:report")[0] == []
+    (project.folder / "kdflow/report/__pycache__").mkdir(exist_ok=True)
+    (project.folder / "kdflow/report/__pycache__/any.pyc").write_text("of another Python")
+    assert project.dvc(*DVC, "repro", "report")[0] == []
     done = project.run("kdflow", "cells", "--status", *PAPER).stdout
     assert done.splitlines()[-1] == "3 done"
-    data = project.folder / "data/miniature"
+    data = project.folder / FOLDER / "data"
     files = {file.name for file in (data / "table1").iterdir()}
     assert files == {f"table.{suffix}" for suffix in ("md", "tex", "csv", "json")}
     note = "Not a full run: teacher with 2 of 40 epochs; demo dataset, 2 of 40 epochs."
     assert note in (data / "table1/table.md").read_text()
-    metrics = json.loads(project.run("dvc", "metrics", "show", "--json", "data/miniature/metrics/table1.json").stdout)
-    assert set(metrics[""]["data"]["data/miniature/metrics/table1.json"]["data"]) == {"digits-resnet20", CE, KD, CUTMIX}
+    metrics = json.loads(project.run("dvc", *DVC, "metrics", "show", "--json", "data/metrics/table1.json").stdout)
+    assert set(metrics[""]["data"]["data/metrics/table1.json"]["data"]) == {"digits-resnet20", CE, KD, CUTMIX}
 
 
 def test_a_changed_recipe_makes_its_cells_stale_and_a_changed_comment_none(project):
@@ -110,6 +112,30 @@ def test_a_new_row_adds_its_cell_and_makes_no_other_stale(project):
     assert stale(project) == {f"cell@{KD}-e80"}
 
 
+def test_a_variant_runs_in_a_copy_and_keeps_unfinished_work_in_the_root(project):
+    ran, _ = project.dvc(*DVC, "exp", "run", "--temp", "-n", "short", "-S", "epoch_scale=0.02", f"cell@{CE}")
+    assert ran == [f"cell@{CE}"]
+    assert "short" in project.run("dvc", *DVC, "exp", "show", "--csv").stdout
+    assert stale(project) == set(), "the workspace stays as it is"
+    assert (project.folder / ".kdflow/runs").is_dir() and not list(project.folder.glob("paper/**/.kdflow"))
+
+
+def test_another_clone_gets_what_exists_without_computing(project, tmp_path):
+    first = copy_of(project, tmp_path / "first")
+    with (first.folder / FOLDER / "tables.yaml").open("a") as tables:
+        tables.write("  - {label: KD twice as long, method: kd, epochs: 80}\n")
+    first.run("kdflow", "plan", *PAPER)
+    first.run("dvc", *DVC, "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    first.commit()
+    first.run("dvc", *DVC, "push")
+    first.run("git", "clone", "-q", ".", str(tmp_path / "second"))
+    second = project_in(tmp_path / "second")
+    second.run("dvc", *DVC, "pull", "--allow-missing")
+    tables = [clone.run("kdflow", "table", "table1", *PAPER).stdout for clone in (first, second)]
+    assert tables[0] == tables[1] and "missing" in tables[1]
+    assert second.dvc(*DVC, "repro", "--pull", f"cell@{KD}", f"cell@{CUTMIX}")[0] == []
+
+
 @pytest.mark.long
 def test_drift_finds_changed_arithmetic(project):
     for file, old, new in (
@@ -118,6 +144,6 @@ def test_drift_finds_changed_arithmetic(project):
     ):
         change(project, file, old, new)
         assert stale(project) == set(), "DVC depends on the golden files, which a change of arithmetic must change"
-        project.dvc("repro", "-f", "-s", f"{DVC}:cell@{KD}")
+        project.dvc(*DVC, "repro", "-f", "-s", f"cell@{KD}")
         assert (KD, "first_step_loss") in drift(project, fails=True)
         project.run("git", "checkout", "-q", ".")

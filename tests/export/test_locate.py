@@ -44,7 +44,7 @@ def test_weights_are_found_by_method_cell_and_file(root):
     assert locate.find_weights("kd", None, PAPER, root) == students / "seed0.safetensors"
     assert locate.find_weights("kd", 12, PAPER, root) == students / "seed12.safetensors"
     assert locate.find_weights("some/where.safetensors", None, PAPER, root) == Path("some/where.safetensors")
-    cell = root / "data/miniature/cells/digits-resnet20-resnet8-kd/students"
+    cell = root / "paper/miniature/data/cells/digits-resnet20-resnet8-kd/students"
     shutil.copytree(students, cell)
     found = locate.find_weights("digits-resnet20-resnet8-kd", 12, Path("paper/miniature"), root)
     assert found == cell / "seed12.safetensors"

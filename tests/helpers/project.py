@@ -11,9 +11,6 @@ from pathlib import Path
 from paths import ROOT
 from ruamel.yaml import YAML
 
-# Left out of copies: they cost every command of DVC seconds.
-GRAPHS = ("paper/dvc.yaml", "paper/miniature/dvc.yaml", "paper/micro/dvc.yaml")
-
 
 class Project:
     """A copy of the project.
@@ -25,7 +22,7 @@ class Project:
         self.folder = folder
         listed = self.run("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and Path(name).name != "dvc.lock" and name not in GRAPHS:
+            if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         self.run("git", "init", "-q")

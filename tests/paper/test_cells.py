@@ -206,7 +206,7 @@ def test_the_page_has_every_cell_with_record_and_command(paper):
     for name in (*paper.cells, *paper.teachers):
         assert f'id="cell-{name}"' in text
         kind = "cell" if name in paper.cells else "teacher"
-        assert f"dvc repro paper/dvc.yaml:{kind}@{name}</code>" in text
+        assert f"dvc --cd paper repro {kind}@{name}</code>" in text
     assert f'href="cells/{KD}/seed2.json"' in text and f'href="cells/{LONG}/seed2.json"' not in text
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', text), "no network"
     assert text.count("<table") == text.count("</table>") == 3
@@ -224,7 +224,7 @@ def test_a_caption_is_escaped_on_the_page(tmp_path):
 
 def test_the_description_of_a_cell(paper):
     text = describe_cell(paper, KD)
-    for line in ("command   dvc repro paper/dvc.yaml:cell@" + KD, "paper     table1, KD: top1 90.00 (0.50)",
+    for line in ("command   dvc --cd paper repro cell@" + KD, "paper     table1, KD: top1 90.00 (0.50)",
                  "status    done, 3 of 3 seeds", "measured  top1 91.00 (1.00)", "epochs    40 of 40"):  # fmt: skip
         assert line in text
     with pytest.raises(UserError, match="cell: unknown name 'digits-resnet20-resnet8-kdd'; did you mean"):

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from papers import make_paper
@@ -15,6 +16,7 @@ from kdflow.sweep import dvc_graph
 from kdflow.sweep.processes import NO_TELEMETRY
 
 DVC = (sys.executable, "-m", "dvc")
+PROJECT = Path()
 
 
 def run(root, *command):
@@ -50,16 +52,16 @@ def names(stages):
 
 
 def test_at_first_all_stages_are_stale_and_come_after_their_needs(root):
-    stages = dvc_graph.stale([])
+    stages = dvc_graph.stale(PROJECT)
     assert {stage.name: sorted(stage.needs) for stage in stages} == NEEDS
     assert all(set(stage.needs) <= set(names(stages)[:i]) for i, stage in enumerate(stages))
-    assert sorted(names(dvc_graph.stale(["b"]))) == ["a", "b"], "only wanted stages and their needs"
+    assert sorted(names(dvc_graph.stale(PROJECT, ["b"]))) == ["a", "b"], "only wanted stages and their needs"
 
 
 def test_after_an_edit_a_stage_and_all_that_depend_on_it_are_stale(root):
     """The files are chosen at random, and `dvc repro` must run the same stages."""
     run(root, *DVC, "repro", "-q")
-    assert dvc_graph.stale([]) == []
+    assert dvc_graph.stale(PROJECT) == []
     draw = random.Random(0)
     for _ in range(2):
         edited = set(draw.sample(sorted(NEEDS), draw.randint(1, 2)))
@@ -69,25 +71,25 @@ def test_after_an_edit_a_stage_and_all_that_depend_on_it_are_stale(root):
         for name, needs in NEEDS.items():  # in an order that can be run
             if expected & set(needs):
                 expected.add(name)
-        stages = dvc_graph.stale([])
+        stages = dvc_graph.stale(PROJECT)
         assert set(names(stages)) == expected
         for stage in stages:
             assert set(stage.needs) == expected & set(NEEDS[stage.name])
         run(root, *DVC, "repro", "-s", *names(stages))
-        assert dvc_graph.stale([]) == []
+        assert dvc_graph.stale(PROJECT) == []
 
 
 def test_a_forced_stage_runs_even_if_it_is_up_to_date(root):
     run(root, *DVC, "repro", "-q")
-    assert sorted(names(dvc_graph.stale(["b", "e"], ["b"]))) == ["b"]
+    assert sorted(names(dvc_graph.stale(PROJECT, ["b", "e"], ["b"]))) == ["b"]
 
 
 def test_an_error_of_dvc_is_one_line(root):
     with pytest.raises(UserError, match=r"dvc: .*nonsense"):
-        dvc_graph.stale(["nonsense"])
+        dvc_graph.stale(PROJECT, ["nonsense"])
     (root / "dvc.yaml").write_text("stages: [")
     with pytest.raises(UserError, match=r"dvc: .*dvc\.yaml"):
-        dvc_graph.stale([])
+        dvc_graph.stale(PROJECT)
 
 
 def test_the_kind_of_a_stage_is_its_name_without_file_and_item():
@@ -129,10 +131,10 @@ def test_unknown_targets_are_refused(tmp_path, pattern, message):
 
 def test_a_missing_default_remote_is_refused(root):
     with pytest.raises(UserError, match="sync_remote: DVC has no default remote"):
-        dvc_graph.check_remote("sync_remote")
+        dvc_graph.check_remote(PROJECT, "sync_remote")
     run(root, *DVC, "remote", "add", "-d", "shared", "folder")
-    dvc_graph.check_remote("sync_remote")
+    dvc_graph.check_remote(PROJECT, "sync_remote")
     shutil.rmtree(root / ".dvc")
     with pytest.raises(UserError, match="dvc: ") as caught:
-        dvc_graph.check_remote("sync_remote")
+        dvc_graph.check_remote(PROJECT, "sync_remote")
     assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -32,7 +33,7 @@ THREE = ["cell@digits-resnet8-ce", "cell@*-kd", "cell@*-kd_tlcutmix_pick"]  # th
 def records(project: Project) -> dict[str, dict]:
     """Return the records of the cells by name, without `timing`, which differs between runs."""
     contents = {}
-    for file in sorted((project.folder / "data/six/cells").glob("*/seed0.json")):
+    for file in sorted((project.folder / f"{PAPER}/data/cells").glob("*/seed0.json")):
         contents[file.parent.name] = json.loads(file.read_text())
         del contents[file.parent.name]["timing"], contents[file.parent.name]["content_sha256"]
     return contents
@@ -44,14 +45,18 @@ def left_behind(project: Project) -> list[str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            if process.cwd() == str(project.folder) and process.status() != "zombie" and "worker start" not in command:
+            if (
+                Path(process.cwd()).is_relative_to(project.folder)
+                and process.status() != "zombie"
+                and "worker start" not in command
+            ):
                 commands.append(command)
     return commands
 
 
 def computed(*logs: str) -> Counter[str]:
     """Count how often DVC has run each teacher and cell, according to its output."""
-    return Counter(re.findall(r"Running stage '\S+:((?:teacher|cell)@\S+)'", "\n".join(logs)))
+    return Counter(re.findall(r"Running stage '((?:teacher|cell)@\S+)'", "\n".join(logs)))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> object:
@@ -71,7 +76,7 @@ def test_two_machines_exchange_results_through_a_remote(server, fresh, tmp_path)
     """
     clones = [copy_of(fresh, tmp_path / name) for name in ("coordinator", "one", "two")]
     for clone in clones:
-        clone.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+        clone.run("dvc", "--cd", PAPER, "remote", "add", "-d", "shared", str(tmp_path / "remote"))
     with contextlib.ExitStack() as stack:
         address, lost = stack.enter_context(proxy_that_loses_a_response(server, b"/create_flow_run HTTP"))
         workers = [stack.enter_context(running_worker(server, clones[0], "coordinator", address))]
@@ -84,7 +89,7 @@ def test_two_machines_exchange_results_through_a_remote(server, fresh, tmp_path)
     assert lost and len(runs) == 4, [child["parameters"]["targets"] for child in runs]
     assert set(computed(*logs).values()) == {1} and len(computed(*logs)) == 4, computed(*logs)
     assert not computed(logs[0]) and all(computed(log) for log in logs[1:])
-    ran, output = clones[0].dvc("repro", *(f"{PAPER}/dvc.yaml:cell@digits-{name}" for name in NAMES))
+    ran, output = clones[0].dvc("--cd", PAPER, "repro", *(f"cell@digits-{name}" for name in NAMES))
     assert ran == [] and "up to date" in output
     assert "3 done" in clones[0].run("kdflow", "cells", "--paper", PAPER, "--status").stdout.splitlines()[-1]
 
@@ -95,7 +100,7 @@ def with_teacher(fresh, tmp_path_factory) -> Project:
     project = copy_of(fresh, tmp_path_factory.mktemp("with_teacher") / "copy")
     file = project.folder / PAPER / "params.yaml"
     file.write_text(file.read_text().replace("epoch_scale: 0.05", "epoch_scale: 0.3", 1))
-    project.dvc("repro", f"{PAPER}/dvc.yaml:teacher@digits-resnet20")
+    project.dvc("--cd", PAPER, "repro", "teacher@digits-resnet20")
     return project
 
 
@@ -103,7 +108,7 @@ def with_teacher(fresh, tmp_path_factory) -> Project:
 def undisturbed(with_teacher, tmp_path_factory) -> dict[str, dict]:
     """The records of three cells that DVC has run without Prefect."""
     project = copy_of(with_teacher, tmp_path_factory.mktemp("undisturbed") / "copy")
-    project.dvc("repro", *(f"{PAPER}/dvc.yaml:cell@digits-{name}" for name in NAMES))
+    project.dvc("--cd", PAPER, "repro", *(f"cell@digits-{name}" for name in NAMES))
     return records(project)
 
 
@@ -179,7 +184,7 @@ def test_after_faults_no_process_is_left_and_the_next_sweep_finishes(
 @pytest.fixture
 def with_remote(with_teacher, tmp_path) -> Project:
     project = copy_of(with_teacher, tmp_path / "copy")
-    project.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    project.run("dvc", "--cd", PAPER, "remote", "add", "-d", "shared", str(tmp_path / "remote"))
     return project
 
 

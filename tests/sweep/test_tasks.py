@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 from kdflow.core.errors import FAILURE_FILE, UserError, exit_on_user_error, read_failure
-from kdflow.sweep import tasks
+from kdflow.sweep import dvc_graph, tasks
 from kdflow.sweep.processes import NO_TELEMETRY
 
 STAGE = """
@@ -42,7 +42,7 @@ def fail(repository: Path, body: str) -> tasks.StageError:
     (repository / "stage.py").write_text(STAGE.format(body=body))
     (repository / "dvc.yaml").write_text("stages: {one: {cmd: exec python stage.py}}")
     with pytest.raises(tasks.StageError) as caught:
-        asyncio.run(tasks.run_stage.fn("one", [*tasks.DVC, "repro", "-s", "one"], {}))
+        asyncio.run(tasks.run_stage.fn("one", dvc_graph.command(Path(), "repro", "-s", "one"), {}))
     return caught.value
 
 
