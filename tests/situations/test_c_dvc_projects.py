@@ -1,4 +1,4 @@
-"""The paper's stages are in DVC projects of their kind: DVC's commands in the root see the experiment only."""
+"""The paper's stages are in separate DVC projects: DVC's commands in the root see the experiment only."""
 
 from pathlib import Path
 

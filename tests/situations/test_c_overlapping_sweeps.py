@@ -24,7 +24,7 @@ from kdflow.sweep.tasks import StageTimeouts, run_local
 
 pytestmark = pytest.mark.slow
 
-HERE, CELL = Path(), "cell@digits-resnet8-ce"
+PROJECT, CELL = Path(), "cell@digits-resnet8-ce"
 DVC = (sys.executable, "-m", "dvc")
 # Each stage writes its name to a log; the first one ends when there is a file "go".
 STAGES = {
@@ -56,13 +56,13 @@ def under_way(tmp_path, monkeypatch):
 
 
 def test_a_stage_under_way_counts_as_stale_and_its_files_as_busy(under_way):
-    assert dvc_graph.stale(HERE, ["two"]) == [Stage("one", ()), Stage("two", ("one",))]
-    assert [dvc_graph.is_busy(HERE, [name]) for name in STAGES] == [True, True, False]
-    assert not dvc_graph.is_busy(HERE, ["removed from dvc.yaml"]), "DVC refuses it when it is run"
+    assert dvc_graph.stale(PROJECT, ["two"]) == [Stage("one", ()), Stage("two", ("one",))]
+    assert [dvc_graph.is_busy(PROJECT, [name]) for name in STAGES] == [True, True, False]
+    assert not dvc_graph.is_busy(PROJECT, ["removed from dvc.yaml"]), "DVC refuses it when it is run"
     Path("go").touch()
     assert under_way.wait(60) == 0
-    assert not dvc_graph.is_busy(HERE, list(STAGES))
-    assert dvc_graph.stale(HERE, ["two"]) == [Stage("two", ())]
+    assert not dvc_graph.is_busy(PROJECT, list(STAGES))
+    assert dvc_graph.stale(PROJECT, ["two"]) == [Stage("two", ())]
 
 
 def test_a_flow_waits_for_the_stage_and_runs_the_others_meanwhile(server, under_way, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_flow_waits_for_the_stage_and_runs_the_others_meanwhile(server, under_
 
     @flow
     async def sweep() -> None:
-        await run_local(dvc_graph.stale(HERE), repro(HERE), 1, StageTimeouts(), project=HERE)
+        await run_local(dvc_graph.stale(PROJECT), repro(PROJECT), 1, StageTimeouts(), project=PROJECT)
 
     monkeypatch.setattr(dvc_graph, "is_busy", end_it_when_only_it_is_left)
     with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
