@@ -165,6 +165,10 @@ TeacherModel = Annotated[
         show_default=False,
     ),
 ]
+ModelOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the model, such as width_mult=0.5. Can be repeated."),
+]
 TeacherClassOrder = Annotated[
     str | None,
     typer.Option(
@@ -210,6 +214,8 @@ def distill(
     teacher_epochs: TeacherEpochs = None,
     teacher_model: TeacherModel = None,
     teacher_classes: TeacherClassOrder = None,
+    teacher_option: ModelOptions = None,
+    student_option: ModelOptions = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
     side: Side = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
@@ -245,6 +251,8 @@ def distill(
         teacher_epochs=teacher_epochs,
         teacher_model=teacher_model,
         teacher_classes=teacher_classes,
+        teacher_options=tuple(teacher_option or ()),
+        student_options=tuple(student_option or ()),
         seeds=seeds,
         compare=compare,
         compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": workers}),

@@ -196,6 +196,18 @@ def settings_from_options(where: str, kind: type[T], values: dict[str, Any]) -> 
     return options
 
 
+def parse_value(where: str, text: str) -> Any:
+    """Return a value that is given as YAML, such as 0.5, true or [1, 2].
+
+    Raises:
+        UserError: the text is no YAML.
+    """
+    try:
+        return _parse(text.encode(errors="surrogateescape"))
+    except Exception:  # as in _read_yaml
+        raise UserError(f"{where}: {text}: is not a value in YAML, such as 0.5, true or [1, 2]") from None
+
+
 @lru_cache(maxsize=32)
 def _parse(content: bytes) -> Any:
     # Only the pure Python parser has YAML 1.2. It takes 0.1 s for the recipes, which some commands read many times.

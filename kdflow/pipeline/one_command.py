@@ -48,7 +48,10 @@ LIBRARY_FAMILIES = ("torchvision", "timm")
 
 
 class DistillOptions(Settings):
-    """Options of one distillation; `teacher` and `student` are models, `teacher` may be a file of weights."""
+    """Options of one distillation; `teacher` and `student` are models, `teacher` may be a file of weights.
+
+    `teacher_options` and `student_options` change options of the models, each as NAME=VALUE.
+    """
 
     data: UserFolder
     teacher: str
@@ -62,6 +65,8 @@ class DistillOptions(Settings):
     compare: bool
     compute: Compute
     teacher_classes: str | None = None
+    teacher_options: tuple[str, ...] = ()
+    student_options: tuple[str, ...] = ()
 
 
 def distill(options: DistillOptions, root: Path) -> gain.Summary:
@@ -110,7 +115,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
 
 def _experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
     teacher, weights = _teacher(options, recipes)
-    student = _model("--student", options.student, recipes)
+    student = _with_options("--student-option", _model("--student", options.student, recipes), options.student_options)
     if teacher.name == student.name and teacher.model != student.model:
         raise UserError(f"--student: {student.name} is the name of another model, the teacher's")
     if options.method not in recipes.methods:
@@ -171,8 +176,30 @@ def _model(option: str, name: str, recipes: Recipes) -> Architecture:
     )
 
 
+def _with_options(flag: str, architecture: Architecture, changes: tuple[str, ...]) -> Architecture:
+    """Return the model with other options, each given as NAME=VALUE with a value in YAML."""
+    options = dict(architecture.model.options)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not (name and equals):
+            raise UserError(f"{flag}: {change}: must be NAME=VALUE, such as width_mult=0.5")
+        if name == "name":
+            raise UserError(f"{flag}: name: is set by the model's name")
+        options[name] = config.parse_value(flag, value)
+    fields = {**architecture.model.model_dump(), "options": options}
+    model = config.settings_from_options(flag, Model, fields) if changes else architecture.model
+    return Architecture(name=architecture.name, model=model)
+
+
 def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
-    """Return the teacher, and the file of its weights if it is not to be trained."""
+    """Return the teacher with its options, and the file of its weights if it is not to be trained."""
+    teacher, file = _find_teacher(options, recipes)
+    if options.teacher_options and file is not None and options.teacher_model is None:
+        raise UserError("--teacher-option: needs a model, by --teacher or --teacher-model")
+    return _with_options("--teacher-option", teacher, options.teacher_options), file
+
+
+def _find_teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
     from kdflow.models import safe_weights
 
     file = files.expand_home(options.teacher)
