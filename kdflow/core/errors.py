@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,12 @@ class UserError(ValueError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the process got no more memory, from the system or for its libraries."""
+    pattern = "allocate memory|bad_alloc|failed to map segment|can't start new thread|CUDA out of memory"
+    return isinstance(error, MemoryError) or re.search(pattern, str(error)) is not None
 
 
 def is_retryable(error: Exception) -> bool:
@@ -86,6 +93,9 @@ def user_message(error: Exception) -> str | None:
     """Return the message of an error that the user can correct; None for a defect of the program."""
     if isinstance(error, UserError):
         return str(error)
+    if is_out_of_memory(error):
+        reason = f" ({one_line(error)})" if str(error) else ""
+        return f"not enough memory{reason}; raise its limit (`ulimit -v`, a container's memory), or lower batch_size"
     if isinstance(error, OSError):  # such as a full disk or a missing permission
         reason = os.strerror(error.errno) if error.errno else one_line(error)
         if "temporary directory" in str(error.strerror):  # of tempfile; the number says only that there is no file

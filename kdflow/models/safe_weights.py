@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from kdflow.core.errors import UserError, one_line
+from kdflow.core.errors import UserError, is_out_of_memory, one_line
 
 MEMORY_MARGIN = 512 * 2**20  # bytes that torch may need beyond twice the file's size
 MAX_NAME_LENGTH = 500  # characters of a weight's name
@@ -236,7 +236,7 @@ def memory_limit(path: Path) -> Iterator[None]:
         with _address_space_limit(2 * size + MEMORY_MARGIN):
             yield
     except Exception as error:
-        if not (isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc", str(error))):
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"{path}: refused: needs far more memory than its {size:,} bytes explain") from None
 

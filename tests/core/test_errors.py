@@ -31,6 +31,24 @@ def test_an_error_of_the_system_without_a_file(capsys):
     assert end_of(OSError("a\nb  c"), capsys) == (1, "error: a b c\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117]\nDefaultCPUAllocator: can't allocate memory: 99 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, capsys):
+    code, line = end_of(error, capsys)
+    assert code == 1
+    assert line.startswith("error: not enough memory")
+    assert line.count("\n") == 1
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
     code, line = end_of(KeyboardInterrupt(), capsys)
     assert code == 130

@@ -67,15 +67,21 @@ class StageProject:
         return {file: file.read_bytes() for file in (self.folder / "data").rglob("*") if file.is_file()}
 
 
-def run_stages(folder: Path) -> StageProject:
-    """Run the stages of a small experiment in a new folder: dataset, teacher and one student, one epoch each."""
+def small_project(folder: Path, teacher_epochs: int = 1) -> StageProject:
+    """Write the settings of a small experiment to a new folder: a teacher and one student of one epoch."""
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     project = StageProject(folder)
-    project.edit("params.yaml", "teacher_epochs", 1)
+    project.edit("params.yaml", "teacher_epochs", teacher_epochs)
     project.edit("params.yaml", "epochs", 1)
     project.edit("params.yaml", "seeds", [0])
     project.edit("params.yaml", "teacher", "resnet8")
+    return project
+
+
+def run_stages(folder: Path) -> StageProject:
+    """Run the stages of a small experiment in a new folder: dataset, teacher and one student, one epoch each."""
+    project = small_project(folder)
     for command in (("prepare",), ("teacher",), ("logits",), ("distill", "ce"), ("evaluate", "ce")):
         done = project.stage(*command)
         assert done.returncode == 0, done.stderr

@@ -1,15 +1,13 @@
 """Loader workers where /dev/shm is small, as the 64 MB of a container, and workers that are killed."""
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from commands import KDFLOW, SMALL_PAIR
+from commands import KDFLOW, SMALL_PAIR, small_shm
 from paths import ROOT
 from tree import SPEC, VIEWS, make_tree
 
@@ -96,15 +94,6 @@ def test_a_silent_worker_ends_the_run_in_one_line(monkeypatch, images):
 
 def test_other_errors_of_torch_are_defects():
     assert user_message(RuntimeError("shapes differ")) is None
-
-
-def small_shm(size, *command, **options):
-    """Run a command with a /dev/shm of `size`, or skip the test where this machine does not allow it."""
-    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        pytest.skip("this machine does not allow `unshare -m`")
-    command = ["unshare", "-m", "sh", "-c", script, "sh", *map(str, command)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
 
 FULL = """
