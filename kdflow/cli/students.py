@@ -141,7 +141,10 @@ def _print_predictions(predictions: list[Prediction]) -> None:
 
 
 ImageFolder = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Folder of images: <class>/, or train/<class>/ and val/<class>/.")
+    Path,
+    typer.Option(
+        metavar="FOLDER", help="Folder of images: <class>/, or train/<class>/, val/<class>/ and test/<class>/."
+    ),
 ]
 TeacherOption = Annotated[
     str, typer.Option(metavar="MODEL|FILE", help="A model, which is trained on the images first, or a file of weights.")
@@ -185,6 +188,14 @@ Side = Annotated[
         show_default="as in recipes/user_folder.yaml",
     ),
 ]
+TestPart = Annotated[
+    str | None,
+    typer.Option(
+        metavar="val|test",
+        help="The only part of the images that is used for testing.",
+        show_default="val, and test is measured once at the end",
+    ),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Also train the student without a teacher, for comparison.")]
 OutFolder = Annotated[
     Path, typer.Option(help="Folder for all results. If it has some already, only missing ones are computed.")
@@ -218,6 +229,7 @@ def distill(
     student_option: ModelOptions = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
     side: Side = None,
+    test_part: TestPart = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
     compare: Compare = False,
     out: OutFolder = Path("out"),
@@ -233,7 +245,7 @@ def distill(
     from kdflow.pipeline import one_command
 
     folder = {"folder": str(data), "image_size": image_size, "side": side}
-    folder |= {"flip": not no_flip, "skip_broken": skip_broken}
+    folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part}
     compute = {
         "device": device,
         "threads": threads,
@@ -264,10 +276,10 @@ def _print_summary(summary: Summary, out: Path) -> None:
     from rich.table import Table
 
     from kdflow.cli.tables import print_whole
-    from kdflow.report.gain import COLUMNS, rows
+    from kdflow.report.gain import columns, rows
 
     table = Table(title=summary.title, title_justify="left")
-    for i, column in enumerate(COLUMNS):
+    for i, column in enumerate(columns(summary)):
         table.add_column(column, justify="right" if i > 1 else "left")
     for row in rows(summary):
         table.add_row(*row)
@@ -276,6 +288,8 @@ def _print_summary(summary: Summary, out: Path) -> None:
     for warning in summary.warnings:
         typer.echo(warning)
     typer.echo(f"teacher: {summary.teacher_source}\n{summary.compression}\n{summary.verdict}")
+    if summary.final_test:
+        typer.echo(summary.final_test)
     if summary.budget_note:
         typer.echo(f"Not a full run: {summary.budget_note}.")
     typer.echo(f"summary: {out / 'summary.json'}")

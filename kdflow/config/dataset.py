@@ -144,17 +144,19 @@ class Dataset(Settings):
 
 
 class UserFolder(Settings):
-    """A dataset of the user: a folder with `train/<class>/` and `val/<class>/`, or with `<class>/` alone.
+    """A dataset of the user: a folder with `train/<class>/`, `val/<class>/` and `test/<class>/`, or `<class>/` alone.
 
-    `val/` may also be named valid, validation or test. With `<class>/` alone, the fraction `val_share` of each class is
-    the test set, chosen by the files' names and `split_seed`. Files that cannot be read are refused, or left out with
-    `skip_broken`. `flip` must be false if a mirrored image has another class or none. `side` is the shorter side in
+    `val/` may also be named valid or validation. The test set is `val/`, or `test/` if there is no `val/`; `test_part`
+    chooses one of the two. With `train/` or `<class>/` alone, the fraction `val_share` of each class is the test set,
+    chosen by the files' names and `split_seed`. Files that cannot be read are refused, or left out with `skip_broken`.
+    `flip` must be false if a mirrored image has another class or none. `side` is the shorter side in
     testing, in px, before the centre is cropped; null: `image_size` times `side` of recipes/user_folder.yaml.
     """
 
     folder: PathName
     image_size: ImageSize
     side: Annotated[int, Field(gt=0, le=2**15)] | None = None
+    test_part: Literal["val", "test"] | None = Field(default=None, exclude_if=lambda value: value is None)
     val_share: OpenFraction = 0.2
     split_seed: Seed = 0
     skip_broken: bool = False

@@ -23,16 +23,21 @@ from kdflow.data import Splits
 from kdflow.data.decode import formats, plugin_hint
 from kdflow.data.folder_notes import folder_notes
 from kdflow.data.image_files import FileList
-from kdflow.data.measure import mean_std, measure, with_grey16_max
+from kdflow.data.measure import Measured, mean_std, measure, with_grey16_max
 from kdflow.data.readers.image_folder import class_folders, is_system_name
 
-TRAIN, TESTS = "train", ("val", "valid", "validation", "test")  # of any case
+PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # names of any case
 BROKEN_LIST = "broken.txt"
 MAX_NAMES = 3  # file or folder names in one message
 
 
-def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Path = Path()) -> PreparedDataset:
+def prepare(
+    source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Path = Path(), final_test: Path | None = None
+) -> PreparedDataset:
     """Write the images of `source` to `out` as a dataset file; returns the prepared dataset.
+
+    If the folder has val/ and test/, and `source` does not choose one of them, those of test/ are written to
+    `final_test` as the test images of a second dataset file. Without test images for it, this file is deleted.
 
     The folder is relative to `project`. `recipe` (recipes/user_folder.yaml) gives base view and training; mean and
     standard deviation are those of the training images. broken.txt beside `out` lists the files that cannot be read.
@@ -44,7 +49,7 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Pa
     folder = project / files.expand_home(source.folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    parts = _parts(folder)
+    parts, part_notes = _parts(folder, source.test_part, final_test is not None)
     names, images, other_files = _list(folder, parts)
     side = source.side or round(source.image_size * recipe.side)
     base_view = BaseView(
@@ -54,18 +59,20 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Pa
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    measured, broken = measure(folder, images, base_view, source.image_size)
-    _report_broken(folder, broken, len(images.labels), out.parent / BROKEN_LIST, source)
-    readable = np.flatnonzero([path not in broken for path in images.paths.tolist()])
-    images, measured = images.take(readable), measured.take(readable)
-    is_test = _test_images(folder, parts, images, names, source)
-    train, test = images.take(np.flatnonzero(~is_test)), images.take(np.flatnonzero(is_test))
+    images, measured, broken = _measure_readable(folder, images, base_view, source, out.parent / BROKEN_LIST)
+    part_of = _part_of_images(folder, parts, images, names, source)
+    train, *tests = (images.take(np.flatnonzero(part_of == part)) for part in range(max(2, len(parts))))
     base_view, measured = with_grey16_max(folder, images, base_view, source.image_size, measured)
-    mean, std = mean_std(measured.sums[~is_test], source.image_size)
-    notes = folder_notes(images, is_test, names, measured, std, other_files)
+    mean, std = mean_std(measured.sums[part_of == 0], source.image_size)
+    notes = [*part_notes, *folder_notes(images, part_of > 0, names, measured, std, other_files)]
     for note in notes:
         print(f"{folder}: {note}")
-    sha256 = data.write(source.name, source.image_size, Splits(train, test, names, folder.resolve()), out)
+    splits = [Splits(train, test, names, folder.resolve()) for test in tests]
+    sha256 = data.write(source.name, source.image_size, splits[0], out)
+    if final_test is not None:
+        final_test.unlink(missing_ok=True)
+        for final in splits[1:]:
+            data.write(source.name, source.image_size, final, final_test)
     return PreparedDataset(
         name=source.name,
         source=source,
@@ -74,7 +81,7 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Pa
             classes=len(names),
             image_size=source.image_size,
             train_images=len(train.labels),
-            test_images=len(test.labels),
+            test_images=len(tests[0].labels),
         ),
         base_view=base_view.model_copy(update={"mean": mean, "std": std}),
         training=recipe.training,
@@ -84,6 +91,16 @@ def prepare(source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Pa
         left_out=tuple(map(decode_filename, broken)),
         notes=tuple(notes),
     )
+
+
+def _measure_readable(
+    folder: Path, images: FileList, base_view: BaseView, source: UserFolder, broken_list: Path
+) -> tuple[FileList, Measured, dict[bytes, str]]:
+    """Return the images that can be read, their measurements, and the reasons for the others."""
+    measured, broken = measure(folder, images, base_view, source.image_size)
+    _report_broken(folder, broken, len(images.labels), broken_list, source)
+    readable = np.flatnonzero([path not in broken for path in images.paths.tolist()])
+    return images.take(readable), measured.take(readable), broken
 
 
 def _report_broken(folder: Path, broken: dict[bytes, str], count: int, out: Path, source: UserFolder) -> None:
@@ -105,48 +122,61 @@ def _report_broken(folder: Path, broken: dict[bytes, str], count: int, out: Path
     print(f"{folder}: {len(broken)} images cannot be read and are left out: {first} ({out} lists them)")
 
 
-def _parts(folder: Path) -> tuple[str, str] | None:
-    """Return the names of the training and the test folder; None if `folder` has only classes."""
-    found = [name for name in class_folders(folder) if name.lower() in (TRAIN, *TESTS)]
-    train = [name for name in found if name.lower() == TRAIN]
-    if not train:
-        return None
-    test = [name for name in found if name not in train]
-    if len(train) > 1 or len(test) != 1:
+def _parts(folder: Path, test_part: str | None, with_final: bool) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the folders of training, test and final test images, as far as they exist, and notes.
+
+    ("",) is a folder of classes alone. The test set is val/, if it exists, or that of `test_part`. Images of a final
+    test are those of test/ beside val/, if `with_final` is set and no `test_part` is chosen.
+    """
+    folders = class_folders(folder)
+    found = {part: [name for name in folders if name.lower() in names] for part, names in PARTS.items()}
+    train, val, test = found.values()
+    if train and (max(map(len, found.values())) > 1 or not (val or test or len(folders) == 1)):
+        others = [name for name in folders if name not in (*train, *val, *test)]
         raise UserError(
-            f"{folder}: expected {TRAIN}/ and one of {_folders(TESTS)}, found {_folders(found)}; rename a class of "
-            "such a name"
+            f"{folder}: expected train/ alone, or with one of {_folders(PARTS['val'])}, with test/ or with both, found "
+            f"{_folders([*train, *val, *test, *others[:MAX_NAMES]])}; rename a class of such a name"
         )
-    return train[0], test[0]
+    if test_part is not None and not (train and found[test_part]):
+        missing = test_part if train else "train"
+        raise UserError(f"{folder}: has no {missing}/; test_part: {test_part}, or --test-part {test_part}, needs it")
+    if not train:
+        return ("",), []
+    if not (val and test):
+        return (*train, *val, *test), []
+    if with_final and test_part is None:
+        return (*train, *val, *test), [f"{val[0]}/ is the test set, {test[0]}/ is measured once at the end"]
+    used, unused = (test, val) if test_part == "test" else (val, test)
+    return (*train, *used), [f"{used[0]}/ is the test set, {unused[0]}/ is not read (test_part chooses one of them)"]
 
 
 def _folders(names: Sequence[str]) -> str:
     return ", ".join(f"{name}/" for name in names)
 
 
-def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileList, Counter[str]]:
+def _list(folder: Path, parts: tuple[str, ...]) -> tuple[list[str], FileList, Counter[str]]:
     """Return the class names, all image files with paths relative to `folder`, and the number of others by ending."""
     suffixes = tuple(suffix for of_format in formats().values() for suffix in of_format)
     classes = _classes(folder, parts)
     names = [*classes[0]]
     class_paths = [
         (folder / part / name, label)
-        for part, folders in zip(parts or ("",), classes, strict=True)
+        for part, folders in zip(parts, classes, strict=True)
         for label, name in enumerate(folders.values())
     ]
     visited: set[str] = set()
     other_files: Counter[str] = Counter()
-    for path in (folder, *(folder / part for part in parts or ()), *(path for path, _ in class_paths)):
+    for path in (folder, *(folder / part for part in parts if part), *(path for path, _ in class_paths)):
         if not _is_new(path, visited):
             raise UserError(f"{path}: is a link to another folder of this dataset")
     paths, labels = [], []
     for class_path, label in class_paths:
         found = _image_files(class_path, suffixes, visited, other_files)
         below = {Path(path).relative_to(class_path).parts[0] for path in found}
-        if parts is None and len(below) > 1 and all((class_path / name).is_dir() for name in below):
+        if len(parts) == 1 and len(below) > 1 and all((class_path / name).is_dir() for name in below):
             raise UserError(
                 f"{class_path}: is not a class, its images are in {_folders(sorted(below)[:MAX_NAMES])}...; "
-                f"expected <class>/*, or {TRAIN}/<class>/* and one of {_folders(TESTS)}"
+                f"expected <class>/*, or train/<class>/*, alone or with val/<class>/* and test/<class>/*"
             )
         paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
         labels += [label] * len(found)
@@ -157,19 +187,21 @@ def _list(folder: Path, parts: tuple[str, str] | None) -> tuple[list[str], FileL
     return names, images, other_files
 
 
-def _classes(folder: Path, parts: tuple[str, str] | None) -> list[dict[str, str]]:
+def _classes(folder: Path, parts: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the class names of each part, which must be the same, with the names of their folders."""
     found: list[dict[str, str]] = []
-    for part in parts or ("",):
+    for part in parts:
+        hint = "; test_part: val, or --test-part val, does not read it" if len(found) == 2 else ""
         classes = class_folders(folder / part)
         if len(classes) < 2:
             raise UserError(
                 f"{folder / part}: has {len(classes)} class folders, at least 2 are needed"
-                " (<class>/*, or train/<class>/* and val/<class>/*)"
+                f" (<class>/*, or train/<class>/* and val/<class>/*){hint}"
             )
-        if parts and found and [*classes] != [*found[0]]:
+        if found and [*classes] != [*found[0]]:
             name = min(set(found[0]) ^ set(classes))
-            raise UserError(f"{folder}: class {name} is in {parts[name not in found[0]]}/ only")
+            present, missing = (parts[0], part) if name in found[0] else (part, parts[0])
+            raise UserError(f"{folder}: class {name} is in {present}/ but not in {missing}/{hint}")
         found.append(classes)
     return found
 
@@ -209,29 +241,30 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _test_images(
-    folder: Path, parts: tuple[str, str] | None, images: FileList, names: list[str], source: UserFolder
-) -> npt.NDArray[np.bool_]:
-    """Return which images are for testing: those of the test folder, or the first `val_share` of each class.
+def _part_of_images(
+    folder: Path, parts: tuple[str, ...], images: FileList, names: list[str], source: UserFolder
+) -> npt.NDArray[np.intp]:
+    """Return the part of each image: 0 for training, 1 for testing, 2 for the final test.
 
-    Within a class, images are sorted by a hash of `split_seed` and path, so an added or removed file moves at most the
-    image at the border.
+    Without a test folder, the first `val_share` of each class are for testing. Within a class, images are sorted by a
+    hash of `split_seed` and path, so an added or removed file moves at most the image at the border.
     """
-    paths = images.paths.tolist()
-    if parts is not None:
-        is_test = np.array([path.startswith(os.fsencode(f"{parts[1]}/")) for path in paths])
+    paths, part_of = images.paths.tolist(), np.zeros(len(images.labels), dtype=np.intp)
+    if len(parts) > 1:
+        for part, name in enumerate(parts):
+            part_of[[path.startswith(os.fsencode(f"{name}/")) for path in paths]] = part
     else:
-        is_test = np.zeros(len(paths), dtype=bool)
         for label in range(len(names)):
             of_class = np.flatnonzero(images.labels == label).tolist()
             of_class.sort(key=lambda index: _rank(source.split_seed, paths[index]))
-            is_test[of_class[: max(1, round(source.val_share * len(of_class)))]] = True
+            part_of[of_class[: max(1, round(source.val_share * len(of_class)))]] = 1
+    purposes = ("training", "testing", "the final test")[: max(2, len(parts))]
     for label, name in enumerate(names):
-        of_this = is_test[images.labels == label]
-        if of_this.all() or not of_this.any():
-            part = "training" if of_this.all() else "testing"
-            raise UserError(f"{folder}: class {name}: {len(of_this)} images, none is left for {part}")
-    return is_test
+        of_this = part_of[images.labels == label]
+        for part, purpose in enumerate(purposes):
+            if part not in of_this:
+                raise UserError(f"{folder}: class {name}: {len(of_this)} images, none is left for {purpose}")
+    return part_of
 
 
 def _rank(split_seed: int, path: bytes) -> bytes:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdflow.config import Experiment, Settings
+from kdflow.config import Experiment, RunSettings, Settings
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES
@@ -55,6 +55,25 @@ def evaluate_students(
     files.write_text(metrics, summary.model_dump_json(indent=2) + "\n")
     print(f"{method}: {summary.top1} % top-1 (n = {summary.top1.n})")
     return records
+
+
+def measure_final_test(
+    experiment: Experiment, dataset: Path, models: list[tuple[RunSettings, Path]]
+) -> tuple[dict[str, float], int]:
+    """Return the top-1 accuracy in percent of each file of weights on the test images, and the number of images."""
+    from kdflow.data import load
+    from kdflow.models import create_model, load_exact
+    from kdflow.training.device import pick_device
+    from kdflow.training.evaluate import accuracy
+
+    device = pick_device(experiment.params.compute.device)
+    test = load(dataset, experiment.train_images, device, experiment.params.compute.resolved_workers).test
+    top1 = {}
+    for run, weights in models:
+        model = create_model(run.architecture, run.model, run.classes, run.image_size)
+        load_exact(model, weights)
+        top1[str(weights)] = accuracy(model.to(device), test, run.base_view).top1
+    return top1, len(test)
 
 
 def _teacher_classes(file: Path, images: int) -> Tensor:

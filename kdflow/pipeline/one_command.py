@@ -29,7 +29,7 @@ from kdflow.core.errors import UserError, one_line
 from kdflow.launch import parallel_runs
 from kdflow.pipeline import TEACHER_CLASSES
 from kdflow.pipeline.distill import student_jobs
-from kdflow.pipeline.evaluate import evaluate_students
+from kdflow.pipeline.evaluate import evaluate_students, measure_final_test
 from kdflow.pipeline.prepare import prepare_dataset
 from kdflow.pipeline.teacher import make_teacher
 from kdflow.pipeline.train import train
@@ -81,8 +81,10 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
     if out.resolve().is_relative_to(files.expand_home(options.data.folder).resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, work_dir = out / "dataset.h5", out / TEACHER, out / ".kdflow"
+    final_test = work_dir / "final_test.h5"
     with files.exclusive_folder(work_dir, f"{out}", print):
-        prepared = prepare_dataset(experiment, dataset, work_dir / "downloads", out / "dataset.json")
+        downloads, description = work_dir / "downloads", out / "dataset.json"
+        prepared = prepare_dataset(experiment, dataset, downloads, description, final_test=final_test)
         sha256, datasets = prepared.sha256, {prepared.name: prepared.dataset}
         experiment = experiment.model_copy(update={"prepared": prepared, "datasets": datasets})
         pair = (experiment.params.teacher, experiment.params.student)
@@ -105,7 +107,11 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
             )
             for method in methods
         }
-    summary = _summary(experiment, dataset, teacher, students, records, costs)
+        summary = _summary(experiment, dataset, teacher, students, records, costs)
+        if final_test.is_file():
+            models = [(experiment.teacher_run(), teacher / WEIGHTS), *((job.run, job.weights) for job in jobs)]
+            measured = parallel_runs.in_fresh_process(measure_final_test, experiment, final_test, models)
+            summary = summary.with_final_test(*measured)
     record.write_record(out / "summary.json", summary)
     return summary
 

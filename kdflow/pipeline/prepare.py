@@ -9,11 +9,17 @@ from kdflow.core import files
 
 
 def prepare_dataset(
-    experiment: Experiment, out: Path, downloads: Path, description: Path | None = None, project: Path = Path()
+    experiment: Experiment,
+    out: Path,
+    downloads: Path,
+    description: Path | None = None,
+    project: Path = Path(),
+    final_test: Path | None = None,
 ) -> PreparedDataset:
     """Write the experiment's dataset to `out`, and its description to `description` as JSON.
 
-    Paths in the settings are relative to `project`.
+    `final_test` is a second dataset file, for the images of a user's test/ beside val/. Paths in the settings are
+    relative to `project`.
     """
     from kdflow import data
 
@@ -21,7 +27,7 @@ def prepare_dataset(
     if isinstance(params.dataset, UserFolder):
         from kdflow.data import user_folder  # imports all of torchvision
 
-        prepared = user_folder.prepare(params.dataset, experiment.user_folder, out, project)
+        prepared = user_folder.prepare(params.dataset, experiment.user_folder, out, project, final_test)
     else:
         dataset = experiment.dataset
         assert dataset.base_view is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -92,7 +92,10 @@ def compute_gain(
 
 
 class SummaryRow(Settings):
-    """A model of the summary: parameters, FLOPs for one image, accuracy in percent, and files of its weights."""
+    """A model of the summary: parameters, FLOPs for one image, accuracy in percent, and files of its weights.
+
+    `final_test_top1` is the accuracy on test/, if the folder has val/ too, which is the test set of the others then.
+    """
 
     role: str
     model: str
@@ -101,6 +104,7 @@ class SummaryRow(Settings):
     top1: MeanStd
     agreement: MeanStd | None
     weights: Annotated[tuple[str, ...], Field(strict=False)]
+    final_test_top1: MeanStd | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Summary(Settings):
@@ -108,7 +112,8 @@ class Summary(Settings):
 
     `budget_note` states a reduced budget; it is empty for a full one. `teacher_trained` is whether the teacher was
     trained by this command, not taken from a file. `majority_accuracy` is the accuracy in percent of a constant
-    prediction of the test set's largest class.
+    prediction of the test set's largest class. `final_test_images` is the number of images in test/, if the folder has
+    val/ too.
     """
 
     dataset: str
@@ -123,6 +128,15 @@ class Summary(Settings):
     majority_accuracy: float
     models: Annotated[tuple[SummaryRow, ...], Field(strict=False, min_length=2)]
     gain: Gain | None
+    final_test_images: int | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    def with_final_test(self, top1: Mapping[str, float], images: int) -> Summary:
+        """Return the summary with the accuracies on the `images` of test/ of all files of weights."""
+        models = tuple(
+            row.model_copy(update={"final_test_top1": mean_std([top1[file] for file in row.weights])})
+            for row in self.models
+        )
+        return self.model_copy(update={"models": models, "final_test_images": images})
 
     @property
     def title(self) -> str:
@@ -131,6 +145,13 @@ class Summary(Settings):
             f"{self.dataset}: {self.classes} classes at {self.image_size} px, {self.train_images:,} training and "
             f"{self.test_images:,} test images, {self.epochs} epochs"
         )
+
+    @property
+    def final_test(self) -> str:
+        """A sentence on the images of test/; empty if they were not measured."""
+        if self.final_test_images is None:
+            return ""
+        return f"test/: {self.final_test_images:,} images, measured once at the end; everything else is from val/."
 
     @property
     def student_is_useful(self) -> bool:
@@ -189,13 +210,21 @@ def _share(student: int, teacher: int) -> str:
 COLUMNS = ("", "Model", "Test top-1 %", "Agreement %", "Params 1e6", "GFLOPs")
 
 
+def columns(summary: Summary) -> tuple[str, ...]:
+    """Return the names of the columns of `rows`."""
+    if summary.final_test_images is None:
+        return COLUMNS
+    return (*COLUMNS[:2], "val/ top-1 %", "test/ top-1 %", *COLUMNS[3:])
+
+
 def rows(summary: Summary) -> list[tuple[str, ...]]:
-    """Format one row with the columns `COLUMNS` for each model."""
+    """Format one row for each model."""
     return [
         (
             row.role,
             row.model,
             str(row.top1),
+            *([str(row.final_test_top1)] if summary.final_test_images is not None else []),
             str(row.agreement) if row.agreement else "",
             f"{row.params / 1e6:.3f}",
             f"{row.flops / 1e9:.3f}",

@@ -136,7 +136,7 @@ def test_usual_names_of_parts_are_recognised(photos, tmp_path, recipe, train, te
 
 def _two_tests(photos):
     in_parts(photos, "train", "val")
-    shutil.copytree(photos / "val", photos / "test")
+    shutil.copytree(photos / "val", photos / "valid")
 
 
 def _no_test(photos):
@@ -171,9 +171,9 @@ def _name_that_is_not_utf8(photos):
 
 
 REFUSED = {
-    _two_tests: "train/ and one of val/, valid/, validation/, test/, found test/, train/, val/; rename a class",
-    _no_test: "expected train/ and one of val/, valid/, validation/, test/, found train/; rename a class",
-    _train_as_class: "validation/, test/, found Train/; rename a class of such a name",
+    _two_tests: "with one of val/, valid/, validation/, with test/ or with both, found train/, val/, valid/",
+    _no_test: "expected train/ alone, or with one of val/, valid/, validation/, with test/ or with both, found ",
+    _train_as_class: "or with both, found Train/, cat ä/, dog/; rename a class of such a name",
     _parts_of_other_names: "testing: is not a class, its images are in cat ä/, dog/...; expected <class>/*, or train/",
     _one_folder_too_many: "val: is not a class, its images are in cat ä/, dog/...; expected",
     _class_twice: "wolf: is a link to another folder of this dataset",

@@ -21,7 +21,7 @@ from kdflow.core.errors import UserError
 from kdflow.models import create_model, create_model_on_meta
 from kdflow.paper import drift
 from kdflow.paper.budget import PaperBudget
-from kdflow.paper.tables import KINDS
+from kdflow.paper.paper import KINDS
 from kdflow.teachers import TeacherEntry
 from kdflow.training.schedule import learning_rate
 
@@ -219,6 +219,7 @@ FOLDER = {
     "folder": "photos",
     "image_size": 32,
     "side": 36,
+    "test_part": "val",
     "val_share": 0.2,
     "split_seed": 0,
     "skip_broken": False,
