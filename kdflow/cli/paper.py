@@ -106,7 +106,7 @@ def report(
     loaded = load_paper(paper, root, records)
     file = root / loaded.data / "report.html" if out is None else output_file(out)
     (paper_markdown if file.suffix == ".md" else paper_page).write(loaded, file)
-    typer.echo(file)
+    typer.echo(out or file)
 
 
 @app.command()
@@ -138,13 +138,14 @@ def drift(
     update: Annotated[bool, typer.Option("--update", help="Make the baseline from the current records.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all comparisons as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown for a pull request.")] = False,
+    records: RecordsFolder = None,
     paper: PaperFolder = PAPER,
     root: Root = Path(),
 ) -> None:
     """Compare the paper's records with a baseline. Exit code: 0 no drift, 2 drift, 1 bad input."""
     from kdflow.paper import CellStatuses, drift, load_paper
 
-    loaded, file = load_paper(paper, root), baseline or root / paper / "baseline.json"
+    loaded, file = load_paper(paper, root, records), baseline or root / paper / "baseline.json"
     for name in names or []:
         loaded.get_cell(name)
     if update:

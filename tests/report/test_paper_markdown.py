@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from papers import CE, KD, PICK, make_paper, write_cell, write_teacher
+from paths import ROOT
 
 from kdflow.core.errors import UserError
 from kdflow.paper import CellStatuses, load_paper
@@ -38,6 +39,13 @@ def test_a_copy_of_the_records_gives_the_same_page(paper, tmp_path):
     record = tmp_path / f"paper/records/cells/{KD}/cell.json"
     assert f"| `{hashlib.sha256(record.read_bytes()).hexdigest()[:12]}` |" in page
     assert "4 runs took" in page and PICK in page.partition("cells are missing: ")[2]
+
+
+def test_the_page_of_the_evidence_is_made_from_its_records(tmp_path):
+    paper = load_paper(Path("evidence"), ROOT, Path("evidence/records"))
+    assert any(CellStatuses(paper)(name).seeds_done for name in paper.cells)
+    paper_markdown.write(paper, tmp_path / "evidence.md")
+    assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs/evidence.md").read_text()
 
 
 def test_an_edited_copy_is_refused(paper, tmp_path):

@@ -92,7 +92,7 @@ def test_the_demo_of_a_tree_without_git(tmp_path):
     (environment / "demo.ok").touch()  # what it installs is in the environment of the tests
 
     def make(target):
-        return project.run("make", "-o", ".venv/demo.ok", target).stdout
+        return project.run("make", "--no-print-directory", "-o", ".venv/demo.ok", target).stdout
 
     output = make("scm")
     assert output.startswith("no git repository: DVC runs without one, except for dvc exp, which needs: git init")
