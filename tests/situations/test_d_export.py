@@ -107,8 +107,8 @@ def test_the_teacher_of_the_experiment_and_a_file_of_a_teacher_are_exported(root
 def test_a_teacher_of_the_paper_is_found_by_its_name(root):
     shutil.copytree(ROOT / "paper/miniature", root / "paper/miniature")
     paper = Path("paper/miniature")
-    weights = root / "data/miniature/teachers/digits-resnet20/model.safetensors"
-    with pytest.raises(UserError, match=r"`dvc repro paper/miniature/dvc\.yaml:teacher@digits-resnet20` trains it"):
+    weights = root / paper / "data/teachers/digits-resnet20/model.safetensors"
+    with pytest.raises(UserError, match=r"`dvc --cd paper/miniature repro teacher@digits-resnet20` trains it"):
         locate.find_weights("digits-resnet20", None, paper, root)
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"")

@@ -148,7 +148,9 @@ def test_a_checkpoint_of_another_run_is_ignored(uninterrupted, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
-        _fit(run_of(METHODS["ce"], lr=1e10), tmp_path / "checkpoint", [])
+        run = run_of(METHODS["ce"])
+        training = run.training.model_copy(update={"lr": 1e10})  # more than the settings allow
+        _fit(run.model_copy(update={"training": training}), tmp_path / "checkpoint", [])
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("run: the loss is ")
