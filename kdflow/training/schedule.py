@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 
 from kdflow.config import Training
 
@@ -15,10 +16,12 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     180 and 210; 60 after 37, 45 and 52. The first epoch always has `lr`.
     """
     epoch = step // steps_per_epoch
-    return training.lr * training.lr_gamma ** sum(epoch >= decay for decay in decay_epochs(training))
+    decays = decay_epochs(training.lr_milestones, training.epochs)
+    return training.lr * training.lr_gamma ** sum(epoch >= decay for decay in decays)
 
 
-def decay_epochs(training: Training) -> list[int]:
+@cache  # it is needed in every step
+def decay_epochs(milestones: tuple[float, ...], epochs: int) -> tuple[int, ...]:
     """Return the number of epochs before each decay of the learning rate."""
     # As fractions of decimal numbers: in floating point 0.57 * 100 is below 57.
-    return [max(1, int(Fraction(str(at)) * training.epochs)) for at in training.lr_milestones]
+    return tuple(max(1, int(Fraction(str(at)) * epochs)) for at in milestones)

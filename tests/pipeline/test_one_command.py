@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from distillation import options_for
 from paths import ROOT
 from shipped import make
 from tree import make_tree
 
 from kdflow import config
-from kdflow.config import Compute, UserFolder
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import one_command
@@ -23,25 +23,7 @@ from kdflow.report.gain import Summary
 from kdflow.training import record
 from kdflow.training.record import RunRecord
 
-COMPUTE = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per_run=1, replay_gb=1.0, loader_workers=0)
 EPOCHS = 20
-
-
-def options_for(folder: Path, **options: object) -> one_command.DistillOptions:
-    values = {
-        "data": UserFolder(folder=str(folder / "images"), image_size=32),
-        "teacher": "resnet14",
-        "student": "resnet8",
-        "method": "kd",
-        "out": folder / "out",
-        "epochs": 2,
-        "teacher_epochs": None,
-        "teacher_model": None,
-        "seeds": 1,
-        "compare": False,
-        "compute": COMPUTE,
-    }
-    return one_command.DistillOptions(**values | options)
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,18 @@
 """A model of a library needs an option that its name does not give."""
 
 import pytest
+from distillation import options_for
 from paths import ROOT
 
 from kdflow import config
-from kdflow.config import Compute, UserFolder
 from kdflow.core.errors import UserError
 from kdflow.models import create_model_on_meta
 from kdflow.pipeline import one_command
 
-COMPUTE = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per_run=1, replay_gb=1.0, loader_workers=0)
-
 
 def experiment_for(tmp_path, **options):
-    values = {
-        "data": UserFolder(folder=str(tmp_path), image_size=32),
-        "teacher": "resnet14",
-        "student": "mobilenet_v2",
-        "method": "kd",
-        "out": tmp_path / "out",
-        "epochs": 2,
-        "teacher_epochs": None,
-        "teacher_model": None,
-        "seeds": 1,
-        "compare": False,
-        "compute": COMPUTE,
-    }
-    return one_command._experiment(one_command.DistillOptions(**values | options), config.load_recipes(ROOT))
+    chosen = options_for(tmp_path, **{"student": "mobilenet_v2"} | options)
+    return one_command._experiment(chosen, config.load_recipes(ROOT))
 
 
 def parameters(experiment, name):
