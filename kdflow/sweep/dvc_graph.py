@@ -18,6 +18,7 @@ from kdflow.core.errors import UserError, one_line
 from kdflow.paper import Paper
 
 if TYPE_CHECKING:
+    from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
 
@@ -78,6 +79,7 @@ def stale(project: Path, stage_names: Collection[str] = (), forced: Collection[s
 
     try:
         with Repo(str(project), _wait_for_lock=True) as repo, repo.lock:
+            _remove_broken_rwlock(repo)
             graph = repo.index.graph
             names = list(stage_names) or [stage.addressing for stage in graph if stage.path_in_repo == "dvc.yaml"]
             stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, with_deps=True)}
@@ -104,8 +106,31 @@ def _is_changed(stage: PipelineStage) -> bool:
         return True
 
 
+def _remove_broken_rwlock(repo: Repo) -> bool:
+    """Remove DVC's file of running stages if it is broken; returns whether it was. The caller holds `repo.lock`.
+
+    DVC writes the file in place. After a kill in between it is empty, and every command of DVC fails from then on.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.fs import localfs
+    from dvc.lock import LockError
+    from dvc.rwlock import RWLOCK_FILE, rwlock
+
+    try:
+        with rwlock(repo.tmp_dir, localfs, "check", [], [], hardlink=False):
+            return False
+    except LockError:
+        return False
+    except DvcException:
+        Path(repo.tmp_dir, RWLOCK_FILE).unlink()
+        return True
+
+
 def is_busy(project: Path, stage_names: Collection[str]) -> bool:
-    """Return whether DVC would refuse to run a stage, because another process uses its inputs or outputs."""
+    """Return whether DVC would refuse to run a stage, because another process uses its inputs or outputs.
+
+    DVC also refuses while its file of running stages is broken. Then the result is True once, and the file is removed.
+    """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -114,6 +139,8 @@ def is_busy(project: Path, stage_names: Collection[str]) -> bool:
     lock = rwlocked(read=["deps"], write=["outs"])(lambda stage: stage)
     try:
         with Repo(str(project), _wait_for_lock=True) as repo, repo.lock:
+            if _remove_broken_rwlock(repo):
+                return True
             for name in stage_names:
                 for stage in repo.stage.collect(name):
                     lock(stage)

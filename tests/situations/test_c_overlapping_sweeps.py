@@ -106,3 +106,15 @@ def test_sweeps_from_the_terminal_and_the_server_and_the_nightly_run_wait(server
     assert by_hand.returncode == terminal.returncode == 0, output
     assert states == {sweep: "COMPLETED", nightly: "COMPLETED"}, server.log(nightly)
     assert "Running stage" not in output + server.log(sweep) and "Running stage" in server.log(nightly)
+
+
+@pytest.mark.parametrize("content", ["", '{"write": 1}'])
+def test_a_file_of_running_stages_that_a_kill_left_broken_is_removed(under_way, content):
+    """DVC writes the file in place: killed in between, it leaves an empty file and then refuses every command."""
+    file = Path(".dvc/tmp/rwlock")
+    file.write_text(content)
+    broken = subprocess.run([*DVC, "status"], env={**os.environ, **NO_TELEMETRY}, capture_output=True, check=False)
+    assert broken.returncode != 0 and b"RWLock-file" in broken.stderr
+    assert [dvc_graph.is_busy(PROJECT, ["three"]) for _ in range(2)] == [True, False]
+    file.write_text(content)
+    assert Stage("three", ()) in dvc_graph.stale(PROJECT)
