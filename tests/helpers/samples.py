@@ -59,6 +59,17 @@ def assert_trains_the_student_only(loss, b):
     return student_grads + loss_grads
 
 
+def assert_finite_for_equal_models(build, b=4):
+    """Check that loss and gradients are finite where the student's outputs are the teacher's."""
+    student, teacher = outputs(b, grad=True), outputs(b)
+    loss = build(outputs(2), outputs(2), torch.arange(20) % CLASSES)
+    value = call(loss, student, teacher)
+    value.backward()
+    grads = [leaf.grad for leaf in leaves(student) if leaf.grad is not None]
+    assert grads
+    assert all(tensor.isfinite().all() for tensor in (value, *grads, *(p.grad for p in loss.parameters())))
+
+
 def assert_resumes_from_its_state(build, b):
     """Save a loss after two steps and restore it into one with other weights: the next steps are equal to the bit."""
 
