@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.cli.training_options import training_options
 from kdflow.core.errors import UserError, escape_control
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ Workers = Annotated[
 
 
 @app.command()
+@training_options
 def distill(
     data: ImageFolder,
     teacher: TeacherOption,
@@ -239,37 +241,37 @@ def distill(
     threads: Threads = 1,
     workers: Workers = None,
     root: Root = Path(),
+    *,
+    training: dict[str, Any],
 ) -> None:
     """Distil a student on a folder of images. Neither params.yaml nor DVC is needed."""
     from kdflow import config
-    from kdflow.pipeline import one_command
+    from kdflow.pipeline import distill_options, one_command
 
     folder = {"folder": str(data), "image_size": image_size, "side": side}
     folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part}
-    compute = {
-        "device": device,
-        "threads": threads,
-        "max_parallel_runs": None,
-        "processes_per_run": 1,
-        "replay_gb": 50.0,
+    dtype = "bfloat16" if training.pop("amp") else "float32"
+    options = {
+        "data": folder,
+        "teacher": teacher,
+        "student": student,
+        "method": method,
+        "out": out,
+        "epochs": epochs,
+        "teacher_epochs": teacher_epochs,
+        "teacher_model": teacher_model,
+        "teacher_classes": teacher_classes,
+        "teacher_options": tuple(teacher_option or ()),
+        "student_options": tuple(student_option or ()),
+        "seeds": seeds,
+        "compare": compare,
+        "temperature": training.pop("temperature", None),
+        "training": training,
+        "precision": {"student": dtype, "teacher": dtype},
+        "compute": distill_options.COMPUTE | {"device": device, "threads": threads, "loader_workers": workers},
     }
-    options = one_command.DistillOptions(
-        data=config.settings_from_options("kdflow distill", config.UserFolder, folder),
-        teacher=teacher,
-        student=student,
-        method=method,
-        out=out,
-        epochs=epochs,
-        teacher_epochs=teacher_epochs,
-        teacher_model=teacher_model,
-        teacher_classes=teacher_classes,
-        teacher_options=tuple(teacher_option or ()),
-        student_options=tuple(student_option or ()),
-        seeds=seeds,
-        compare=compare,
-        compute=config.settings_from_options("kdflow distill", config.Compute, {**compute, "loader_workers": workers}),
-    )
-    _print_summary(one_command.distill(options, root), out)
+    checked = config.settings_from_options("kdflow distill", distill_options.DistillOptions, options)
+    _print_summary(one_command.distill(checked, root), out)
 
 
 def _print_summary(summary: Summary, out: Path) -> None:

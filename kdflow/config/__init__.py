@@ -26,7 +26,6 @@ from kdflow.config.dataset import (
     DatasetSource,
     PreparedDataset,
     Resize,
-    Training,
     UserFolder,
     UserFolderRecipe,
 )
@@ -42,8 +41,9 @@ from kdflow.config.load import (
     read_settings,
     settings_from_options,
 )
-from kdflow.config.method import ExtraLoss, Method, Model, Pair, PaperAccuracy, Pick, StrongView
+from kdflow.config.method import ExtraLoss, Method, Model, Pair, PaperAccuracy, Pick, StrongView, Temperature
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
+from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
 
 __all__ = [
     "FOLDERS",
@@ -82,8 +82,11 @@ __all__ = [
     "StrongView",
     "T",
     "TeacherClasses",
+    "TeacherTrainingChanges",
     "TeacherWeights",
+    "Temperature",
     "Training",
+    "TrainingChanges",
     "Triple",
     "UserFolder",
     "UserFolderRecipe",

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from kdflow.config.base import (
-    BatchSize,
-    Epochs,
     Fraction,
     ImageSize,
-    LearningRate,
     OpenFraction,
     PathName,
     Positive,
@@ -23,8 +20,8 @@ from kdflow.config.base import (
     Std,
     Triple,
     _one_of,
-    no_duplicates,
 )
+from kdflow.config.training import Training
 from kdflow.core.files import expand_home
 
 BaseViewName = Literal["none", "flip", "flip+crop"]
@@ -95,29 +92,6 @@ class BaseView(Settings):
         if base_view != "flip+crop":
             changes |= {"crop": 0, "resize": self.resize and self.resize.model_copy(update={"area": None})}
         return self.model_copy(update=changes)
-
-
-class Training(Settings):
-    """The optimiser and its schedule: SGD whose `lr` is multiplied by `lr_gamma` at each of `lr_milestones`.
-
-    Milestones are fractions of the run, rounded down to whole epochs. `epochs` is the number of epochs of a full run.
-    The student is evaluated after every `eval_every` epochs and after the last.
-    """
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {
-        "decay_at": "lr_milestones",
-        "decay_by": "lr_gamma",
-        "test_every": "eval_every",
-    }
-
-    epochs: Epochs
-    batch_size: BatchSize
-    lr: LearningRate
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0, le=1e4)]
-    lr_milestones: Annotated[tuple[OpenFraction, ...], Field(strict=False), AfterValidator(no_duplicates)]
-    lr_gamma: OpenFraction
-    eval_every: Epochs = 1
 
 
 class Dataset(Settings):

@@ -20,9 +20,10 @@ from kdflow.config.base import (
     no_duplicates,
     unknown_name,
 )
-from kdflow.config.dataset import BaseViewName, Dataset, PreparedDataset, Training, UserFolder, UserFolderRecipe
-from kdflow.config.method import Method, Model, Pair
+from kdflow.config.dataset import BaseViewName, Dataset, PreparedDataset, UserFolder, UserFolderRecipe
+from kdflow.config.method import Method, Model, Pair, Temperature
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
+from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
 from kdflow.core.errors import UserError
 from kdflow.core.machine import default_loader_workers
 
@@ -97,6 +98,7 @@ class Params(Settings):
     base_view: BaseViewName | None
     teacher: str
     teacher_epochs: Epochs | None
+    teacher_training: TeacherTrainingChanges | None
     teacher_weights: TeacherWeights
     teacher_logits: LogitSource
     student: str
@@ -105,6 +107,8 @@ class Params(Settings):
     epochs: Epochs | None
     batch_size: BatchSize | None
     lr: LearningRate | None
+    training: TrainingChanges | None
+    temperature: Temperature | None
     precision: Precision
     compute: Compute
 
@@ -156,33 +160,58 @@ class Experiment(Recipes):
     def student_run(self, method: str, seed: int) -> RunSettings:
         """Return the run that distils the student by `method`, a key of recipes/methods.yaml, from `seed`.
 
-        The learning rate is that of params.yaml, or else the model's, or else the dataset's.
+        The learning rate is that of params.yaml, or else the model's, or else the dataset's. The model's is for SGD.
+
+        Raises:
+            UserError: settings of params.yaml do not go together.
         """
         if method not in self.methods:
             raise unknown_name("method", method, self.methods)
-        params, default = self.params, self._training
-        changes = {
-            "epochs": params.epochs or default.epochs,
-            "batch_size": params.batch_size or default.batch_size,
-            "lr": params.lr or self.models[params.student].lr or default.lr,
-        }
-        training = default.model_copy(update=changes)
-        return self._run("student", params.student, self.methods[method], seed, training)
+        training = self._training("student")
+        return self._run("student", self.params.student, self._method(method, training), seed, training)
 
     def teacher_run(self) -> RunSettings:
         """Return the run that trains the teacher: cross-entropy on the labels, seed 0."""
-        params, default = self.params, self._training
-        changes = {
-            "epochs": params.teacher_epochs or default.epochs,
-            "lr": self.models[params.teacher].lr or default.lr,
-        }
-        return self._run("teacher", params.teacher, Method(ce=1.0, kl=0.0), 0, default.model_copy(update=changes))
+        return self._run("teacher", self.params.teacher, Method(ce=1.0, kl=0.0), 0, self._training("teacher"))
 
-    @property
-    def _training(self) -> Training:
-        training = self.dataset.training
-        assert training is not None, "a dataset that can be prepared has training settings"
+    def check_training(self) -> None:
+        """Check that the settings of training in params.yaml go together.
+
+        Raises:
+            UserError: they do not.
+        """
+        training = self._training("student")
+        for method in self.params.methods:
+            self._method(method, training)
+        self._training("teacher")
+        used = [method for method in self.params.methods if self.methods[method].uses_tau]
+        if self.params.temperature is not None and not used:
+            raise UserError(f"temperature: no loss of {', '.join(self.params.methods)} has a temperature; leave it out")
+
+    def _training(self, role: Literal["teacher", "student"]) -> Training:
+        params, source = self.params, self.params.dataset
+        recipe = self.datasets[source].training if isinstance(source, str) else self.user_folder.training
+        if self.prepared is not None:
+            recipe = self.prepared.training
+        assert recipe is not None, "a dataset that can be prepared has training settings"
+        changes: TrainingChanges | None = params.training if role == "student" else params.teacher_training
+        model_lr = self.models[params.student if role == "student" else params.teacher].lr
+        training = (changes or TrainingChanges()).apply(recipe, model_lr)
+        more: dict[str, float | None] = {"epochs": params.teacher_epochs}
+        if role == "student":
+            more = {"epochs": params.epochs, "batch_size": params.batch_size, "lr": params.lr}
+        training = training.model_copy(update={key: value for key, value in more.items() if value is not None})
+        if problem := training.conflict():
+            raise UserError(f"{'training' if role == 'student' else 'teacher_training'}.{problem}")
         return training
+
+    def _method(self, name: str, training: Training) -> Method:
+        method, temperature = self.methods[name], self.params.temperature
+        if training.changes_labels and not method.has_hard_labels:
+            raise UserError(
+                f"training.{training.changes_labels}: method {name} has no cross-entropy with the labels of x"
+            )
+        return method.model_copy(update={"tau": temperature}) if temperature and method.uses_tau else method
 
     def _run(
         self,

@@ -42,14 +42,18 @@ def load(root: Path = Path()) -> Experiment:
     named += [(file, "teacher", params.teacher, recipes.models), (file, "student", params.student, recipes.models)]
     named += [(file, f"methods.{i}", name, recipes.methods) for i, name in enumerate(params.methods)]
     check_names(named + _names_in_pairs(root / "recipes", recipes))
+    if isinstance(params.dataset, str):
+        check_has_reader(file, params.dataset, recipes)
     experiment = Experiment(params=params, prepared=_prepared(root / PREPARED, params.dataset), **dict(recipes))
+    try:
+        experiment.check_training()
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if isinstance(params.dataset, UserFolder):
         if params.data_folder is not None:
             raise UserError(f"{file}: data_folder: must be empty where dataset.folder says where the images are")
         if experiment.prepared is None:
             return experiment  # `prepare` counts the images
-    else:
-        check_has_reader(file, params.dataset, recipes)
     available, classes = experiment.dataset.data.train_images, experiment.dataset.data.classes
     if params.train_images is not None and params.train_images > available:
         raise UserError(

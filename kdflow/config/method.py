@@ -87,6 +87,9 @@ class ExtraLoss(Settings):
         return module_flag("losses", self.name, "NEEDS_FEATURES")
 
 
+Temperature = Annotated[float, Field(ge=0.01, le=1000)]
+
+
 class Method(Settings):
     """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (loss of x').
 
@@ -95,7 +98,7 @@ class Method(Settings):
 
     ce: Annotated[float, Field(ge=0, le=1e6)]
     kl: Annotated[float, Field(ge=0, le=1e6)]
-    tau: Annotated[float, Field(ge=0.01, le=1000)] = 4.0
+    tau: Temperature = 4.0
     loss: ExtraLoss | None = None
     strong: StrongView | None = None
 
@@ -116,6 +119,16 @@ class Method(Settings):
         strong = self.strong
         strong_needs_teacher = strong is not None and (strong.weight is not None or strong.pick is not None)
         return self.kl > 0 or self.loss is not None or strong_needs_teacher
+
+    @property
+    def uses_tau(self) -> bool:
+        """True if the loss has the temperature `tau`: that of KL(x), or of the teacher's part in x'."""
+        return self.kl > 0 or (self.strong is not None and self.needs_teacher)
+
+    @property
+    def has_hard_labels(self) -> bool:
+        """True if the loss has cross-entropy with the labels of x."""
+        return self.ce > 0 and not (self.strong is not None and self.strong.replaces_x)
 
     @property
     def needs_features(self) -> bool:

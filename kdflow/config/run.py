@@ -7,8 +7,9 @@ import json
 from typing import Literal
 
 from kdflow.config.base import Settings
-from kdflow.config.dataset import BaseView, Training
+from kdflow.config.dataset import BaseView
 from kdflow.config.method import Method, Model
+from kdflow.config.training import Training
 
 
 class Precision(Settings):
@@ -50,6 +51,17 @@ class RunSettings(Settings):
     seed: int
     teacher_logits: LogitSource
     precision: Precision = Precision()
+
+    @property
+    def held_out_images(self) -> int:
+        """The number of training images that are held out for measuring."""
+        share = self.training.val_share
+        return 0 if share is None else min(max(1, round(share * self.train_images)), self.train_images - 1)
+
+    @property
+    def fitted_images(self) -> int:
+        """The number of images in an epoch."""
+        return self.train_images - self.held_out_images
 
     @property
     def logit_source(self) -> tuple[str, str]:

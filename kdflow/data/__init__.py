@@ -73,6 +73,11 @@ class ImageSet:
         """Height and width in pixels."""
         return self.images.shape[-1]
 
+    def take(self, index: Int64[Tensor, " k"]) -> ImageSet:
+        """Return the images `index` only; `index` is on the CPU."""
+        index = index.to(self.labels.device)
+        return ImageSet(self.images[index], self.labels[index])
+
     def for_testing(
         self,
         batch_size: int,

@@ -129,6 +129,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: Int64[Tensor, " k"]) -> ImageFiles:
+        """Return the images `index` only; `index` is on the CPU."""
+        labels = self.labels[index.to(self.labels.device)]
+        return ImageFiles(self.folder, self.files.take(index.numpy()), labels, self.image_size, self.workers)
+
     def for_training(
         self, batches: Iterable[ImageRequests], base_view: BaseView
     ) -> Iterator[UInt8[Tensor, "_b 3 _size _size"]]:

@@ -239,6 +239,9 @@ class Paper:
             epochs=None,
             batch_size=None,
             lr=None,
+            training=None,
+            teacher_training=None,
+            temperature=None,
             precision=budget.precision,
             compute=budget.compute,
         )

@@ -23,7 +23,7 @@ def check_last_batch(run: RunSettings) -> None:
     Raises:
         UserError: batch norm of the model needs more than one image.
     """
-    if (run.train_images - 1) % run.training.batch_size == 0:
+    if (run.fitted_images - 1) % run.training.batch_size == 0:
         from kdflow.training.step import check_last_batch_norm
 
         check_last_batch_norm(run)

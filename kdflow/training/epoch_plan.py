@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kdflow.config import BaseView, StrongView
 from kdflow.methods.views import Draws
+from kdflow.training.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,19 @@ def draw_plan(
     base_view: BaseView,
     strong: StrongView | None,
     device: torch.device,
+    sampling: Sampling | None = None,
 ) -> EpochPlan:
-    """Draw the plan of the 0-based `epoch`. A strong view without pick has the first draw of the pool only."""
+    """Draw the plan of the 0-based `epoch`. A strong view without pick has the first draw of the pool only.
+
+    `sampling` draws its `images` images from those of the training set; None draws each image once.
+    """
 
     def generator(name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
-    order = torch.randperm(images, generator=generator("order"))
+    order_generator = generator("order")
+    order = torch.randperm(images, generator=order_generator) if sampling is None else sampling.order(order_generator)
     shift = torch.randint(2 * base_view.crop + 1, (images, 2), generator=generator("crop"))
     flip = torch.rand(images, generator=generator("flip")) < (0.5 if base_view.flip else 0.0)
     sizes = [min(batch_size, images - offset) for offset in range(0, images, batch_size)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kdflow.config import RunSettings
+from kdflow.config import RunSettings, Training
 from kdflow.core.errors import UserError
 from kdflow.core.progress import Emit, Note, Pace, RunUpdate
 from kdflow.data import Images, Loaded
@@ -18,6 +18,7 @@ from kdflow.training.batches import make_batches
 from kdflow.training.checkpoint import RunProgress
 from kdflow.training.epoch_plan import EpochPlan, draw_plan
 from kdflow.training.evaluate import accuracy
+from kdflow.training.sampling import Sampling, class_weights, split
 from kdflow.training.schedule import learning_rate
 from kdflow.training.step import Step, StepResult, StudentWithLoss
 from kdflow.training.teacher_logits import TeacherSource, ViewCounts
@@ -50,18 +51,17 @@ def fit(
     Raises:
         UserError: the loss is not finite.
     """
-    training = run.training
-    optimizer = torch.optim.SGD(
-        learner.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
-    )
-    step, batches = Step(run, learner, teacher, optimizer), make_batches(data.train, run.base_view)
+    training, (sampling, validation) = run.training, split(run, data.train)
+    optimizer = _optimizer(training, learner)
+    step = Step(run, learner, teacher, optimizer, class_weights(run, data.train.labels, sampling))
+    batches = make_batches(data.train, run.base_view)
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
-    steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
+    steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
-    for epoch in range(len(progress.curve), training.epochs):
-        started = time.perf_counter()
+    while not is_finished(training, progress.curve):
+        epoch, started = len(progress.curve), time.perf_counter()
         first = epoch * steps_per_epoch
-        plan = _plan(run, epoch, data.train)
+        plan = _plan(run, epoch, data.train, sampling)
         if teacher is not None:
             teacher.begin(epoch, plan)
         steps, total = list[StepResult](), torch.zeros((), device=data.train.labels.device)
@@ -75,11 +75,12 @@ def fit(
         point = record.Epoch(
             epoch=epoch + 1,
             lr=learning_rate(training, first, steps_per_epoch),
-            loss=total.item() / len(data.train),
+            loss=total.item() / run.fitted_images,
             first_step_loss=steps[0].loss.item(),
-            top1=_test_accuracy(run, epoch, learner, data.test),
+            top1=None,
             pick_ratio=_pick_ratio(steps),
         )
+        point = _measure(run, point, progress.curve, learner, data.test, validation)
         progress = _add_epoch(progress, point, time.perf_counter() - started, teacher)
         if distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
@@ -87,9 +88,24 @@ def fit(
     return progress
 
 
-def _plan(run: RunSettings, epoch: int, images: Images) -> EpochPlan:
-    size, device = run.training.batch_size, images.labels.device
-    return draw_plan(run.seed, epoch, len(images), size, run.image_size, run.base_view, run.method.strong, device)
+def _optimizer(training: Training, learner: StudentWithLoss) -> torch.optim.Optimizer:
+    parameters, lr, weight_decay = learner.trained_parameters(), training.lr, training.weight_decay
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=weight_decay)
+
+
+def is_finished(training: Training, curve: tuple[record.Epoch, ...]) -> bool:
+    """Return whether training ends after these epochs: all are done, or early stopping ends it."""
+    if len(curve) >= training.epochs:
+        return True
+    best = record.best_held_out(curve)
+    return training.early_stop is not None and best is not None and len(curve) - best.epoch >= training.early_stop
+
+
+def _plan(run: RunSettings, epoch: int, images: Images, sampling: Sampling | None) -> EpochPlan:
+    n, size, strong = run.fitted_images, run.training.batch_size, run.method.strong
+    return draw_plan(run.seed, epoch, n, size, run.image_size, run.base_view, strong, images.labels.device, sampling)
 
 
 def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResult]) -> None:
@@ -108,11 +124,26 @@ def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResul
         )
 
 
-def _test_accuracy(run: RunSettings, epoch: int, learner: StudentWithLoss, images: Images) -> float | None:
-    is_last = epoch + 1 == run.training.epochs
-    if (epoch + 1) % run.training.eval_every and not is_last:
-        return None
-    return accuracy(learner.student, images, run.base_view).top1
+def _measure(
+    run: RunSettings,
+    point: record.Epoch,
+    curve: tuple[record.Epoch, ...],
+    learner: StudentWithLoss,
+    test: Images,
+    validation: Images | None,
+) -> record.Epoch:
+    """Return the epoch with the accuracies that are due, and keep the weights if they are the best of the run.
+
+    Those on the test images never decide anything.
+    """
+    model, view = learner.evaluated, run.base_view
+    if validation is not None:
+        point = point.model_copy(update={"held_out_top1": accuracy(model, validation, view).top1})
+        if learner.best is not None and record.best_held_out((*curve, point)) == point:
+            learner.best.load_state_dict(model.state_dict())
+    if point.epoch % run.training.eval_every and not is_finished(run.training, (*curve, point)):
+        return point
+    return point.model_copy(update={"top1": accuracy(model, test, view).top1})
 
 
 def _pick_ratio(steps: list[StepResult]) -> float | None:

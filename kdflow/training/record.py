@@ -36,6 +36,7 @@ class Epoch(Settings):
             the same on every processor up to rounding.
         top1: test accuracy in percent, if it was measured.
         pick_ratio: mean over the steps of r of the paper's Eq. 4, if the method picks.
+        held_out_top1: accuracy in percent on held-out training images, if there are some.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class Epoch(Settings):
     first_step_loss: float
     top1: float | None
     pick_ratio: float | None = None
+    held_out_top1: float | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Budget(Settings):
@@ -252,6 +254,12 @@ def best_epoch(log: RunLog) -> Best:
     """Return the first epoch with the highest test accuracy."""
     top1, epoch = max((top1, -epoch) for epoch, top1 in log.tested.items())
     return Best(epoch=-epoch, top1=top1)
+
+
+def best_held_out(curve: Sequence[Epoch]) -> Epoch | None:
+    """Return the first epoch with the highest accuracy on held-out images; None if there are none."""
+    measured = [point for point in curve if point.held_out_top1 is not None]
+    return max(measured, key=lambda point: point.held_out_top1 or 0.0, default=None)
 
 
 def make_budget(run: RunSettings, dataset: Dataset, teacher: Budget | None = None) -> Budget:

@@ -84,7 +84,7 @@ def run_job(job: Job, emit: Emit) -> None:
         progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
     if distributed.rank() > 0:
         return
-    weights_sha256 = save_weights(learner.student, job.weights)
+    weights_sha256 = save_weights(learner.exported, job.weights)
     record.write_record(job.log, _log(job, inputs, progress, weights_sha256, data.class_names))
     emit(Finished(job.name, folder))
 
@@ -107,7 +107,7 @@ def _log(
         timing=record.Timing(
             started=progress.started,
             seconds=progress.seconds,
-            images_per_second=run.train_images * run.training.epochs / progress.seconds,
+            images_per_second=run.fitted_images * len(progress.curve) / progress.seconds,
             resumed=progress.resumed,
             teacher_views_computed=progress.teacher_views_computed,
             teacher_views_read=progress.teacher_views_read,

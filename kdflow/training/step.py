@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdflow.config import Architecture, Method, RunSettings, StrongView
+from kdflow.config import Architecture, Method, RunSettings, StrongView, Training
 from kdflow.core.errors import UserError, one_line
 from kdflow.methods.labels import mixed
 from kdflow.methods.losses import LossInputs, distillation_loss
@@ -26,11 +28,36 @@ from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
 
 
 class StudentWithLoss(nn.Module):
-    """All that is trained and saved in a checkpoint: the student and the modules of its extra loss."""
+    """All that is saved in a checkpoint: the student, the modules of its extra loss, and copies of the student.
 
-    def __init__(self, student: nn.Module, loss: nn.Module | None) -> None:
+    `average` has the moving average of the student's weights, `best` the weights with the highest accuracy on held-out
+    images; each is None if the settings do not need it.
+    """
+
+    def __init__(self, student: nn.Module, loss: nn.Module | None, training: Training | None = None) -> None:
         super().__init__()
         self.student, self.loss = student, loss
+        self.average: AveragedModel | None = None
+        self.best: nn.Module | None = None
+        if training is not None and training.ema is not None:
+            average = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True)
+        if training is not None and training.early_stop is not None:
+            self.best = copy.deepcopy(student)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated after an epoch."""
+        return self.student if self.average is None else self.average.module
+
+    @property
+    def exported(self) -> nn.Module:
+        """The model whose weights are the result of the run."""
+        return self.evaluated if self.best is None else self.best
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the student and of its extra loss."""
+        return [*self.student.parameters(), *([] if self.loss is None else self.loss.parameters())]
 
 
 def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLoss:
@@ -49,7 +76,7 @@ def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLos
         torch.manual_seed(run.seed)
         student = create_model(run.architecture, run.model, run.classes, run.image_size)
         loss = _new_loss(run, shapes, labels)
-    learner = StudentWithLoss(student, loss).to(labels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner = StudentWithLoss(student, loss, run.training).to(labels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return learner.train()  # type: ignore[no-any-return]
 
 
@@ -191,8 +218,11 @@ class Step:
         learner: StudentWithLoss,
         teacher: TeacherSource | None,
         optimizer: torch.optim.Optimizer,
+        class_weights: Float[Tensor, " classes"] | None = None,
     ) -> None:
         method = run.method
+        self.training, self.class_weights = run.training, class_weights
+        self.learner, self.parameters = learner, learner.trained_parameters()
         self.method, self.teacher, self.optimizer, self.epochs = method, teacher, optimizer, run.training.epochs
         self.student = wrap_ddp(learner.student)
         self.loss = None if learner.loss is None else wrap_ddp(learner.loss)
@@ -239,7 +269,7 @@ class Step:
         """Return ce CE(x, y) + kl KL(x) + weight L(x)."""
         method, plan, local = self.method, batch.plan, shard(len(batch.x))
         student, labels = self.student_outputs(batch.x[local]), batch.labels[local]
-        loss = method.ce * F.cross_entropy(student.logits, labels)
+        loss = method.ce * self.cross_entropy(student.logits, labels)
         if teacher is not None and method.kl > 0:
             loss = loss + method.kl * distillation_loss(teacher.logits[local], student.logits, method.tau)
         if self.loss is not None and method.loss is not None:
@@ -255,13 +285,25 @@ class Step:
             loss = loss + method.loss.weight * self.loss(inputs)
         return scale_to_global_mean(loss, len(batch.x))
 
+    def cross_entropy(self, logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the cross-entropy with the labels, with label smoothing and class weights."""
+        smoothing, weights = self.training.label_smoothing, self.class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        # torch's mean would divide by the weights of the batch, which would cancel them in a batch of one class.
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing) / len(labels)
+
     def update(self, loss: Float[Tensor, ""], lr: float) -> None:
         """Take one step of the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.training.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.clip_grad)
         self.optimizer.step()
+        if self.learner.average is not None:
+            self.learner.average.update_parameters(self.learner.student)
 
 
 def _seed_default_generators(seed: int, device: torch.device) -> None:

@@ -16,9 +16,10 @@ from shipped import make
 from tree import make_tree
 
 from kdflow import config
+from kdflow.config import TeacherTrainingChanges
 from kdflow.core import files
 from kdflow.core.errors import UserError
-from kdflow.pipeline import one_command
+from kdflow.pipeline import distill_options, one_command
 from kdflow.report.gain import Summary
 from kdflow.training import record
 from kdflow.training.record import RunRecord
@@ -44,6 +45,8 @@ EPOCHS = 20
         ({"method": "crd", "student": "squeezenet1_0"}, "--method: crd compares features, and squeezenet1_0 (student)"),
         ({"method": "dkd", "student": "squeezenet1_0"}, "images: no such folder"),  # dkd needs no features
         ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
+        ({"training": TeacherTrainingChanges(early_stop=3)}, "kdflow distill: early_stop: needs val_share"),
+        ({"training": TeacherTrainingChanges(warmup_epochs=2)}, "kdflow distill: warmup_epochs: 2 must be less than"),
         ({}, "images: no such folder"),
     ],
 )
@@ -60,22 +63,22 @@ def test_what_does_not_go_together(tmp_path, monkeypatch, options, message):
 def test_a_file_of_weights_needs_a_log_or_the_name_of_its_model(tmp_path):
     weights = make(tmp_path, "digits")
     recipes = config.load_recipes(ROOT)
-    logged, file = one_command._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
+    logged, file = distill_options._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
     assert (logged.name, logged.model.options["depth"], file) == ("smaller", 8, weights)
     weights.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="its architecture is not known; give --teacher-model MODEL"):
-        one_command._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
-    named, _ = one_command._teacher(options_for(tmp_path, teacher=str(weights), teacher_model="wrn_16_2"), recipes)
+        distill_options._teacher(options_for(tmp_path, teacher=str(weights)), recipes)
+    named, _ = distill_options._teacher(options_for(tmp_path, teacher=str(weights), teacher_model="wrn_16_2"), recipes)
     assert named.model == recipes.models["wrn_16_2"]
 
 
 def test_names_of_models():
     assert str(config.unknown_name("--student", "zzz", ["b", "a", "a"])).endswith("allowed: a, b")
     recipes = config.load_recipes(ROOT)
-    assert one_command._model("--student", "resnet50", recipes).model.family == "bottleneck", "a recipe comes first"
-    library = one_command._model("--student", "torchvision:resnet50", recipes)
+    assert distill_options._model("--student", "resnet50", recipes).model.family == "bottleneck", "a recipe comes first"
+    library = distill_options._model("--student", "torchvision:resnet50", recipes)
     assert (library.name, library.model.options) == ("torchvision:resnet50", {"name": "resnet50"})
-    assert one_command._model("--student", "mobilenet_v2", recipes).name == "mobilenet_v2"
+    assert distill_options._model("--student", "mobilenet_v2", recipes).name == "mobilenet_v2"
 
 
 # --- real runs ---------------------------------------------------------------------------------------------

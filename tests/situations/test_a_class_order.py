@@ -15,7 +15,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.data import ImageSet, Loaded
 from kdflow.models import convert_weights, create_model, save_weights
-from kdflow.pipeline import class_order, one_command
+from kdflow.pipeline import class_order, distill_options
 from kdflow.pipeline.teacher import make_teacher
 from kdflow.training import record
 from kdflow.training.record import TeacherRecord
@@ -195,8 +195,8 @@ def test_the_options_of_the_command_are_checked(tmp_path):
     given = {"teacher": "t", "out": tmp_path / "out"}
 
     def found(order, weights=tmp_path / "w"):
-        options = one_command.DistillOptions.model_construct(**given, teacher_classes=order)
-        return one_command._teacher_classes(options, weights)
+        options = distill_options.DistillOptions.model_construct(**given, teacher_classes=order)
+        return distill_options._teacher_classes(options, weights)
 
     assert (found(None), found("auto"), found(str(names))) == (None, "auto", ("b", "a"))
     with pytest.raises(UserError, match="--teacher-classes: t is a model"):

@@ -21,10 +21,10 @@ print(in_fresh_process(sha256, Path("x")))
 DISTILL = """
 from pathlib import Path
 from kdflow.config import Compute, UserFolder
-from kdflow.pipeline import one_command
+from kdflow.pipeline import distill_options, one_command
 compute = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per_run=1, replay_gb=1.0,
                   loader_workers=0)
-options = one_command.DistillOptions(data=UserFolder(folder="images", image_size=32), teacher="resnet14",
+options = distill_options.DistillOptions(data=UserFolder(folder="images", image_size=32), teacher="resnet14",
     student="resnet8", method="kd", out=Path("out"), epochs=1, teacher_epochs=None, teacher_model=None, seeds=1,
     compare=False, compute=compute)
 one_command.distill(options, Path({root!r}))

@@ -7,12 +7,12 @@ from paths import ROOT
 from kdflow import config
 from kdflow.core.errors import UserError
 from kdflow.models import create_model_on_meta
-from kdflow.pipeline import one_command
+from kdflow.pipeline import distill_options
 
 
 def experiment_for(tmp_path, **options):
     chosen = options_for(tmp_path, **{"student": "mobilenet_v2"} | options)
-    return one_command._experiment(chosen, config.load_recipes(ROOT))
+    return distill_options.make_experiment(chosen, config.load_recipes(ROOT))
 
 
 def parameters(experiment, name):

@@ -10,15 +10,16 @@ from tree import make_tree
 from kdflow import config
 from kdflow.config import Compute, UserFolder
 from kdflow.core.errors import UserError
-from kdflow.pipeline import one_command
+from kdflow.pipeline import distill_options, one_command
+from kdflow.pipeline.distill_options import DistillOptions
 from kdflow.training import record
 from kdflow.training.record import TeacherRecord
 
 COMPUTE = Compute(device="cpu", threads=1, max_parallel_runs=None, processes_per_run=1, replay_gb=1.0, loader_workers=0)
 
 
-def options_for(folder: Path, teacher: str, out: str = "out", model: str | None = None) -> one_command.DistillOptions:
-    return one_command.DistillOptions(
+def options_for(folder: Path, teacher: str, out: str = "out", model: str | None = None) -> DistillOptions:
+    return DistillOptions(
         data=UserFolder(folder=str(folder / "images"), image_size=32),
         teacher=teacher,
         student="resnet8",
@@ -73,11 +74,11 @@ def test_the_record_beside_a_teacher_names_its_model(tmp_path):
     recipes, file = config.load_recipes(ROOT), tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(UserError, match="its architecture is not known; give --teacher-model MODEL"):
-        one_command._teacher(options_for(tmp_path, str(file)), recipes)
+        distill_options._teacher(options_for(tmp_path, str(file)), recipes)
     for name in ("resnet20", "mobilenet_v2", "torchvision:resnet50"):
         result = make_teacher().model_copy(update={"architecture": name})
         record.write_record(tmp_path / "record.json", TeacherRecord(**dict(result)))
-        teacher, weights = one_command._teacher(options_for(tmp_path, str(file)), recipes)
+        teacher, weights = distill_options._teacher(options_for(tmp_path, str(file)), recipes)
         assert (teacher.name, weights) == (name, file)
 
 
@@ -86,4 +87,4 @@ def test_a_student_of_the_folder_is_refused_as_its_teacher(tmp_path):
     student.parent.mkdir(parents=True)
     student.write_bytes(b"")
     with pytest.raises(UserError, match="is a student of --out, which may be replaced; choose another --out"):
-        one_command._teacher(options_for(tmp_path, str(student)), config.load_recipes(ROOT))
+        distill_options._teacher(options_for(tmp_path, str(student)), config.load_recipes(ROOT))

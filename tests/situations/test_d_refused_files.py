@@ -18,7 +18,7 @@ from kdflow import config, data
 from kdflow.core.errors import UserError
 from kdflow.data import Split, Splits
 from kdflow.models import convert_weights, safe_weights
-from kdflow.pipeline import one_command
+from kdflow.pipeline import distill_options
 
 
 def exported(file):
@@ -80,9 +80,11 @@ def test_a_file_of_another_kind_is_called_what_it_is(content, kind, tmp_path):
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"teacher.any: {kind}"):
         safe_weights.read(file)
-    options = one_command.DistillOptions.model_construct(teacher=str(file), out=tmp_path / "out", teacher_model=None)
+    options = distill_options.DistillOptions.model_construct(
+        teacher=str(file), out=tmp_path / "out", teacher_model=None
+    )
     with pytest.raises(UserError, match=f"teacher.any: {kind}"):
-        one_command._teacher(options, config.load_recipes(ROOT))
+        distill_options._teacher(options, config.load_recipes(ROOT))
 
 
 def test_arrays_of_numpy_are_called_what_they_are(tmp_path):

@@ -1,0 +1,211 @@
+"""Options of one distillation, and the experiment that they describe."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+from kdflow import config
+from kdflow.config import (
+    Architecture,
+    Compute,
+    Experiment,
+    Model,
+    Params,
+    Precision,
+    Recipes,
+    Settings,
+    TeacherClasses,
+    TeacherTrainingChanges,
+    TeacherWeights,
+    Temperature,
+    TrainingChanges,
+    UserFolder,
+)
+from kdflow.core import files
+from kdflow.core.errors import UserError, one_line
+from kdflow.report.gain import BASELINE
+from kdflow.training import record
+from kdflow.training.record import RunLog, TeacherRecord
+
+STUDENTS, TEACHER, WEIGHTS = "students", "teacher", "model.safetensors"  # in `out`: folders, and the teacher's file
+COMPUTE = {"max_parallel_runs": None, "processes_per_run": 1, "replay_gb": 50.0}  # the rest are options
+LIBRARY_FAMILIES = ("torchvision", "timm")
+
+
+class DistillOptions(Settings):
+    """Options of one distillation; `teacher` and `student` are models, `teacher` may be a file of weights.
+
+    `teacher_options` and `student_options` change options of the models, each as NAME=VALUE. `training` changes the
+    training of the students, and of a teacher that is trained.
+    """
+
+    data: UserFolder
+    teacher: str
+    student: str
+    method: str
+    out: Path
+    epochs: int | None
+    teacher_epochs: int | None
+    teacher_model: str | None
+    seeds: int
+    compare: bool
+    compute: Compute
+    teacher_classes: str | None = None
+    teacher_options: tuple[str, ...] = ()
+    student_options: tuple[str, ...] = ()
+    training: TeacherTrainingChanges = TeacherTrainingChanges()
+    temperature: Temperature | None = None
+    precision: Precision = Precision()
+
+
+def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
+    """Return the experiment that the options describe; its dataset is not prepared yet.
+
+    Raises:
+        UserError: an option names something that does not exist or does not fit the others.
+    """
+    teacher, weights = _teacher(options, recipes)
+    student = _with_options("--student-option", _model("--student", options.student, recipes), options.student_options)
+    if teacher.name == student.name and teacher.model != student.model:
+        raise UserError(f"--student: {student.name} is the name of another model, the teacher's")
+    if options.method not in recipes.methods:
+        raise config.unknown_name("--method", options.method, recipes.methods)
+    method = recipes.methods[options.method]
+    if not method.needs_teacher:
+        raise UserError(f"--method: {options.method} needs no teacher; --compare adds {BASELINE} to another method")
+    for role, one in (("teacher", teacher), ("student", student)):
+        if method.needs_features and not (one.model.features and one.model.head):
+            raise UserError(
+                f"--method: {options.method} compares features, and {one.name} ({role}) has no named layers; "
+                "give it features and head in recipes/models.yaml"
+            )
+    training = options.training
+    params = Params(
+        dataset=options.data,
+        data_folder=None,
+        train_images=None,
+        base_view=None,
+        teacher=teacher.name,
+        teacher_epochs=options.teacher_epochs or options.epochs,
+        teacher_training=training,
+        teacher_weights=TeacherWeights(
+            file=None if weights is None else str(weights),
+            sha256=None if weights is None else files.sha256(weights),
+            top1=None if weights is None else 0.0,  # no expectation: the summary prints the measured accuracy
+            classes=_teacher_classes(options, weights),
+        ),
+        teacher_logits="online",
+        student=student.name,
+        methods=(BASELINE, options.method) if options.compare else (options.method,),
+        seeds=tuple(range(options.seeds)),
+        epochs=options.epochs,
+        batch_size=training.batch_size,
+        lr=training.lr,
+        training=TrainingChanges(**training.model_dump(include=set(TrainingChanges.model_fields))),
+        temperature=options.temperature,
+        precision=options.precision,
+        compute=options.compute,
+    )
+    models = {**recipes.models, teacher.name: teacher.model, student.name: student.model}
+    experiment = Experiment(params=params, **{**dict(recipes), "models": models})
+    try:
+        experiment.check_training()
+    except UserError as error:
+        raise UserError(f"kdflow distill: {str(error).removeprefix('training.')}") from None
+    return experiment
+
+
+def _model(option: str, name: str, recipes: Recipes) -> Architecture:
+    """Find a model by name: a key of recipes/models.yaml, a torchvision model, torchvision:NAME or timm:NAME."""
+    if name in recipes.models:
+        return Architecture(name=name, model=recipes.models[name])
+    family, _, library_name = name.rpartition(":")
+    family = family or "torchvision"
+    if family not in LIBRARY_FAMILIES:
+        raise config.unknown_name(f"{option}: {name}: family", family, LIBRARY_FAMILIES)
+    if family == "torchvision":
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if library_name not in known:
+            raise config.unknown_name(f"{option} (recipes/models.yaml or torchvision)", name, [*recipes.models, *known])
+    return Architecture(
+        name=library_name if library_name not in recipes.models else name,
+        model=Model(family=family, options={"name": library_name}),
+    )
+
+
+def _with_options(flag: str, architecture: Architecture, changes: tuple[str, ...]) -> Architecture:
+    """Return the model with other options, each given as NAME=VALUE with a value in YAML."""
+    options = dict(architecture.model.options)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not (name and equals):
+            raise UserError(f"{flag}: {change}: must be NAME=VALUE, such as width_mult=0.5")
+        if name == "name":
+            raise UserError(f"{flag}: name: is set by the model's name")
+        options[name] = config.parse_value(flag, value)
+    fields = {**architecture.model.model_dump(), "options": options}
+    model = config.settings_from_options(flag, Model, fields) if changes else architecture.model
+    return Architecture(name=architecture.name, model=model)
+
+
+def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
+    """Return the teacher with its options, and the file of its weights if it is not to be trained."""
+    teacher, file = _find_teacher(options, recipes)
+    if options.teacher_options and file is not None and options.teacher_model is None:
+        raise UserError("--teacher-option: needs a model, by --teacher or --teacher-model")
+    return _with_options("--teacher-option", teacher, options.teacher_options), file
+
+
+def _find_teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:
+    from kdflow.models import safe_weights
+
+    file = files.expand_home(options.teacher)
+    is_model = options.teacher in recipes.models or options.teacher.partition(":")[0] in LIBRARY_FAMILIES
+    if is_model or not (file.suffix or file.is_file()):
+        if options.teacher_model is not None:
+            raise UserError(f"--teacher-model: {options.teacher} is a model; --teacher-model is for a file of weights")
+        try:
+            return _model("--teacher", options.teacher, recipes), None
+        except UserError:
+            if not file.is_dir():
+                raise
+            message = f"--teacher: {file}: is a folder; give a file in it, such as model.safetensors"
+            raise UserError(message) from None
+    if not file.is_file():
+        raise UserError(f"--teacher: {file}: no such file, and no model of that name")
+    safe_weights.check_kind(file)
+    if file.resolve().is_relative_to((options.out / STUDENTS).resolve()):
+        raise UserError(f"--teacher: {file}: is a student of --out, which may be replaced; choose another --out")
+    if options.teacher_model is not None:
+        return _model("--teacher-model", options.teacher_model, recipes), file
+    for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
+        if log.is_file():
+            run = record.read_record(log, RunLog).settings
+            return Architecture(name=run.architecture, model=run.model), file
+    if (teacher := file.with_name("record.json")).is_file():  # of a teacher whose weights were taken from a file
+        return _model("--teacher", record.read_record(teacher, TeacherRecord).architecture, recipes), file
+    raise UserError(f"--teacher: {file}: its architecture is not known; give --teacher-model MODEL")
+
+
+def _teacher_classes(options: DistillOptions, weights: Path | None) -> TeacherClasses | None:
+    """Return the order of the outputs of a teacher from a file: natural, auto, or the lines of a file of names."""
+    order = options.teacher_classes
+    if order is None:
+        return None
+    if weights is None:
+        raise UserError(f"--teacher-classes: {options.teacher} is a model; --teacher-classes is for a file of weights")
+    if weights.resolve() == (options.out / TEACHER / WEIGHTS).resolve():
+        raise UserError(f"--teacher-classes: {weights} has the order of the classes, as every teacher in --out")
+    if order in ("natural", "auto"):
+        return order  # type: ignore[return-value]
+    try:
+        lines = files.expand_home(order).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--teacher-classes: {order}: {one_line(error)}; expected natural, auto, or a text file with the name of "
+            "one class per line"
+        ) from None
+    return tuple(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip())

@@ -1,0 +1,102 @@
+"""Options of `kdflow distill` for training: each becomes its setting, and bad values are one line."""
+
+import pytest
+from typer.testing import CliRunner
+
+from kdflow import cli
+from kdflow.cli.training_options import OPTIONS
+from kdflow.config import Precision, TeacherTrainingChanges
+from kdflow.core.errors import UserError
+from kdflow.pipeline import distill_options, one_command
+from kdflow.pipeline.distill_options import DistillOptions
+
+GIVEN = {
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "lr": 0.5,
+    "batch_size": 7,
+    "weight_decay": 0.25,
+    "warmup_epochs": 2,
+    "label_smoothing": 0.125,
+    "ema": 0.75,
+    "clip_grad": 3.5,
+    "class_balance": "sampler",
+    "val_share": 0.1,
+    "early_stop": 4,
+}
+NEEDED = ["--data", "photos", "--teacher", "resnet20", "--student", "resnet8"]
+
+
+class DoneError(Exception):
+    """Raised where training would start."""
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """Return the options that the command passes on."""
+    found: list[DistillOptions] = []
+
+    def distill(options, root):
+        found.append(options)
+        raise DoneError
+
+    monkeypatch.setattr(one_command, "distill", distill)
+    return found
+
+
+def run(*options):
+    return CliRunner().invoke(cli.app, ["distill", *NEEDED, *options])
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def test_every_setting_has_an_option():
+    assert {name for name, *_ in OPTIONS} == {*TeacherTrainingChanges.model_fields, "temperature"} - {"momentum"}
+    help_text = CliRunner().invoke(cli.app, ["distill", "--help"], env={"COLUMNS": "200"}).output
+    assert all(flag(name) in help_text for name, *_ in OPTIONS) and "--amp" in help_text
+
+
+def test_options_become_settings(passed):
+    arguments = [text for name, value in GIVEN.items() for text in (flag(name), str(value))]
+    run(*arguments, "--temperature", "2", "--amp")
+    (options,) = passed
+    assert options.training == TeacherTrainingChanges(**GIVEN)
+    assert options.temperature == 2.0
+    assert options.precision == Precision(student="bfloat16", teacher="bfloat16")
+
+
+def test_without_options_nothing_changes(passed):
+    run()
+    assert passed[0].training == TeacherTrainingChanges() and passed[0].precision == Precision()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("optimizer", "lion", "training.optimizer: input should be 'sgd' or 'adamw', got 'lion'"),
+        ("val_share", "1", "training.val_share: input should be less than 1"),
+        ("clip_grad", "0", "training.clip_grad: input should be greater than 0"),
+        ("temperature", "0", "temperature: input should be greater than or equal to 0.01"),
+        ("batch_size", "0", "training.batch_size: input should be greater than 0"),
+        ("lr", "nan", "training.lr: input should be"),
+    ],
+)
+def test_bad_values_are_one_line(passed, option, value, words):
+    error = run(flag(option), value).exception
+    assert isinstance(error, UserError)
+    assert words in str(error) and "\n" not in str(error)
+    assert not passed
+
+
+def test_options_change_the_runs_of_teacher_and_students(tmp_path):
+    from distillation import options_for
+    from paths import ROOT
+
+    from kdflow import config
+
+    options = options_for(tmp_path, training=TeacherTrainingChanges(**GIVEN), epochs=5, temperature=2.0)
+    params = distill_options.make_experiment(options, config.load_recipes(ROOT)).params
+    assert (params.lr, params.batch_size, params.training.ema, params.temperature) == (0.5, 7, 0.75, 2.0)
+    assert params.teacher_training == options.training
