@@ -1,13 +1,13 @@
 """Relational knowledge distillation (Park et al., 2019): distances and angles between images agree in both embeddings.
 
-Formula, after their Eqs. 5 to 9: distance mean_ij h(D_s,ij - D_t,ij) + angle mean_ijk h(A_s,ijk - A_t,ijk), where h is
+Formula, after their Section 3.2: distance mean_ij h(D_s,ij - D_t,ij) + angle mean_ijk h(A_s,ijk - A_t,ijk), where h is
 the Huber loss: x^2 / 2 for |x| < 1, otherwise |x| - 1/2. D_ij = ||f_i - f_j|| / mu compares the pooled features f of
 two images of the batch; mu is the mean distance of two different images. A_ijk is the cosine of the angle at image j
 between the directions to i and to k, and 0 if one of them is j. The means are over all b^2 pairs and b^3 triplets,
 as in CRD's code (Tian et al., 2020); the paper writes sums.
 
-Settings: distance (default 25.0) and angle (50.0), the weights that the paper has for classification (Section 4.3). So
-the usual weight of the loss is 1.
+Settings: distance (default 25.0) and angle (50.0), the weights that the paper has for classification. So the usual
+weight of the loss is 1.
 """
 
 from __future__ import annotations
