@@ -51,8 +51,9 @@ class FeatureExtractor:
                 raise UserError(f"recipes/models.yaml: {name}.{field}: the model has no layer {layer!r}")
         for layer in recipe.features:
             layers[layer].register_forward_hook(self._keep_output(layer))
-        if recipe.head is not None:
-            layers[recipe.head].register_forward_pre_hook(self._keep_input)
+        self.head = None if recipe.head is None else layers[recipe.head]
+        if self.head is not None:
+            self.head.register_forward_pre_hook(self._keep_input)
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Outputs:
         """Run one forward pass."""

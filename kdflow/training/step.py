@@ -101,7 +101,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
     """Check that batch norm has more than one value per channel in the last batch of an epoch, if that is one image.
 
     Raises:
-        UserError: a layer of the model has one value only.
+        UserError: a layer of the model or of its extra loss has one value only.
     """
     strong = run.method.strong
     pick = strong.pick if strong is not None and strong.replaces_x else None  # otherwise x, one image, is used as well
@@ -109,6 +109,7 @@ def check_last_batch_norm(run: RunSettings) -> None:
     model = create_model_on_meta(run.architecture, run.model, run.classes, run.image_size).train()
     try:
         model(torch.zeros(views, 3, run.image_size, run.image_size, device="meta"))
+        _call_loss_on_meta(run)
     except Exception as error:  # training reports every other error
         if "more than 1 value per channel" in str(error):
             raise UserError(
@@ -116,6 +117,20 @@ def check_last_batch_norm(run: RunSettings) -> None:
                 f"{run.training.batch_size} leave a last one of 1, too few for its batch norm at {run.image_size} px; "
                 "change train_images or batch_size"
             ) from None
+
+
+def _call_loss_on_meta(run: RunSettings) -> None:
+    """Call the extra loss, if there is one, with the shapes of one image."""
+    architecture = Architecture(name=run.architecture, model=run.model)
+    student = output_shapes(architecture, run.classes, run.image_size)
+    loss = _new_loss(run, student, torch.arange(run.train_images) % run.classes)
+    if loss is None:
+        return
+    assert run.teacher is not None
+    teacher = output_shapes(run.teacher, run.classes, run.image_size).rows(0, 1)
+    label = torch.zeros(1, dtype=torch.int64, device="meta")
+    inputs = LossInputs(student.rows(0, 1), teacher, label, label, 1.0, torch.Generator(), lambda _: teacher.logits)
+    loss.to("meta").train()(inputs)
 
 
 def teacher_views(method: Method) -> tuple[str, ...]:
@@ -273,7 +288,7 @@ class Step:
         if teacher is not None and method.kl > 0:
             loss = loss + method.kl * distillation_loss(teacher.logits[local], student.logits, method.tau)
         if self.loss is not None and method.loss is not None:
-            assert teacher is not None
+            assert teacher is not None and self.teacher is not None
             inputs = LossInputs(
                 student=student,
                 teacher=teacher.rows(local.start, local.stop),
@@ -281,6 +296,7 @@ class Step:
                 index=plan.index[local],
                 run_fraction=(plan.epoch + 1) / self.epochs,
                 generator=torch.Generator().manual_seed(plan.seed),
+                teacher_head=self.teacher.teacher.head,
             )
             loss = loss + method.loss.weight * self.loss(inputs)
         return scale_to_global_mean(loss, len(batch.x))

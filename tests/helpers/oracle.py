@@ -130,6 +130,7 @@ class Oracle:
                     index=plan.index,
                     run_fraction=1 / 3,  # the first of 3 epochs
                     generator=torch.Generator().manual_seed(plan.seed),
+                    teacher_head=self.teacher.fc,
                 )
                 loss = loss + method.loss.weight * self.learner.loss(inputs)
         if method.strong is not None:

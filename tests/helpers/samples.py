@@ -32,7 +32,18 @@ def teacher_outputs(b, seed=100, **options):
 def loss_inputs(student, teacher, seed=0, index=None, labels=None, run_fraction=1.0):
     index = torch.arange(len(student.logits)) if index is None else index
     labels = index % CLASSES if labels is None else labels
-    return LossInputs(student, teacher, labels, index, run_fraction, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return LossInputs(student, teacher, labels, index, run_fraction, generator, teacher_head(teacher))
+
+
+def teacher_head(teacher):
+    """Return a classifier for the pooled feature, with fixed weights."""
+    if teacher.pooled is None:
+        return None
+    head = torch.nn.Linear(teacher.pooled.shape[1], CLASSES, dtype=teacher.pooled.dtype).requires_grad_(False)
+    for i, parameter in enumerate(head.parameters()):
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    return head
 
 
 def call(loss, student, teacher, *options, **named):

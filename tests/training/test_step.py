@@ -171,6 +171,9 @@ def test_the_same_seed_gives_every_method_the_same_first_weights():
         ("vgg8", "kd_cutmix_only", None, True),
         ("vgg8", "kd_cutmix_only", Pick(criterion="kl", pool=2), True),
         ("vgg8", "kd_cutmix_only", Pick(criterion="kl", pool=4), False),
+        ("resnet8", "hint", None, False),
+        ("resnet8", "crd", None, False),
+        ("resnet8", "srrl", None, True),
     ],
 )
 def test_a_last_batch_of_one_is_refused_if_its_step_fails(model, method, picked, fails):

@@ -15,6 +15,7 @@ The module is called as `loss(inputs)` with a `LossInputs` and returns a scalar,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class LossInputs:
         index: indices of the images in the training set.
         run_fraction: the current epoch, counted from 1, divided by the epochs of the run; 1 in the last epoch.
         generator: a generator on the CPU, seeded for this step, the same in each process.
+        teacher_head: the teacher's classifier, from its pooled feature to its logits; its weights are not trained.
+            None if the teacher has no pooled feature, or the loss needs no features.
     """
 
     student: Outputs
@@ -44,6 +47,7 @@ class LossInputs:
     index: Int64[Tensor, " b"]
     run_fraction: float
     generator: torch.Generator
+    teacher_head: Callable[[Tensor], Tensor] | None = None
 
 
 def kl_per_sample(
