@@ -77,7 +77,7 @@ def test_a_loss_on_logits_is_a_mean_over_images(name):
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-@pytest.mark.parametrize("name", ["cc", "pkt", "crd", "rkd", "srrl"])
+@pytest.mark.parametrize("name", ["cc", "pkt", "crd", "rkd", "srrl", "reviewkd"])
 def test_refuses_a_model_without_pooled_feature(name, role):
     some, none = outputs(2), outputs(2, width=None)
     pair = (none, some) if role == "student" else (some, none)
