@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdflow.config import Model
 from kdflow.core import files
@@ -45,31 +46,29 @@ def create_model_on_meta(name: str, recipe: Model, num_classes: int, image_size:
     Raises:
         UserError: as in `create_model`, or the model is larger than the memory of this machine.
     """
-    # `torch.device("meta")` also moves the tensors that a constructor computes with, as RegNet's does. Other
-    # constructors call their layers, which needs all tensors on one device.
     with torch.random.fork_rng(devices=[]):
-        try:
-            with _EmptyOnMeta():
-                model = create_model(name, recipe, num_classes, image_size).to("meta")
-        except UserError as error:
-            try:
-                with torch.device("meta"):
-                    model = create_model(name, recipe, num_classes, image_size)
-            except UserError:
-                raise error from None
+        with _WeightsOnMeta():
+            model = create_model(name, recipe, num_classes, image_size)
+        model = model.to("meta")
     size, memory = sum(parameter.nbytes for parameter in model.parameters()), total_memory()
     if size > memory:
         raise UserError(f"model {name}: its weights have {size / 1e9:,.0f} GB, the memory {memory / 1e9:,.0f} GB")
     return model
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """The mode in which `torch.empty`, with which layers allocate their weights, allocates no memory."""
+class _WeightsOnMeta(TorchFunctionMode):
+    """The mode in which weights, which layers allocate with `torch.empty`, are on the meta device.
+
+    Other tensors stay on the CPU, because some constructors compute with their values, as RegNet's does. A constructor
+    may call its layers with them; then the computation is on the meta device.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        elif any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 
 

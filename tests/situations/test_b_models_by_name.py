@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.nn import functional as F
 
 from kdflow.config import Architecture, Model
 from kdflow.core.errors import UserError
 from kdflow.models import create_model, create_model_on_meta
 from kdflow.models.cost import count_cost
+from kdflow.models.families import vgg
 from kdflow.models.features import output_shapes
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
@@ -84,6 +86,20 @@ def test_a_model_on_the_meta_device_has_the_shapes_of_the_real_one(name):
     assert {key: value.shape for key, value in real.state_dict().items()} == {
         key: value.shape for key, value in on_meta.state_dict().items()
     }
+
+
+def test_a_model_that_calls_its_layers_while_it_is_created_is_created_on_the_meta_device(monkeypatch):
+    class Probing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+            width = int((torch.arange(4) * 2.5).tolist()[-1])  # values of tensors, as in RegNet
+            shape = torch.cat([self.body(torch.zeros(1, 3, width, width)), torch.zeros(1, 8, 5, 5)]).shape
+            self.head = nn.Linear(shape[1] * shape[2] * shape[3], 7)
+
+    monkeypatch.setattr(vgg, "build", lambda num_classes, image_size: Probing())
+    model = create_model_on_meta("x", Model(family="vgg"), 7, 32)
+    assert model.head.weight.shape == (7, 200) and model.head.weight.is_meta
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
