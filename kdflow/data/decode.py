@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from kdflow.core.errors import UserError, one_line
 
-MAX_ASPECT = 200  # ratio of the sides; resizing the shorter side of a line of pixels could fill the memory
+MAX_ASPECT = 200  # ratio of the sides; a line of pixels is no picture
 HEIF_SUFFIXES = (".heic", ".heif")
 BACKGROUND = "white"  # of transparent images
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -238,6 +239,23 @@ def map_in_threads(title: str, task: Callable[[int], int], items: Sequence[int],
             raise
 
 
+class _CropLongSide(nn.Module):
+    """Crops the centre of an image whose long side is over 4 times the shorter one.
+
+    The resized image then has at most 4 times the pixels of its shorter side squared. The centre that is cropped after
+    resizing is inside; the images of ordinary cameras are not changed.
+    """
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image, or its centre with one side 3 times the other: resizing reads pixels beside the crop."""
+        short, long = sorted(image.size)
+        if long <= 4 * short:
+            return image
+        width, height = (min(side, 3 * short) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
 def transforms(base_view: BaseView, size: int, *, training: bool) -> nn.Module:
     """Return the transform from an image of any size to a view [3, size, size] uint8.
 
@@ -249,7 +267,7 @@ def transforms(base_view: BaseView, size: int, *, training: bool) -> nn.Module:
     resize = base_view.resize
     if resize is None:
         raise UserError("recipes/datasets.yaml: base_view.resize is needed: these images are files of any size")
-    steps: list[nn.Module] = [v2.Resize(resize.side), v2.CenterCrop(size)]
+    steps: list[nn.Module] = [_CropLongSide(), v2.Resize(resize.side), v2.CenterCrop(size)]
     if training and resize.area is not None:
         steps = [v2.RandomResizedCrop(size, scale=resize.area)]
     if training and base_view.flip:
