@@ -20,5 +20,5 @@ def test_two_cells_have_not_drifted(tmp_path):
     (project.folder / ".kdflow/cifar100").symlink_to(Path(DATA).absolute())
     shutil.copyfile(TEACHER, project.folder / ".kdflow/teachers/cifar100_resnet56.pt")
     for cell in CELLS:
-        project.dvc("--cd", "evidence", "repro", f"cell@{cell}")
+        project.run("dvc", "--cd", "evidence", "repro", f"cell@{cell}", seconds=3600)
     assert "0 of" in project.run("kdflow", "drift", "--paper", "evidence", *CELLS).stdout

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,15 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *command: str, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, cwd: Path | None = None, fails: bool = False, seconds: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         process = self.start(*command, cwd=cwd)
-        output, _ = process.communicate(timeout=300)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert (process.returncode != 0) == fails, output
         return subprocess.CompletedProcess(command, process.returncode, output, "")
 
