@@ -39,11 +39,11 @@ def choices(kind: str) -> list[str]:
 
 
 @lru_cache
-def module_flag(kind: str, name: str, flag: str) -> bool:
+def module_flag(kind: str, name: str, flag: str, default: bool | None = None) -> bool:
     """Read a constant such as `NEEDS_FEATURES = True` from the module of a choice, without importing it.
 
     Raises:
-        ValueError: the module does not set it to True or False.
+        ValueError: the module does not set it to True or False, and there is no default.
     """
     file = PACKAGE / FOLDERS[kind] / f"{name}.py"
     for node in ast.parse(file.read_text(), str(file)).body:
@@ -51,6 +51,8 @@ def module_flag(kind: str, name: str, flag: str) -> bool:
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if flag in names and isinstance(node.value.value, bool):
                 return node.value.value
+    if default is not None:
+        return default
     raise ValueError(f"kdflow/{FOLDERS[kind]}/{name}.py: must set {flag} to True or False")
 
 

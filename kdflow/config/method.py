@@ -86,6 +86,11 @@ class ExtraLoss(Settings):
         """True if the loss compares features, not logits alone; its module sets NEEDS_FEATURES."""
         return module_flag("losses", self.name, "NEEDS_FEATURES")
 
+    @property
+    def needs_batch(self) -> bool:
+        """True if the loss compares the images of a batch with each other; its module sets NEEDS_BATCH."""
+        return module_flag("losses", self.name, "NEEDS_BATCH", default=False)
+
 
 Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 
@@ -93,12 +98,16 @@ Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 class Method(Settings):
     """One entry of recipes/methods.yaml: ce CE(x, y) + kl KL(x) + loss.weight L(x) + strong.weight (loss of x').
 
-    With `strong.replaces_x`, x' is used in place of x: ce CE(x', mixed label) + strong.weight (loss of x').
+    With `strong.replaces_x`, x' is used in place of x: ce CE(x', mixed label) + strong.weight (loss of x'). With
+    `label_smoothing` e, the targets of CE(x, y) are soft: 1 - e for the class y, and e divided by the number of classes
+    for each class besides (Szegedy et al., 2016); it has precedence over that of the training.
     """
 
     ce: Annotated[float, Field(ge=0, le=1e6)]
     kl: Annotated[float, Field(ge=0, le=1e6)]
     tau: Temperature = 4.0
+    # It is left out of a run's settings where it is 0, so that methods without it keep their hash.
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, exclude_if=lambda value: value == 0)] = 0.0
     loss: ExtraLoss | None = None
     strong: StrongView | None = None
 
@@ -111,6 +120,8 @@ class Method(Settings):
             raise ValueError("strong: the weight of x' is that of kl, which is 0; set strong.weight")
         if strong is not None and strong.replaces_x and self.loss is not None:
             raise ValueError("strong.replaces_x: the loss needs x, which would be left out; remove one of the two")
+        if self.label_smoothing and not self.has_hard_labels:
+            raise ValueError("label_smoothing: smooths the labels of CE(x, y), which has weight 0 or no x; remove it")
         return self
 
     @property

@@ -60,9 +60,6 @@ def run_with_torchrun(title: str, jobs: Sequence[Job], processes: int) -> None:
 def _check(title: str, job: Job, processes: int) -> None:
     """Refuse settings that `processes` processes cannot train."""
     run, field = job.run, f"params.yaml: compute.processes_per_run: {title}"
-    if run.method.loss is not None and run.method.needs_features:
-        loss = run.method.loss.name
-        raise UserError(f"{field}: {loss} compares all features of a batch, and each process has only some; use 1")
     if run.teacher_logits != "online":
         source = f"teacher_logits: {run.teacher_logits}"
         raise UserError(f"{field}: {source} works with one process only; use teacher_logits: online, or 1")

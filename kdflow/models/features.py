@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,11 @@ class Outputs:
         """Return the outputs of the images from `start` to `end`."""
         pooled = None if self.pooled is None else self.pooled[start:end]
         return Outputs(self.logits[start:end], tuple(feature[start:end] for feature in self.maps), pooled)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return the outputs after `function`."""
+        pooled = None if self.pooled is None else function(self.pooled)
+        return Outputs(function(self.logits), tuple(function(feature) for feature in self.maps), pooled)
 
 
 class FeatureExtractor:

@@ -46,7 +46,7 @@ def formula(method: Method) -> str:
     """Format the loss of a method with its numbers."""
     strong = method.strong
     x = "x" if strong is None or not strong.replaces_x else "x'"
-    y = "y" if x == "x" else "mixed y"
+    y = ("smoothed y" if method.label_smoothing else "y") if x == "x" else "mixed y"
     terms = [f"{method.ce:g} CE({x}, {y})"] if method.ce else []
     if method.kl and x == "x":
         terms.append(f"{method.kl:g} KL(x)")
@@ -54,6 +54,7 @@ def formula(method: Method) -> str:
         terms.append(f"{method.loss.weight:g} {method.loss.name}(x)")
     weight = strong.weight or method.kl if strong is not None else method.kl
     notes = [f"tau = {method.tau:g}"] if weight else []
+    notes += [f"label_smoothing = {method.label_smoothing:g}"] if method.label_smoothing else []
     if method.loss is not None:
         notes += [f"{method.loss.name}.{key} = {json.dumps(value)}" for key, value in method.loss.options.items()]
     if strong is not None:

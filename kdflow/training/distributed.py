@@ -83,6 +83,18 @@ def all_gather_rows(rows: Shaped[Tensor, "share ..."], n: int) -> Shaped[Tensor,
     return gathered
 
 
+def all_gather_rows_with_grad(rows: Shaped[Tensor, "share ..."], n: int) -> Shaped[Tensor, "n ..."]:
+    """Return all `n` rows; the gradient of this process's share is the sum of the gradients of all processes.
+
+    So a loss of all rows that each process computes has the gradients of one process, after DDP's mean over processes.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = rows.new_zeros(n, *rows.shape[1:])
+    gathered[shard(n)] = rows
+    return _Sum.apply(gathered)  # type: ignore[no-any-return]
+
+
 def scale_to_global_mean(loss: Float[Tensor, ""], n: int) -> Float[Tensor, ""]:
     """Scale a mean over this process's share of `n` rows, so that the mean over processes is that over all rows."""
     if world_size() == 1:

@@ -23,7 +23,15 @@ from kdflow.models import create_model, create_model_on_meta
 from kdflow.models.features import FeatureExtractor, Outputs, output_shapes, without_features
 from kdflow.models.precision import Forward, make_forward
 from kdflow.training.batches import Batch
-from kdflow.training.distributed import all_gather_rows, all_reduce_mean, rank, scale_to_global_mean, shard, wrap_ddp
+from kdflow.training.distributed import (
+    all_gather_rows,
+    all_gather_rows_with_grad,
+    all_reduce_mean,
+    rank,
+    scale_to_global_mean,
+    shard,
+    wrap_ddp,
+)
 from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
 
 
@@ -241,9 +249,10 @@ class Step:
         self.method, self.teacher, self.optimizer, self.epochs = method, teacher, optimizer, run.training.epochs
         self.student = wrap_ddp(learner.student)
         self.loss = None if learner.loss is None else wrap_ddp(learner.loss)
+        self.loss_needs_batch = method.loss is not None and method.loss.needs_batch
         forward = make_forward(self.student, run.precision.student, run.precision.compile)
         recipe = run.model if method.needs_features else without_features(run.model)
-        self.student_outputs = FeatureExtractor(run.architecture, self.student, recipe, forward)
+        self.student_outputs = FeatureExtractor(run.architecture, learner.student, recipe, forward)
         self.strong = StrongViewTerm(run, method.strong, self.student, forward) if method.strong else None
         self.uses_x = method.strong is None or not method.strong.replaces_x
         self.teacher_views = teacher_views(method)
@@ -282,28 +291,42 @@ class Step:
 
     def base_loss(self, batch: Batch, teacher: Outputs | None) -> Float[Tensor, ""]:
         """Return ce CE(x, y) + kl KL(x) + weight L(x)."""
-        method, plan, local = self.method, batch.plan, shard(len(batch.x))
-        student, labels = self.student_outputs(batch.x[local]), batch.labels[local]
-        loss = method.ce * self.cross_entropy(student.logits, labels)
+        method, n = self.method, len(batch.x)
+        local = shard(n)
+        student = self.student_outputs(batch.x[local])
+        loss: Tensor = method.ce * self.cross_entropy(student.logits, batch.labels[local])
         if teacher is not None and method.kl > 0:
             loss = loss + method.kl * distillation_loss(teacher.logits[local], student.logits, method.tau)
-        if self.loss is not None and method.loss is not None:
-            assert teacher is not None and self.teacher is not None
-            inputs = LossInputs(
-                student=student,
-                teacher=teacher.rows(local.start, local.stop),
-                labels=labels,
-                index=plan.index[local],
-                run_fraction=(plan.epoch + 1) / self.epochs,
-                generator=torch.Generator().manual_seed(plan.seed),
-                teacher_head=self.teacher.teacher.head,
-            )
-            loss = loss + method.loss.weight * self.loss(inputs)
-        return scale_to_global_mean(loss, len(batch.x))
+        if self.loss is None or method.loss is None:
+            return scale_to_global_mean(loss, n)
+        assert teacher is not None
+        extra: Tensor = method.loss.weight * self.loss(self._loss_inputs(batch, student, teacher))
+        if self.loss_needs_batch:  # each process has the loss of the whole batch
+            return scale_to_global_mean(loss, n) + extra
+        return scale_to_global_mean(loss + extra, n)
+
+    def _loss_inputs(self, batch: Batch, student: Outputs, teacher: Outputs) -> LossInputs:
+        """Return the inputs of the extra loss: of the whole batch, or of this process's share."""
+        assert self.teacher is not None
+        plan, n = batch.plan, len(batch.x)
+        rows = slice(0, n) if self.loss_needs_batch else shard(n)
+        if self.loss_needs_batch:
+            student = student.map(lambda share: all_gather_rows_with_grad(share, n))
+            features = replace(teacher, logits=teacher.logits[shard(n)]).map(lambda share: all_gather_rows(share, n))
+            teacher = replace(features, logits=teacher.logits)
+        return LossInputs(
+            student=student,
+            teacher=replace(teacher, logits=teacher.logits[rows]),
+            labels=batch.labels[rows],
+            index=plan.index[rows],
+            run_fraction=(plan.epoch + 1) / self.epochs,
+            generator=torch.Generator().manual_seed(plan.seed),
+            teacher_head=self.teacher.teacher.head,
+        )
 
     def cross_entropy(self, logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the cross-entropy with the labels, with label smoothing and class weights."""
-        smoothing, weights = self.training.label_smoothing, self.class_weights
+        smoothing, weights = self.method.label_smoothing or self.training.label_smoothing, self.class_weights
         if weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         # torch's mean would divide by the weights of the batch, which would cancel them in a batch of one class.

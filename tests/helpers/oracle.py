@@ -119,7 +119,9 @@ class Oracle:
         if method.strong is None or not method.strong.replaces_x:
             student = FeatureExtractor("student", self.student, self.run.model)(x)
             hard = [self.ce(s, label) for s, label in zip(student.logits, labels, strict=True)]
-            loss = method.ce * torch.stack(hard).mean()
+            uniform = [torch.stack([self.ce(s, c) for c in range(len(s))]).mean() for s in student.logits]
+            e = method.label_smoothing
+            loss = method.ce * ((1 - e) * torch.stack(hard).mean() + e * torch.stack(uniform).mean())
             if method.kl > 0:
                 loss = loss + method.kl * method.tau**2 * self.kl(self.teacher(x), student.logits).mean()
             if method.loss is not None:

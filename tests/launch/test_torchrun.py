@@ -68,14 +68,13 @@ def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) 
 @pytest.mark.parametrize(
     ("method", "compute", "processes", "message"),
     [
-        ("crd_kd", {}, 2, r"ce: crd compares all features of a batch, and each process has only some; use 1"),
         (
             "ce",
             {},
             4,
             r"ce: the last batch of an epoch \(20 images, batches of 17\) trains on 3 only, .* at most 3, .*",
         ),
-        ("dkd", {}, 4, r"ce: .* trains on 3 only, too few for 4 processes; .*"),  # its loss needs no features
+        ("dkd", {}, 4, r"ce: .* trains on 3 only, too few for 4 processes; .*"),
         ("kd_tlcutmix_pick", {}, 4, r"ce: .* trains on 3 only, too few for 4 processes; .*"),
         ("ce", {"device": "cuda:1"}, 2, r"ce: compute.device cuda:1 is a single device; use auto \(a GPU .*\) or cpu"),
     ],

@@ -177,7 +177,7 @@ FILES = {
     "params.yaml": {**_yaml(ROOT / "params.yaml"), "methods": ["ce", "dkd", "kd_pick"], "lr": 0.1, "epochs": 2},
     DATASETS: _first(DATASETS, "digits"),
     MODELS: _first(MODELS, "resnet8", "resnet14", "resnet20"),
-    METHODS: _first(METHODS, "ce", "kd", "dkd", "kd_tlcutmix_pick")
+    METHODS: _first(METHODS, "ce", "ce_smooth", "kd", "dkd", "kd_tlcutmix_pick")
     | {
         "kd_pick": {
             "ce": 0.1,

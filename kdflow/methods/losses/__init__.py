@@ -3,8 +3,10 @@
 Each other module of this package is a loss that a recipe may name. It defines:
 
 - `NEEDS_FEATURES`: True if the loss compares feature maps or pooled features, False if logits are enough. A loss on
-  logits works with any model, with stored teacher logits, with a folded or compiled model, and with several
-  processes per run. There each process computes it for its share of the batch, so it has to be a mean over images.
+  logits works with any model, with stored teacher logits, and with a folded or compiled model.
+- `NEEDS_BATCH`: True if the loss compares images of the batch with each other. Without it, each of several processes
+  per run computes the loss for its share of the batch, so that the loss has to be a mean over images. With it, each
+  process computes the same loss of the whole batch.
 - `build(student, teacher, labels, **options)`: returns an `nn.Module`. `student` and `teacher` are `Outputs` of one
   batch on the meta device, for their shapes, and `labels` are the labels of the training set. The module is trained
   together with the student and saved in its checkpoint. `build` raises ValueError for an option or a pair of models
@@ -28,7 +30,7 @@ from kdflow.models.features import Outputs
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One batch, as a loss gets it; with several processes per run, the share of the batch of this process.
+    """One batch, as a loss gets it; with several processes per run, the share of this process unless NEEDS_BATCH.
 
     Attributes:
         student: outputs of the student, with gradients.

@@ -17,6 +17,7 @@ from kdflow.methods.losses import LossInputs
 from kdflow.models.features import Outputs, pooled_features
 
 NEEDS_FEATURES = True
+NEEDS_BATCH = True
 
 
 class CorrelationCongruence(nn.Module):

@@ -26,6 +26,7 @@ from kdflow.methods.losses import LossInputs
 from kdflow.models.features import Outputs, pooled_features
 
 NEEDS_FEATURES = True
+NEEDS_BATCH = True
 EPS = 1e-7
 MAX_SIMILARITIES = 2**24  # in memory at a time: 64 MB; a batch of 64 and CIFAR-100's bank make a fifth of them
 

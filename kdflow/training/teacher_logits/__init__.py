@@ -60,18 +60,21 @@ class TeacherSource(ABC):
         return view != BASE_VIEW or not self.teacher.gives_features
 
     def compute(self, views: ViewImages) -> dict[str, Outputs]:
-        """Run the teacher once for all views; several processes share the work, and each gets all logits."""
+        """Run the teacher once for all views.
+
+        Several processes share the images of each view. Each gets all logits, and the features of its share.
+        """
         if not views:
             return {}
-        images = torch.cat(list(views.values()))
+        shares = [images[shard(len(images))] for images in views.values()]
         with torch.no_grad():
-            outputs = self.teacher(images[shard(len(images))])
-        outputs = replace(outputs, logits=all_gather_rows(outputs.logits, len(images)))
-        self.counts.computed += len(outputs.logits)
+            outputs = self.teacher(torch.cat(shares))
         by_view, start = {}, 0
-        for view, images in views.items():
-            by_view[view] = outputs.rows(start, start + len(images))
-            start += len(images)
+        for (view, images), share in zip(views.items(), shares, strict=True):
+            rows = outputs.rows(start, start + len(share))
+            by_view[view] = replace(rows, logits=all_gather_rows(rows.logits, len(images)))
+            self.counts.computed += len(images)
+            start += len(share)
         return by_view
 
     def from_store(self, logits: npt.NDArray[Any], device: torch.device) -> Outputs:

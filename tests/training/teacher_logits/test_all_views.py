@@ -106,7 +106,9 @@ def counted(source: StoredViews) -> list[ViewCounts]:
     return counts
 
 
-@pytest.mark.parametrize(("method", "strong_views"), [("kd", 0), ("kd_tlcutmix", 1), ("kd_tlcutmix_pick", 2)])
+@pytest.mark.parametrize(
+    ("method", "strong_views"), [("kd", 0), ("kd_tlcutmix_pick", 2), ("dist_tlcutmix", 1), ("ctkd", 0)]
+)
 def test_a_run_is_close_to_an_online_run_and_computes_strong_views_only(whole, tmp_path, method, strong_views):
     run, source = source_of(whole, method)
     counts = counted(source)

@@ -14,6 +14,7 @@ from kdflow.training.teacher_logits.store import HEADER
 
 N, EPOCHS = len(DATA.train), 3
 SOME = ("kd", "kd_tlcutmix", "kd_tlcutmix_pick", "kd_tlmixup", "crd_kd_tlcutmix_pick", "kd_cutmix_interpolated")
+ON_LOGITS = ("dist_tlcutmix", "ctkd_tlcutmix", "dkd_standardised")
 
 
 def equal(a, b) -> bool:
@@ -24,7 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "replay").glob("*/*.h5")}
 
 
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("method", SOME + ON_LOGITS)
 def test_in_float32_every_digit_is_that_of_an_online_run(tmp_path, method):
     expected = online(method, tmp_path)
     assert all(equal(replayed(method, tmp_path), expected) for _ in range(2))
