@@ -50,7 +50,7 @@ def test_equals_a_float64_loop(a, options):
 
 
 def test_equals_a_value_worked_by_hand():
-    """With a = 0, T = 1 + 2/2 = 2. Logits (2 log 3, 0) and (0, 0) have p_t = (3/4, 1/4) and p_s = (1/2, 1/2).
+    """The temperature is 1 + 2/2 = 2 for a = 0. Logits (2 log 3, 0) and (0, 0) have p_t = (3/4, 1/4) and p_s = (1/2, 1/2).
 
     T^2 KL = 4 (3/4 log(3/2) + 1/4 log(1/2)) = 0.523248.
     """
