@@ -50,8 +50,9 @@ def test_equals_a_float64_loop(a, options):
 
 
 def test_equals_a_value_worked_by_hand():
-    """The temperature is 1 + 2/2 = 2 for a = 0. Logits (2 log 3, 0) and (0, 0) have p_t = (3/4, 1/4) and p_s = (1/2, 1/2).
+    """The temperature is 1 + 2/2 = 2 for a = 0.
 
+    Logits (2 log 3, 0) and (0, 0) have p_t = (3/4, 1/4) and p_s = (1/2, 1/2).
     T^2 KL = 4 (3/4 log(3/2) + 1/4 log(1/2)) = 0.523248.
     """
     loss = _build(range=2.0)
