@@ -35,3 +35,14 @@ def fresh(server, tmp_path_factory):
     from prefect_server import deployed_project
 
     return deployed_project(server, tmp_path_factory.mktemp("six"))
+
+
+@pytest.fixture(scope="module")
+def quick_latency():
+    """The latency of an exported file is measured once, in its shortest round."""
+    from kdflow.export import latency  # not at the top: importing torchvision takes a second
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "MIN_ROUND_SECONDS", 0.0)
+        patch.setattr(latency, "ROUNDS", 1)
+        yield

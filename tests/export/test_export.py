@@ -28,13 +28,7 @@ from kdflow.training.evaluate import predict_logits
 CPU = torch.device("cpu")
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "MIN_ROUND_SECONDS", 0.0)
-        patch.setattr(latency, "ROUNDS", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_latency")
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,12 @@ from typer.testing import CliRunner
 
 from kdflow.cli import app
 from kdflow.core.errors import UserError
-from kdflow.export import export, latency, locate
+from kdflow.export import export, locate
 from kdflow.export.formats import read_card
 from kdflow.training import record
 from kdflow.training.record import RunLog
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "MIN_ROUND_SECONDS", 0.0)
-        patch.setattr(latency, "ROUNDS", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_latency")
 
 
 @pytest.fixture(scope="module")
