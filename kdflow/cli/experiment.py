@@ -74,12 +74,16 @@ def cost(
 
 
 @app.command()
-def methods(root: Root = Path()) -> None:
+def methods(
+    find: Annotated[str | None, typer.Option(help="A method, or a part such as a loss: describe this one.")] = None,
+    root: Root = Path(),
+) -> None:
     """Describe all methods and their parts as Markdown. The output is docs/methods.md."""
     from kdflow import config
-    from kdflow.report.methods_page import page
+    from kdflow.report import methods_page
 
-    typer.echo(page(config.load(root).methods), nl=False)
+    recipes = config.load(root).methods
+    typer.echo(methods_page.page(recipes) if find is None else methods_page.find(recipes, find), nl=False)
 
 
 @app.command()

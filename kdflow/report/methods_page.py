@@ -6,7 +6,7 @@ import ast
 import json
 from pathlib import Path
 
-from kdflow.config import FOLDERS, PACKAGE, Method, Model, Pick, StrongView, choices
+from kdflow.config import FOLDERS, PACKAGE, Method, Model, Pick, StrongView, choices, unknown_name
 
 PARTS = (
     ("Strong views", "views", "strong.view", "The view x', made from the base view x."),
@@ -14,6 +14,18 @@ PARTS = (
     ("Picks", "picks", "strong.pick.criterion", "The criterion by which views are picked from a pool."),
     ("Losses", "losses", "loss.name", "L(x), an extra loss beside CE and KL, on the base view only."),
 )
+
+COLUMNS = ("plain", "+KD", "+TLCutMix", "+TLCutMix+pick")
+
+NOT_INCLUDED = {
+    "ab": "AB (Heo et al., 2019) trains in two stages; a run has one stage with one loss",
+    "ft": "FT (Kim et al., 2018) trains a paraphraser of the teacher first; a run has one stage with one loss",
+    "fsp": "FSP (Yim et al., 2017) trains in two stages; a run has one stage with one loss",
+    "kdsvd": "KDSVD (Lee et al., 2018) needs a singular value decomposition of all feature maps in each step",
+    "ofd": "OFD (Heo et al., 2019) compares features before the last ReLU of each block, which the recipes do not name",
+    "mlkd": "MLKD (Jin et al., 2023): its code has masks and pairs of views that its formula does not have",
+}
+"""Losses of RepDistiller, mdistiller and the authors of MLKD without a file, with the reason."""
 
 
 def page(methods: dict[str, Method]) -> str:
@@ -32,6 +44,11 @@ def page(methods: dict[str, Method]) -> str:
         "| --- | --- |",
     ]
     lines += [f"| `{name}` | {formula(method)} |" for name, method in methods.items()]
+    lines += ["", "## Losses and views", "", *_table(methods)]
+    note = "without a strong view; with KL besides; with CutMix views that the teacher labels; with a pick of them."
+    lines += ["", f"Columns: {note}"]
+    missing = [reason for name, reason in NOT_INCLUDED.items() if name not in choices("losses")]
+    lines += ["", "Not included:", "", *(f"- {reason}." for reason in missing)]
     for title, package, setting, what in PARTS:
         lines += ["", f"## {title}", "", f"`{setting}`: {what}"]
         for name in choices(package):
@@ -40,6 +57,42 @@ def page(methods: dict[str, Method]) -> str:
             lines += ["", f"Used by {', '.join(used)}."] if used else []
     lines += ["", "## Settings", "", *_settings(Method), *_settings(StrongView), *_settings(Pick), *_settings(Model)]
     return "\n".join(lines) + "\n"
+
+
+def find(methods: dict[str, Method], name: str) -> str:
+    """Format one method, or a part with the methods that use it.
+
+    Raises:
+        UserError: there is no method or part of that name.
+    """
+    found = [f"{name}: {formula(methods[name])}"] if name in methods else []
+    for _, package, setting, _ in PARTS:
+        if name in choices(package):
+            used = [method for method, recipe in methods.items() if name in _parts(recipe, package)]
+            text = _docstring(PACKAGE / FOLDERS[package] / f"{name}.py")
+            found.append(f"{setting}: {name}\n\n{text}\n\nUsed by: {', '.join(used) or 'no method'}")
+    if not found:
+        known = [*methods, *(name for _, package, _, _ in PARTS for name in choices(package))]
+        raise unknown_name("--find", name, known)
+    return "\n\n".join(found) + "\n"
+
+
+def _table(methods: dict[str, Method]) -> list[str]:
+    """Format the methods of each loss by their other terms; of the view, cutmix labelled by the teacher."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for name, method in methods.items():
+        strong, kl = method.strong, method.kl > 0 and method.loss is not None
+        if strong is not None and (strong.view != "cutmix" or strong.label != "teacher" or strong.replaces_x):
+            continue
+        column = COLUMNS[0 if strong is None else 3 if strong.pick else 2]
+        column = COLUMNS[1] if kl and strong is None else column
+        loss = method.loss.name if method.loss else "kd" if method.kl else "ce"
+        rows.setdefault(loss, {}).setdefault(column, []).append(f"`{name}`")
+    head = [f"| Loss | {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- | --- |"]
+    return head + [
+        f"| {loss} | {' | '.join(', '.join(cells.get(column, [])) for column in COLUMNS)} |"
+        for loss, cells in rows.items()
+    ]
 
 
 def formula(method: Method) -> str:

@@ -7,7 +7,8 @@ from paths import ROOT
 
 from kdflow import config
 from kdflow.config import Method
-from kdflow.report.methods_page import PARTS, formula, page
+from kdflow.core.errors import UserError
+from kdflow.report.methods_page import NOT_INCLUDED, PARTS, find, formula, page
 
 METHODS = config.load(ROOT).methods
 PAGE = page(METHODS)
@@ -15,6 +16,31 @@ PAGE = page(METHODS)
 
 def test_docs_methods_md_is_up_to_date():
     assert (ROOT / "docs/methods.md").read_text() == PAGE, "kdflow methods > docs/methods.md"
+
+
+REPDISTILLER = ["hint", "at", "sp", "cc", "vid", "crd", "kdsvd", "fsp", "rkd", "pkt", "ab", "ft", "nst"]
+MDISTILLER = ["at", "crd", "dkd", "hint", "kdsvd", "nst", "ofd", "pkt", "rkd", "reviewkd", "sp", "vid"]
+
+
+def test_every_loss_of_other_collections_is_included_or_named_with_the_reason():
+    losses = config.choices("losses")
+    for name in REPDISTILLER + MDISTILLER:
+        assert name in losses or f"- {NOT_INCLUDED[name]}." in PAGE.splitlines()
+
+
+def test_the_table_has_the_methods_of_each_loss():
+    rows = PAGE[PAGE.index("## Losses and views") :].splitlines()
+    assert "| at | `at` | `at_kd` | `at_kd_tlcutmix` |  |" in rows
+    assert "| dkd | `dkd` |  |  | `dkd_tlcutmix_pick` |" in rows
+    assert all(any(row.startswith(f"| {name} |") for row in rows) for name in config.choices("losses"))
+
+
+def test_one_method_or_part_is_found():
+    assert find(METHODS, "kd") == f"kd: {formula(METHODS['kd'])}\n"
+    assert find(METHODS, "dkd").startswith(f"dkd: {formula(METHODS['dkd'])}\n\nloss.name: dkd\n\nDecoupled")
+    assert "Used by: kd_tlmixup\n" in find(METHODS, "mixup")
+    with pytest.raises(UserError, match="--find: unknown name 'dkdd'; did you mean 'dkd'"):
+        find(METHODS, "dkdd")
 
 
 @pytest.mark.parametrize("name", METHODS)
