@@ -16,14 +16,17 @@ EXEMPT = {
     "kdflow/__init__.py": "the version, which a record mentions",
     "kdflow/core/*": "files, messages, progress and processes; downloads are checked against a hash",
     "kdflow/config/base.py": "types and checks of settings: a value stays as it is written, or is refused",
+    "kdflow/config/load.py": "reads the settings: a value stays as it is written, or is refused",
     "kdflow/launch/*": "starts and ends the processes in which kdflow/training computes",
     "kdflow/pipeline/__init__.py": "names of files and folders",
     "kdflow/pipeline/train.py": "passes jobs on to kdflow/launch",
+    "kdflow/teachers/*": "finds initial weights; their names and hashes are in the settings",
     "kdflow/training/device.py": "the device is no reason to compute again, as all of params.yaml's `compute`",
 }
 EXEMPT_IN = {
     "prepare": {
         "kdflow/config/experiment.py": "selects the entry of the dataset in params.yaml",
+        "kdflow/config/initial.py": "no run is started yet",
         "kdflow/config/method.py": "no method is used yet",
         "kdflow/config/run.py": "no run is started yet",
     },

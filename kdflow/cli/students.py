@@ -182,6 +182,15 @@ TeacherClassOrder = Annotated[
         show_default="the names of the classes, sorted as text",
     ),
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        max=1024,
+        help="Side of the model's input in pixels.",
+        show_default="as the initial weights were trained, or else 64",
+    ),
+]
 Side = Annotated[
     int | None,
     typer.Option(
@@ -229,7 +238,7 @@ def distill(
     teacher_classes: TeacherClassOrder = None,
     teacher_option: ModelOptions = None,
     student_option: ModelOptions = None,
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the model's input in pixels.")] = 64,
+    image_size: ImageSize = None,
     side: Side = None,
     test_part: TestPart = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of students, with seeds 0, 1, ...")] = 1,
@@ -248,7 +257,9 @@ def distill(
     from kdflow import config
     from kdflow.pipeline import distill_options, one_command
 
-    folder = {"folder": str(data), "image_size": image_size, "side": side}
+    initial = {role: training.pop(role, None) for role in ("teacher_init", "student_init")}
+    size = image_size or distill_options.default_image_size(initial.values(), root)
+    folder = {"folder": str(data), "image_size": size, "side": side}
     folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part}
     dtype = "bfloat16" if training.pop("amp") else "float32"
     options = {
@@ -270,7 +281,7 @@ def distill(
         "precision": {"student": dtype, "teacher": dtype},
         "compute": distill_options.COMPUTE | {"device": device, "threads": threads, "loader_workers": workers},
     }
-    checked = config.settings_from_options("kdflow distill", distill_options.DistillOptions, options)
+    checked = config.settings_from_options("kdflow distill", distill_options.DistillOptions, options | initial)
     _print_summary(one_command.distill(checked, root), out)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 AS_RECIPE = "as in the recipe"
+INITIAL = "ResNet18_Weights.DEFAULT or others of torchvision, timm:NAME, a key of recipes/teachers.yaml, or a file"
 
 # Name, type, name of the value, default in --help, and help.
 OPTIONS: tuple[tuple[str, type, str | None, str, str], ...] = (
@@ -25,6 +26,9 @@ OPTIONS: tuple[tuple[str, type, str | None, str, str], ...] = (
     ("class_balance", str, "weights|sampler", "none", "For unequal classes: weights of the loss, or drawing evenly."),
     ("val_share", float, None, "0", "Fraction of the training images to hold out and measure in every epoch."),
     ("early_stop", int, "EPOCHS", "none", "Stop after this number of epochs without a better accuracy on --val-share."),
+    ("teacher_init", str, "WEIGHTS|FILE", "random", f"Weights that a teacher's training starts from: {INITIAL}."),
+    ("student_init", str, "WEIGHTS|FILE", "random", "The same for the student."),
+    ("freeze_backbone", int, "EPOCHS", "0", "First epochs, in which only the heads of initial weights are trained."),
     ("temperature", float, None, "as in the method", "Temperature of teacher and student in the loss."),
 )
 

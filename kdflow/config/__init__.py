@@ -30,6 +30,7 @@ from kdflow.config.dataset import (
     UserFolderRecipe,
 )
 from kdflow.config.experiment import Compute, Experiment, Params, Recipes, TeacherClasses, TeacherWeights
+from kdflow.config.initial import FoundWeights, Initial, InitialFile, InitialWeights
 from kdflow.config.load import (
     NameChecks,
     check_has_reader,
@@ -58,7 +59,11 @@ __all__ = [
     "Epochs",
     "Experiment",
     "ExtraLoss",
+    "FoundWeights",
     "Fraction",
+    "Initial",
+    "InitialFile",
+    "InitialWeights",
     "LogitSource",
     "Method",
     "Model",

@@ -20,7 +20,8 @@ from kdflow.config.base import (
     no_duplicates,
     unknown_name,
 )
-from kdflow.config.dataset import BaseViewName, Dataset, PreparedDataset, UserFolder, UserFolderRecipe
+from kdflow.config.dataset import BaseView, BaseViewName, Dataset, PreparedDataset, UserFolder, UserFolderRecipe
+from kdflow.config.initial import FoundWeights, Initial
 from kdflow.config.method import Method, Model, Pair, Temperature
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
@@ -99,9 +100,11 @@ class Params(Settings):
     teacher: str
     teacher_epochs: Epochs | None
     teacher_training: TeacherTrainingChanges | None
+    teacher_init: Initial | None
     teacher_weights: TeacherWeights
     teacher_logits: LogitSource
     student: str
+    student_init: Initial | None
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(no_duplicates)]
     seeds: Seeds
     epochs: Epochs | None
@@ -131,12 +134,14 @@ class Recipes(Settings):
 class Experiment(Recipes):
     """params.yaml and the recipes that it names.
 
-    It resolves the settings of each run. Those depend on code, not on values in files alone, so that this module is a
+    `initial` has the initial weights of "teacher" and "student" that params.yaml names, as they were found. The class
+    resolves the settings of each run. Those depend on code, not on values in files alone, so that this module is a
     dependency of the stages that train (dvc.yaml).
     """
 
     params: Params
     prepared: PreparedDataset | None = None
+    initial: dict[str, FoundWeights] = Field(default_factory=dict)
 
     @property
     def dataset(self) -> Dataset:
@@ -184,6 +189,8 @@ class Experiment(Recipes):
         for method in self.params.methods:
             self._method(method, training)
         self._training("teacher")
+        if self.params.teacher_init is not None and self.params.teacher_weights.file is not None:
+            raise UserError("teacher_init: is for a teacher that is trained; teacher_weights.file is a trained one")
         used = [method for method in self.params.methods if self.methods[method].uses_tau]
         if self.params.temperature is not None and not used:
             raise UserError(f"temperature: no loss of {', '.join(self.params.methods)} has a temperature; leave it out")
@@ -201,7 +208,10 @@ class Experiment(Recipes):
         if role == "student":
             more = {"epochs": params.epochs, "batch_size": params.batch_size, "lr": params.lr}
         training = training.model_copy(update={key: value for key, value in more.items() if value is not None})
-        if problem := training.conflict():
+        problem, initial = training.conflict(), params.student_init if role == "student" else params.teacher_init
+        if training.freeze_backbone is not None and initial is None:
+            problem = f"freeze_backbone: needs {role}_init, the weights that are kept"
+        if problem:
             raise UserError(f"{'training' if role == 'student' else 'teacher_training'}.{problem}")
         return training
 
@@ -223,11 +233,15 @@ class Experiment(Recipes):
     ) -> RunSettings:
         data, base_view = self.dataset.data, self.dataset.base_view
         assert base_view is not None
+        teacher_view = self._normalised(base_view, "teacher")
+        base_view = self._normalised(base_view, role)
         if role == "student":
             base_view = base_view.reduced_to(self.params.base_view)
-        teacher, precision = None, self.params.precision
+        teacher, precision, found = None, self.params.precision, self.initial.get(role)
         if method.needs_teacher:
             teacher = Architecture(name=self.params.teacher, model=self.models[self.params.teacher])
+            if (teacher_view.mean, teacher_view.std) != (base_view.mean, base_view.std):
+                teacher = teacher.model_copy(update={"mean": teacher_view.mean, "std": teacher_view.std})
         else:
             precision = precision.model_copy(update={"fold_teacher": False, "teacher": "float32"})
         return RunSettings(
@@ -245,4 +259,15 @@ class Experiment(Recipes):
             seed=seed,
             teacher_logits=self.params.teacher_logits if teacher else "online",
             precision=precision,
+            initial=None if found is None else found.weights,
         )
+
+    def _normalised(self, base_view: BaseView, role: Literal["teacher", "student"]) -> BaseView:
+        """Return the base view with the mean and standard deviation of the role's initial weights, if they have them.
+
+        A teacher keeps those that it was trained with.
+        """
+        found = self.initial.get(role)
+        if found is None or found.mean is None:
+            return base_view
+        return base_view.model_copy(update={"mean": found.mean, "std": found.std})

@@ -6,8 +6,11 @@ import hashlib
 import json
 from typing import Literal
 
-from kdflow.config.base import Settings
+from pydantic import Field
+
+from kdflow.config.base import Settings, Std, Triple
 from kdflow.config.dataset import BaseView
+from kdflow.config.initial import InitialWeights
 from kdflow.config.method import Method, Model
 from kdflow.config.training import Training
 
@@ -28,10 +31,15 @@ LogitSource = Literal[
 
 
 class Architecture(Settings):
-    """A model and its name in recipes/models.yaml."""
+    """A model and its name in recipes/models.yaml.
+
+    `mean` and `std` are those of a teacher that was trained with others than the student's.
+    """
 
     name: str
     model: Model
+    mean: Triple | None = Field(default=None, exclude_if=lambda value: value is None)
+    std: Std | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class RunSettings(Settings):
@@ -51,6 +59,7 @@ class RunSettings(Settings):
     seed: int
     teacher_logits: LogitSource
     precision: Precision = Precision()
+    initial: InitialWeights | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def held_out_images(self) -> int:

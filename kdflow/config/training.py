@@ -50,6 +50,7 @@ class Training(Settings):
         val_share: fraction of the training images that is held out, and measured after every epoch.
         early_stop: number of epochs without a higher accuracy on the held-out images, after which training stops. The
             weights with the highest accuracy are exported.
+        freeze_backbone: number of epochs in which only the layers are trained whose shape depends on the classes.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -75,6 +76,7 @@ class Training(Settings):
     class_balance: ClassBalance | None = _optional(None)
     val_share: OpenFraction | None = _optional(None)
     early_stop: Epochs | None = _optional(None)
+    freeze_backbone: Epochs | None = _optional(None)
 
     @model_validator(mode="after")
     def _check(self) -> Training:
@@ -112,6 +114,7 @@ class TrainingChanges(Settings):
     class_balance: ClassBalance | None = None
     val_share: OpenFraction | None = None
     early_stop: Epochs | None = None
+    freeze_backbone: Epochs | None = None
 
     def apply(self, recipe: Training, model_lr: float | None) -> Training:
         """Return the recipe's training with these changes.

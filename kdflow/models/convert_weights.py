@@ -86,7 +86,7 @@ def load_any_format(model: nn.Module, path: Path, sha256: str | None = None) -> 
     if sha256 is not None and not actual.startswith(sha256):
         raise UserError(f"{path}: sha256 is {actual}, expected {sha256}{'...' if len(sha256) < 64 else ''}")
     expected = model.state_dict()
-    state, steps, names = _select(path, _find_states(path, safe_weights.read(path)), expected)
+    state, steps, names = _select(path, find_states(path, safe_weights.read(path)), expected)
     converted, dtypes = {}, Counter[str]()
     for key, value in state.items():
         converted[key] = _cast(path, key, value, expected[key])
@@ -118,7 +118,7 @@ def _cast(path: Path, key: str, value: Tensor, expected: Tensor) -> Tensor:
 States = dict[str, dict[str, Tensor]]  # by the keys that lead to each, joined by dots; "" for the whole file
 
 
-def _find_states(path: Path, content: Any) -> States:
+def find_states(path: Path, content: Any) -> States:
     """Return every dict of tensors in the file, at most three dicts deep.
 
     Raises:

@@ -241,6 +241,8 @@ class Paper:
             lr=None,
             training=None,
             teacher_training=None,
+            teacher_init=None,
+            student_init=None,
             temperature=None,
             precision=budget.precision,
             compute=budget.compute,

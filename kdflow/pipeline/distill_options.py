@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from kdflow import config
 from kdflow.config import (
     Architecture,
     Compute,
     Experiment,
+    Initial,
+    InitialFile,
     Model,
     Params,
     Precision,
@@ -29,6 +33,8 @@ from kdflow.training import record
 from kdflow.training.record import RunLog, TeacherRecord
 
 STUDENTS, TEACHER, WEIGHTS = "students", "teacher", "model.safetensors"  # in `out`: folders, and the teacher's file
+Changes = TypeVar("Changes", bound=TrainingChanges)
+IMAGE_SIZE = 64  # without initial weights
 COMPUTE = {"max_parallel_runs": None, "processes_per_run": 1, "replay_gb": 50.0}  # the rest are options
 LIBRARY_FAMILIES = ("torchvision", "timm")
 
@@ -37,7 +43,7 @@ class DistillOptions(Settings):
     """Options of one distillation; `teacher` and `student` are models, `teacher` may be a file of weights.
 
     `teacher_options` and `student_options` change options of the models, each as NAME=VALUE. `training` changes the
-    training of the students, and of a teacher that is trained.
+    training of the students, and of a teacher that is trained. `teacher_init` and `student_init` are names or files.
     """
 
     data: UserFolder
@@ -57,6 +63,8 @@ class DistillOptions(Settings):
     training: TeacherTrainingChanges = TeacherTrainingChanges()
     temperature: Temperature | None = None
     precision: Precision = Precision()
+    teacher_init: str | None = None
+    student_init: str | None = None
 
 
 def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
@@ -80,7 +88,8 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
                 f"--method: {options.method} compares features, and {one.name} ({role}) has no named layers; "
                 "give it features and head in recipes/models.yaml"
             )
-    training = options.training
+    training, student_init = options.training, _initial(options.student_init)
+    teacher_init = _initial(options.teacher_init)
     params = Params(
         dataset=options.data,
         data_folder=None,
@@ -88,7 +97,8 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
         base_view=None,
         teacher=teacher.name,
         teacher_epochs=options.teacher_epochs or options.epochs,
-        teacher_training=training,
+        teacher_training=_changes(TeacherTrainingChanges, training, teacher_init, student_init),
+        teacher_init=teacher_init,
         teacher_weights=TeacherWeights(
             file=None if weights is None else str(weights),
             sha256=None if weights is None else files.sha256(weights),
@@ -97,12 +107,13 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
         ),
         teacher_logits="online",
         student=student.name,
+        student_init=student_init,
         methods=(BASELINE, options.method) if options.compare else (options.method,),
         seeds=tuple(range(options.seeds)),
         epochs=options.epochs,
         batch_size=training.batch_size,
         lr=training.lr,
-        training=TrainingChanges(**training.model_dump(include=set(TrainingChanges.model_fields))),
+        training=_changes(TrainingChanges, training, student_init, teacher_init),
         temperature=options.temperature,
         precision=options.precision,
         compute=options.compute,
@@ -114,6 +125,30 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
     except UserError as error:
         raise UserError(f"kdflow distill: {str(error).removeprefix('training.')}") from None
     return experiment
+
+
+def default_image_size(options: Iterable[str | None], root: Path) -> int:
+    """Return the image size that the first of these initial weights was trained with, or `IMAGE_SIZE`."""
+    from kdflow.teachers.initial_weights import find
+
+    initial = [one for option in options if (one := _initial(option)) is not None]
+    sizes = (find("initial weights", one, root).image_size for one in initial)
+    return next((size for size in sizes if size is not None), IMAGE_SIZE)
+
+
+def _initial(option: str | None) -> Initial | None:
+    """Return initial weights by name, or from a file."""
+    if option is None or not (file := files.expand_home(option)).is_file():
+        return option
+    return InitialFile(file=str(file.absolute()), sha256=files.sha256(file))
+
+
+def _changes(
+    kind: type[Changes], training: TeacherTrainingChanges, initial: Initial | None, others: Initial | None
+) -> Changes:
+    """Return the training of a model, whose backbone is not frozen if only the other model has initial weights."""
+    values = training.model_dump(include=set(kind.model_fields))
+    return kind(**values | ({"freeze_backbone": None} if initial is None and others is not None else {}))
 
 
 def _model(option: str, name: str, recipes: Recipes) -> Architecture:

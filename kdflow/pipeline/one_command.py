@@ -26,6 +26,7 @@ from kdflow.pipeline.teacher import make_teacher
 from kdflow.pipeline.train import train
 from kdflow.report import gain
 from kdflow.report.gain import BASELINE
+from kdflow.teachers.initial_weights import with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import RunLog, RunRecord, TeacherRecord
@@ -45,6 +46,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
     from kdflow.models import cost
 
     out, experiment = options.out, make_experiment(options, config.load_recipes(root))
+    experiment = with_initial_weights(experiment, root)
     if out.resolve().is_relative_to(files.expand_home(options.data.folder).resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, work_dir = out / "dataset.h5", out / TEACHER, out / ".kdflow"

@@ -10,6 +10,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
 from kdflow.pipeline.train import check_last_batch, train
+from kdflow.teachers.initial_weights import fetch, with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import Budget, RunLog, TeacherRecord
@@ -31,16 +32,16 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     from kdflow.training.device import pick_device
     from kdflow.training.evaluate import predict_logits, topk_accuracy
 
+    experiment = with_initial_weights(experiment, project)
     given = experiment.params.teacher_weights
     run = experiment.teacher_run()
     weights = out / "model.safetensors"
     for method in experiment.params.methods:  # before hours of training
         check_last_batch(experiment.student_run(method, 0))
-    if given.file is None:
-        _train(experiment, dataset, out, work_dir)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source, origin, order = weights, "trained in this project", None
+    source, order = weights, None
     if given.file is None:
+        origin = _train(experiment, dataset, out, work_dir)
         load_exact(model, weights)
     else:
         source = project / files.expand_home(given.file)
@@ -92,8 +93,9 @@ def _recorded_budget(weights: Path, sha256: str | None) -> Budget | None:
     return None
 
 
-def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> None:
-    run, compute = experiment.teacher_run(), experiment.params.compute
+def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> str:
+    """Train the teacher; return its origin, with its initial weights."""
+    run, compute, found = experiment.teacher_run(), experiment.params.compute, experiment.initial.get("teacher")
     check_last_batch(run)
     job = Job(
         name="seed 0",
@@ -106,5 +108,10 @@ def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> 
         log=out / "training.json",
         work_dir=work_dir,
         compute=compute,
+        initial=None if found is None else fetch(found),
     )
     train(f"teacher {run.architecture}", [job], compute)
+    initial = record.read_record(job.log, RunLog).initial
+    if run.initial is None or initial is None:
+        return "trained in this project"
+    return f"trained in this project from {run.initial.source}, sha256 {initial.sha256}; {initial.head}"

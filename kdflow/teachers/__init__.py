@@ -72,7 +72,7 @@ class TeacherEntry(Settings):
         if self.torchvision is None:
             assert self.size is not None
             return DownloadSpec(self.urls, self.sha256 or "", self.size)
-        weights = self._torchvision_weights()
+        weights = self.torchvision_weights
         prefix = re.search(r"-([0-9a-f]{8,})\.pth$", weights.url)
         if prefix is None:
             raise UserError(f"{weights.url}: the name has no hash to check the file with")
@@ -88,10 +88,16 @@ class TeacherEntry(Settings):
         """
         if self.top1 is not None:
             return self.top1
-        top1: float = self._torchvision_weights().meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        top1: float = self.torchvision_weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         return top1
 
-    def _torchvision_weights(self) -> Any:
+    @property
+    def torchvision_weights(self) -> Any:
+        """The weights in torchvision.
+
+        Raises:
+            UserError: torchvision does not have them.
+        """
         import torchvision
 
         try:

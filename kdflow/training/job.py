@@ -16,6 +16,7 @@ class Job(Settings):
         run: settings of the run.
         budget: its budget and that of a full run.
         dataset: HDF5 file of the dataset.
+        initial: file of the weights that the run starts from.
         teacher: weights of `run.teacher`.
         views_store: store of the teacher's logits of all views.
         weights: file to write the weights to.
@@ -36,3 +37,4 @@ class Job(Settings):
     work_dir: Path
     compute: Compute
     run_index: int = 0
+    initial: Path | None = None

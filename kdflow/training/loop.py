@@ -18,6 +18,7 @@ from kdflow.training.batches import make_batches
 from kdflow.training.checkpoint import RunProgress
 from kdflow.training.epoch_plan import EpochPlan, draw_plan
 from kdflow.training.evaluate import accuracy
+from kdflow.training.freeze import Backbone
 from kdflow.training.sampling import Sampling, class_weights, split
 from kdflow.training.schedule import learning_rate
 from kdflow.training.step import Step, StepResult, StudentWithLoss
@@ -55,6 +56,7 @@ def fit(
     optimizer = _optimizer(training, learner)
     step = Step(run, learner, teacher, optimizer, class_weights(run, data.train.labels, sampling))
     batches = make_batches(data.train, run.base_view)
+    backbone = Backbone(run, learner.student) if training.freeze_backbone else None
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
@@ -62,6 +64,8 @@ def fit(
         epoch, started = len(progress.curve), time.perf_counter()
         first = epoch * steps_per_epoch
         plan = _plan(run, epoch, data.train, sampling)
+        if backbone is not None:
+            backbone.begin(epoch)
         if teacher is not None:
             teacher.begin(epoch, plan)
         steps, total = list[StepResult](), torch.zeros((), device=data.train.labels.device)
@@ -72,14 +76,7 @@ def fit(
         _check_finite(name, run, epoch, steps)
         if teacher is not None:
             teacher.end()
-        point = record.Epoch(
-            epoch=epoch + 1,
-            lr=learning_rate(training, first, steps_per_epoch),
-            loss=total.item() / run.fitted_images,
-            first_step_loss=steps[0].loss.item(),
-            top1=None,
-            pick_ratio=_pick_ratio(steps),
-        )
+        point = _point(epoch, learning_rate(training, first, steps_per_epoch), steps, total.item() / run.fitted_images)
         point = _measure(run, point, progress.curve, learner, data.test, validation)
         progress = _add_epoch(progress, point, time.perf_counter() - started, teacher)
         if distributed.rank() == 0:
@@ -122,6 +119,14 @@ def _check_finite(name: str, run: RunSettings, epoch: int, steps: list[StepResul
             f"{name}: the loss is {steps[failed[0]].loss.item()} at step {step + 1} (epoch {epoch + 1}), learning rate "
             f"{learning_rate(run.training, step, len(steps)):g}; last checkpoint: {last}"
         )
+
+
+def _point(epoch: int, lr: float, steps: list[StepResult], loss: float) -> record.Epoch:
+    """Return the record of a 0-based epoch, without accuracies."""
+    first = steps[0].loss.item()
+    return record.Epoch(
+        epoch=epoch + 1, lr=lr, loss=loss, first_step_loss=first, top1=None, pick_ratio=_pick_ratio(steps)
+    )
 
 
 def _measure(

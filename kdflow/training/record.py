@@ -149,6 +149,13 @@ class TeacherRecord(Settings):
         return teacher_note(self.budget)
 
 
+class InitialRecord(Settings):
+    """The file of initial weights of a run, and what became of its head."""
+
+    sha256: str
+    head: str
+
+
 class RunLog(Settings):
     """Log of a run, written by training."""
 
@@ -164,6 +171,7 @@ class RunLog(Settings):
     machine: Machine
     timing: Timing
     class_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    initial: InitialRecord | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def tested(self) -> dict[int, float]:

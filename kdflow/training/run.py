@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdflow.config import RunSettings
 from kdflow.core import files
@@ -18,13 +18,13 @@ from kdflow.core.progress import Emit, Finished, Note
 from kdflow.data import Loaded, load
 from kdflow.models import create_model, load_exact, save_weights
 from kdflow.models.features import FeatureExtractor, without_features
-from kdflow.models.precision import check_supported, fold_batch_norm, make_forward, use_tf32
+from kdflow.models.precision import Forward, check_supported, fold_batch_norm, make_forward, use_tf32
 from kdflow.training import distributed, record, teacher_logits
 from kdflow.training.checkpoint import RunProgress
 from kdflow.training.device import device_name, pick_device
 from kdflow.training.job import Job
 from kdflow.training.loop import fit
-from kdflow.training.step import new_student
+from kdflow.training.step import StudentWithLoss, new_student
 from kdflow.training.teacher_logits import Online, TeacherSource
 from kdflow.training.teacher_logits.all_views import StoredViews, read_views
 from kdflow.training.teacher_logits.replay import Replay, ReplayCache
@@ -36,13 +36,14 @@ class _Inputs:
 
     data_sha256: str
     teacher_sha256: str | None
+    initial_sha256: str | None
     code: record.Code
     machine: record.Machine
 
     def key(self, run: RunSettings) -> str:
         """Return the key of the run's checkpoint: a run resumes only with the same numbers, on any GPU of one kind."""
         machine = self.machine
-        parts = (
+        parts: tuple[object, ...] = (
             run.sha256,
             self.data_sha256,
             self.teacher_sha256,
@@ -52,6 +53,8 @@ class _Inputs:
             machine.threads,
             machine.processes_per_run,
         )
+        if self.initial_sha256 is not None:
+            parts += (self.initial_sha256,)
         return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -75,24 +78,32 @@ def run_job(job: Job, emit: Emit) -> None:
     machine = record.machine_info(
         device_name(device), job.compute.threads, data.train.workers, distributed.world_size()
     )
-    inputs = _Inputs(data.sha256, teacher_sha256, record.code_version(), machine)
+    initial_sha256 = None if job.initial is None else files.sha256(job.initial)
+    inputs = _Inputs(data.sha256, teacher_sha256, initial_sha256, record.code_version(), machine)
     key = inputs.key(run)
     folder = job.work_dir / "runs" / key[:16]
     with files.exclusive_folder(folder, "this run", note) if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
-        learner = new_student(run, data.train.labels)
+        learner = new_student(run, data.train.labels, job.initial)
         progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
     if distributed.rank() > 0:
         return
     weights_sha256 = save_weights(learner.exported, job.weights)
-    record.write_record(job.log, _log(job, inputs, progress, weights_sha256, data.class_names))
+    record.write_record(job.log, _log(job, inputs, progress, learner, weights_sha256, data.class_names))
     emit(Finished(job.name, folder))
 
 
 def _log(
-    job: Job, inputs: _Inputs, progress: RunProgress, weights_sha256: str, class_names: list[str]
+    job: Job,
+    inputs: _Inputs,
+    progress: RunProgress,
+    learner: StudentWithLoss,
+    weights_sha256: str,
+    class_names: list[str],
 ) -> record.RunLog:
-    run = job.run
+    run, initial = job.run, None
+    if inputs.initial_sha256 is not None:
+        initial = record.InitialRecord(sha256=inputs.initial_sha256, head=learner.head_note)
     return record.RunLog(
         name=job.name,
         settings=run,
@@ -113,6 +124,7 @@ def _log(
             teacher_views_read=progress.teacher_views_read,
         ),
         class_names=tuple(class_names),
+        initial=initial,
     )
 
 
@@ -140,6 +152,8 @@ def _teacher_source(
 def teacher_extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
     """Return the teacher with the run's precision, and with features if the method needs them.
 
+    Its input is normalised as the student's; it sees the pixels as in its training.
+
     Raises:
         UserError: the teacher has no layer of that name, or does not support the precision.
     """
@@ -147,8 +161,22 @@ def teacher_extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
     (name, recipe), precision = (run.teacher.name, run.teacher.model), run.precision
     if precision.fold_teacher:
         teacher = fold_batch_norm(name, teacher, run.image_size)
-    forward = make_forward(teacher, precision.teacher, precision.compile)
+    forward = renormalised(make_forward(teacher, precision.teacher, precision.compile), run)
     return FeatureExtractor(name, teacher, recipe if run.method.needs_features else without_features(recipe), forward)
+
+
+def renormalised(forward: Forward, run: RunSettings) -> Forward:
+    """Return `forward` for images that have the student's mean and standard deviation instead of the teacher's."""
+    teacher, view = run.teacher, run.base_view
+    if teacher is None or teacher.mean is None or teacher.std is None:
+        return forward
+
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values)).reshape(1, 3, 1, 1)
+
+    scale = column(s / t for s, t in zip(view.std, teacher.std, strict=True))
+    shift = column((s - t) / std for s, t, std in zip(view.mean, teacher.mean, teacher.std, strict=True))
+    return lambda x: forward(x * scale.to(x.device) + shift.to(x.device))
 
 
 def _check_data(file: Path, data: Loaded, run: RunSettings) -> None:

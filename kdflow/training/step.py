@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from kdflow.methods.picks import Pool, pick_ratio, top_fraction
 from kdflow.methods.views import StrongBatch, concat_draws
 from kdflow.models import create_model, create_model_on_meta
 from kdflow.models.features import FeatureExtractor, Outputs, output_shapes, without_features
+from kdflow.models.initial import load_initial
 from kdflow.models.precision import Forward, make_forward
 from kdflow.training.batches import Batch
 from kdflow.training.device import seed_default_generators
@@ -40,18 +42,18 @@ class StudentWithLoss(nn.Module):
     """All that is saved in a checkpoint: the student, the modules of its extra loss, and copies of the student.
 
     `average` has the moving average of the student's weights, `best` the weights with the highest accuracy on held-out
-    images; each is None if the settings do not need it.
+    images; each is None if the settings do not need it. `head_note` states what became of the head of initial weights.
     """
 
-    def __init__(self, student: nn.Module, loss: nn.Module | None, training: Training | None = None) -> None:
+    def __init__(self, student: nn.Module, loss: nn.Module | None, training: Training, head_note: str) -> None:
         super().__init__()
-        self.student, self.loss = student, loss
+        self.student, self.loss, self.head_note = student, loss, head_note
         self.average: AveragedModel | None = None
         self.best: nn.Module | None = None
-        if training is not None and training.ema is not None:
+        if training.ema is not None:
             average = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True)
-        if training is not None and training.early_stop is not None:
+        if training.early_stop is not None:
             self.best = copy.deepcopy(student)
 
     @property
@@ -69,12 +71,11 @@ class StudentWithLoss(nn.Module):
         return [*self.student.parameters(), *([] if self.loss is None else self.loss.parameters())]
 
 
-def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLoss:
+def new_student(run: RunSettings, labels: Int64[Tensor, " n"], initial: Path | None = None) -> StudentWithLoss:
     """Create the student with weights from the seed, drawn on the CPU: the same for every method and device.
 
-    Args:
-        run: the settings of the run.
-        labels: labels of the training set.
+    Those of the file `initial` replace them, except for the head if its number of classes differs. `labels` are those
+    of the training set.
 
     Raises:
         UserError: the model does not take images of this size, or the loss does not support the pair of models.
@@ -85,7 +86,10 @@ def new_student(run: RunSettings, labels: Int64[Tensor, " n"]) -> StudentWithLos
         torch.manual_seed(run.seed)
         student = create_model(run.architecture, run.model, run.classes, run.image_size)
         loss = _new_loss(run, shapes, labels)
-    learner = StudentWithLoss(student, loss, run.training).to(labels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    note = ""
+    if initial is not None:
+        note = load_initial(student, run.architecture, run.model, initial, run.classes, run.image_size)
+    learner = StudentWithLoss(student, loss, run.training, note).to(labels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return learner.train()  # type: ignore[no-any-return]
 
 

@@ -1,15 +1,18 @@
 """Options of `kdflow distill` for training: each becomes its setting, and bad values are one line."""
 
 import pytest
+from distillation import options_for
+from paths import ROOT
 from typer.testing import CliRunner
 
-from kdflow import cli
+from kdflow import cli, config
 from kdflow.cli.training_options import OPTIONS
 from kdflow.config import Precision, TeacherTrainingChanges
 from kdflow.core.errors import UserError
 from kdflow.pipeline import distill_options, one_command
 from kdflow.pipeline.distill_options import DistillOptions
 
+INITIAL = {"teacher_init": "cifar100_resnet56", "student_init": "ResNet18_Weights.DEFAULT"}
 GIVEN = {
     "optimizer": "adamw",
     "schedule": "cosine",
@@ -23,6 +26,7 @@ GIVEN = {
     "class_balance": "sampler",
     "val_share": 0.1,
     "early_stop": 4,
+    "freeze_backbone": 3,
 }
 NEEDED = ["--data", "photos", "--teacher", "resnet20", "--student", "resnet8"]
 
@@ -53,7 +57,9 @@ def flag(name):
 
 
 def test_every_setting_has_an_option():
-    assert {name for name, *_ in OPTIONS} == {*TeacherTrainingChanges.model_fields, "temperature"} - {"momentum"}
+    assert {name for name, *_ in OPTIONS} == {*TeacherTrainingChanges.model_fields, "temperature", *INITIAL} - {
+        "momentum"
+    }
     help_text = CliRunner().invoke(cli.app, ["distill", "--help"], env={"COLUMNS": "200"}).output
     assert all(flag(name) in help_text for name, *_ in OPTIONS) and "--amp" in help_text
 
@@ -70,6 +76,16 @@ def test_options_become_settings(passed):
 def test_without_options_nothing_changes(passed):
     run()
     assert passed[0].training == TeacherTrainingChanges() and passed[0].precision == Precision()
+
+
+def test_the_image_size_is_that_of_the_initial_weights(passed):
+    root = ["--root", str(ROOT)]
+    run(*root, "--teacher-init", "cifar100_resnet56")
+    run(*root, "--student-init", "ResNet18_Weights.DEFAULT", "--freeze-backbone", "2")
+    run(*root, "--teacher-init", "cifar100_resnet56", "--image-size", "48")
+    run(*root)
+    assert [options.data.image_size for options in passed] == [32, 224, 48, 64]
+    assert passed[1].student_init == "ResNet18_Weights.DEFAULT" and passed[1].teacher_init is None
 
 
 @pytest.mark.parametrize(
@@ -91,12 +107,9 @@ def test_bad_values_are_one_line(passed, option, value, words):
 
 
 def test_options_change_the_runs_of_teacher_and_students(tmp_path):
-    from distillation import options_for
-    from paths import ROOT
-
-    from kdflow import config
-
-    options = options_for(tmp_path, training=TeacherTrainingChanges(**GIVEN), epochs=5, temperature=2.0)
+    given = {"training": TeacherTrainingChanges(**GIVEN), "epochs": 5, "temperature": 2.0}
+    options = options_for(tmp_path, **given, student_init="cifar100_resnet56")
     params = distill_options.make_experiment(options, config.load_recipes(ROOT)).params
+    assert (params.training.freeze_backbone, params.teacher_training.freeze_backbone) == (3, None)
     assert (params.lr, params.batch_size, params.training.ema, params.temperature) == (0.5, 7, 0.75, 2.0)
-    assert params.teacher_training == options.training
+    assert params.teacher_training == options.training.model_copy(update={"freeze_backbone": None})
