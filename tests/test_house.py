@@ -28,6 +28,7 @@ LAYERS = (
     {"export", "report", "sweep"},
     {"pipeline"},
     {"cli", "stages"},
+    {"__main__"},
 )
 # Modules that only need settings and records: they import neither torch nor DVC nor Prefect, which take seconds.
 LIGHT = (
@@ -53,6 +54,7 @@ LIGHT = (
     "pipeline.evaluate",
     "pipeline.logits",
     "pipeline.one_command",
+    "pipeline.package",
     "pipeline.paper",
     "pipeline.prepare",
     "pipeline.teacher",

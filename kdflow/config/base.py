@@ -16,6 +16,9 @@ from kdflow.core.files import expand_home
 
 PACKAGE = Path(__file__).parents[1]
 
+PROJECT_FILES = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
+"""The built-in recipes and the files that `kdflow init` copies: in an installed package, or at the top of a clone."""
+
 MAX_OPTION = 100_000  # the largest number in the options of a model or loss
 
 PREPARED = "data/dataset.json"
@@ -31,6 +34,12 @@ FOLDERS = {
     "formats": "export/formats",
 }
 """For each kind of choice, the folder in the package whose modules are the choices."""
+
+
+def code_files(pattern: str = "**/*.py") -> list[Path]:
+    """Return the modules of kdflow that match a pattern, without the stages that `kdflow init` copies."""
+    copies = PACKAGE / "project"
+    return sorted(file for file in PACKAGE.glob(pattern) if copies not in file.parents)
 
 
 def choices(kind: str) -> list[str]:

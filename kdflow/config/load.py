@@ -1,4 +1,8 @@
-"""Reading and validation of params.yaml and recipes/."""
+"""Reading and validation of params.yaml and recipes/.
+
+The built-in recipes are part of kdflow. A project may have files of the same names in its recipes/: each of their keys
+is added to the built-in ones or replaces the built-in value as a whole.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from kdflow.config.base import PREPARED, Settings, T, suggestion
+from kdflow.config.base import PREPARED, PROJECT_FILES, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
 from kdflow.config.method import Method, Model, Pair
@@ -32,7 +36,7 @@ def load(root: Path = Path()) -> Experiment:
     if not file.exists():
         raise UserError(f"{file}: no such file; run from the project's folder")
     mistakes: list[str] = []
-    recipes = _recipes(root / "recipes", mistakes)
+    recipes = _recipes(root, mistakes)
     params = read_settings(file, Params, mistakes)
     if mistakes or params is None:
         raise UserError("\n".join(mistakes))
@@ -76,13 +80,13 @@ def _prepared(file: Path, source: str | UserFolder) -> PreparedDataset | None:
 
 
 def load_recipes(root: Path = Path()) -> Recipes:
-    """Read and check recipes/ under `root`.
+    """Read and check the built-in recipes and those in recipes/ under `root`.
 
     Raises:
         UserError: one line per mistake, each naming file and field.
     """
     mistakes: list[str] = []
-    recipes = _recipes(root / "recipes", mistakes)
+    recipes = _recipes(root, mistakes)
     if mistakes:
         raise UserError("\n".join(mistakes))
     check_names(_names_in_pairs(root / "recipes", recipes))
@@ -121,25 +125,55 @@ def check_names(named: NameChecks) -> None:
         raise UserError("\n".join(wrong))
 
 
-def _recipes(folder: Path, mistakes: list[str]) -> Recipes:
-    content: dict[str, Any] = {
-        "models": read_entries(folder / "models.yaml", Model, mistakes),
-        "datasets": read_entries(folder / "datasets.yaml", Dataset, mistakes),
-        "methods": read_entries(folder / "methods.yaml", Method, mistakes),
-        "pairs": read_entries(folder / "pairs.yaml", Pair, mistakes),
-        "user_folder": _user_folder_recipe(folder, mistakes),
-    }
+def recipe_files(root: Path, name: str) -> list[Path]:
+    """Return the files with recipes of a kind, such as models: the built-in one and that of the project, if any."""
+    built_in, custom = (folder / "recipes" / f"{name}.yaml" for folder in (PROJECT_FILES, root))
+    if not custom.exists():
+        return [built_in]
+    return [custom] if custom.samefile(built_in) else [built_in, custom]
+
+
+def merged_recipes(root: Path) -> dict[str, dict[Any, Any]]:
+    """Return the valid content of all files of recipes by their names, as it is written.
+
+    Raises:
+        UserError: one line per mistake, each naming file and field.
+    """
+    load_recipes(root)
+    names = sorted(file.stem for file in (PROJECT_FILES / "recipes").glob("*.yaml"))
+    return {name: _merged(recipe_files(root, name), []) for name in names}
+
+
+def _merged(recipes: list[Path], mistakes: list[str]) -> dict[Any, Any]:
+    contents = [_read_yaml(file, mistakes, may_be_empty=True) or {} for file in recipes]
+    return {key: value for content in contents for key, value in content.items()}
+
+
+def _recipes(root: Path, mistakes: list[str]) -> Recipes:
+    _check_file_names(root / "recipes", mistakes)
+    kinds: dict[str, type[Settings]] = {"models": Model, "datasets": Dataset, "methods": Method, "pairs": Pair}
+    content: dict[str, Any] = {name: {} for name in kinds}
+    for name, kind in kinds.items():
+        for file in recipe_files(root, name):
+            content[name] |= read_entries(file, kind, mistakes)
+    before, parts = len(mistakes), recipe_files(root, "user_folder")
+    merged = _merged(parts, mistakes)
+    content["user_folder"] = None
+    if len(mistakes) == before:
+        content["user_folder"] = _validate(parts[-1], UserFolderRecipe, merged, "", mistakes)
     if content["user_folder"] is None:  # the mistakes have those of the other files too
         raise UserError("\n".join(mistakes))
     return Recipes(**content)
 
 
-def _user_folder_recipe(folder: Path, mistakes: list[str]) -> UserFolderRecipe | None:
-    file, old_file = folder / "user_folder.yaml", folder / "own.yaml"
-    if old_file.exists() and not file.exists():
-        mistakes.append(f"{old_file}: was renamed to {file.name}")
-        return None
-    return read_settings(file, UserFolderRecipe, mistakes)
+def _check_file_names(folder: Path, mistakes: list[str]) -> None:
+    """Refuse files in recipes/ that are not read, such as method.yaml."""
+    known = sorted(file.name for file in (PROJECT_FILES / "recipes").glob("*.yaml"))
+    for file in sorted(folder.glob("*.y*ml")):
+        if file.name == "own.yaml":
+            mistakes.append(f"{file}: was renamed to user_folder.yaml")
+        elif file.name not in known:
+            mistakes.append(f"{file}: unknown file{suggestion(file.name, known)}")
 
 
 def _names_in_pairs(folder: Path, recipes: Recipes) -> NameChecks:
@@ -157,7 +191,7 @@ def read_entries(file: Path, kind: type[T] | Mapping[str, type[T]], mistakes: li
     Mistakes are appended to `mistakes`, one line each.
     """
     entries = {}
-    for name, value in (_read_yaml(file, mistakes) or {}).items():
+    for name, value in (_read_yaml(file, mistakes, may_be_empty=True) or {}).items():
         # DVC builds targets and file names from these names, so that they must not have dots, slashes and blanks.
         if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
             mistakes.append(f"{file}: {shorten(name)} is not a valid name: lower-case letters, digits and _ only")
@@ -218,7 +252,7 @@ def _parse(content: bytes) -> Any:
     return YAML(typ="safe", pure=True).load(content)
 
 
-def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
+def _read_yaml(file: Path, mistakes: list[str], *, may_be_empty: bool = False) -> dict[Any, Any] | None:
     try:
         content = _parse(file.read_bytes())
     except FileNotFoundError:
@@ -235,6 +269,8 @@ def _read_yaml(file: Path, mistakes: list[str]) -> dict[Any, Any] | None:
     else:
         if isinstance(content, dict):
             return content
+        if content is None and may_be_empty:
+            return {}
         mistakes.append(f"{file}: expected keys and values, found {type(content).__name__}")
     return None
 

@@ -57,7 +57,7 @@ def formats() -> dict[str, list[str]]:
 def plugin_hint(suffixes: Iterable[str]) -> str:
     """Return how to read files with these suffixes, if one of them needs a plugin that is not installed."""
     needed = not set(suffixes).isdisjoint(HEIF_SUFFIXES) and "HEIF" not in formats()
-    return "; `pip install pillow-heif` makes HEIC readable" if needed else ""
+    return "; `pip install 'kdflow[heif]'` makes HEIC readable" if needed else ""
 
 
 def decode(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kdflow.models.convert_weights import Conversion
 
-RECIPES, SCRATCH = Path("recipes/teachers.yaml"), Path(".kdflow")
+SCRATCH = Path(".kdflow")
 Url = Annotated[str, Field(pattern="^https?://[^ ]+$")]
 
 
@@ -166,14 +166,16 @@ def load(root: Path = Path()) -> Registry:
     mistakes: list[str] = []
     recipes = config.load_recipes(root)
     all_entries: dict[str, TeacherEntry] = {}
-    for file in (root / RECIPES, _imported_file(root)):
-        if file == root / RECIPES or file.exists():
+    recipe_files, imported = config.recipe_files(root, "teachers"), _imported_file(root)
+    for file in (*recipe_files, imported):
+        if file != imported or file.exists():
             entries = config.read_entries(file, TeacherEntry, mistakes)
             checks: config.NameChecks = []
             for name, entry in entries.items():
                 checks += [(file, f"{name}.dataset", entry.dataset, recipes.datasets)]
                 checks += [(file, f"{name}.architecture", entry.architecture, recipes.models)]
-                mistakes += [f"{file}: {name}: is in {root / RECIPES} too"] if name in all_entries else []
+                if file == imported and name in all_entries:
+                    mistakes.append(f"{file}: {name}: is in recipes/teachers.yaml too")
             config.check_names(checks)
             all_entries |= entries
     if mistakes:

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from kdflow import __version__
-from kdflow.config import PACKAGE, Dataset, RunSettings, Settings
+from kdflow.config import PACKAGE, Dataset, RunSettings, Settings, code_files
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.core.source import git_commit
@@ -292,7 +292,7 @@ def code_version() -> Code:
 def code_sha256(*parts: str) -> str:
     """Return the SHA-256 of the source of kdflow, or of the folders `parts` of it, in hex."""
     digest = hashlib.sha256()
-    for file in sorted(file for part in parts or ("**",) for file in PACKAGE.glob(f"{part}/*.py")):
+    for file in sorted(file for part in parts or ("**",) for file in code_files(f"{part}/*.py")):
         digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{files.sha256(file)}\n".encode())
     return digest.hexdigest()
 

@@ -12,6 +12,7 @@ from commands import KDFLOW, fails_in_one_line, run
 from factories import DEMO, EXPERIMENT, make_record, make_teacher
 from paths import ROOT
 
+from kdflow import __version__
 from kdflow.training import record
 
 
@@ -62,9 +63,27 @@ def test_an_unknown_option_is_reported_with_the_whole_command():
 
 
 def test_the_help_is_shown_without_a_command():
-    done = run()
-    assert "Traceback" not in done.stderr
-    assert "Usage:" in done.stdout + done.stderr
+    done = run(command=[sys.executable, "-m", "kdflow"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage:" in done.stdout
+
+
+def test_the_version():
+    assert run("--version").stdout == f"kdflow {__version__}\n"
+
+
+def test_the_shell_completes_commands_and_options(monkeypatch):
+    monkeypatch.setenv("_KDFLOW_COMPLETE", "complete_bash")
+    for words, completed in (("kdflow exp", ["export"]), ("kdflow init --he", ["--help"])):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert run(command=[Path(sys.executable).with_name("kdflow")]).stdout.split() == completed
+
+
+def test_init_prints_what_to_do_next(tmp_path):
+    assert run("init", "my demo", cwd=tmp_path).stdout.endswith("next: cd 'my demo' && dvc repro && kdflow table\n")
+    assert "settings are valid" in run("check", cwd=tmp_path / "my demo").stdout
+    fails_in_one_line(run("init", "my demo", cwd=tmp_path), "my demo: is not empty")
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,6 @@ CONTENT = {
     "broken": (b"epochs: [1, 2\nlr: }", "not YAML"),
     "a list": (b"- epochs\n- lr\n", "list"),
     "a word": (b"epochs\n", "str"),
-    "empty": (b"", "NoneType"),
     "latin-1": ("dataset: caf\u00e9\n".encode("latin-1"), ""),
     "a null byte": (b"dataset: a\x00b\n", ""),
     "a key twice": (b"a: 1\na: 2\n", "duplicate key"),
@@ -231,13 +230,6 @@ def test_a_file_that_is_no_mapping_is_one_line(root, file, name):
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"{root / file}: ")
     assert word in lines[0]
-
-
-@pytest.mark.parametrize("file", ["params.yaml", DATASETS, MODELS, METHODS, PAIRS])
-def test_a_missing_file_is_one_line(root, file):
-    (root / file).unlink()
-    (line,) = refused(root)
-    assert line.startswith(f"{root / file}: no such file")
 
 
 def test_several_mistakes_of_a_file_give_several_lines(root):

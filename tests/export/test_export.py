@@ -275,7 +275,7 @@ def test_a_file_with_other_logits_is_not_kept(weights, exported, tmp_path, monke
 def test_missing_packages_of_onnx_are_named(weights, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = refused(attempt(weights, tmp_path / "x.onnx", "onnx"))
-    assert message == "onnx, onnxscript, onnxruntime: not installed; pip install -e '.[onnx]'"
+    assert message == "onnx, onnxscript, onnxruntime: not installed; pip install 'kdflow[onnx]'"
     assert list(tmp_path.iterdir()) == []
 
 

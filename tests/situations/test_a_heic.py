@@ -41,7 +41,7 @@ def check(folder, suffix):
 @pytest.fixture
 def heif():
     """The plugin, in formats() for the time of a test."""
-    plugin = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install -e '.[heif]'")
+    plugin = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install 'kdflow[heif]'")
     plugin.register_heif_opener()  # to write files
     formats.cache_clear()
     return plugin
@@ -74,7 +74,7 @@ def test_without_the_plugin_its_name_is_in_every_message(tmp_path, monkeypatch):
     without = {name: suffixes for name, suffixes in formats().items() if name != "HEIF"}
     for module in (decode_module, user_folder):
         monkeypatch.setattr(module, "formats", lambda: without)
-    hint = r"; `pip install pillow-heif` makes HEIC readable"
+    hint = r"; `pip install 'kdflow\[heif\]'` makes HEIC readable"
     make_photos(tmp_path / "photos", ".png")
     (tmp_path / "photos/cat/IMG_1.HEIC").write_bytes(b"heic")
     source = UserFolder(folder=str(tmp_path / "photos"), image_size=32)

@@ -124,7 +124,7 @@ def _timm_names():
 @pytest.mark.long
 @pytest.mark.parametrize("name", _timm_names())
 def test_a_model_of_every_module_of_timm_works_or_is_one_line(name):
-    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     for size in (64, 256):
         try:
             outputs = output_shapes(Architecture(name=name, model=_recipe(name, "timm")), 7, size)
@@ -137,13 +137,13 @@ def test_a_model_of_every_module_of_timm_works_or_is_one_line(name):
 
 
 def test_the_image_size_is_passed_to_timm_s_vision_transformers_and_not_to_networks_of_any_size():
-    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t", "efficientnet_b0"):
         assert output_shapes(Architecture(name=name, model=_recipe(name, "timm")), 7, 64).logits.shape == (2, 7)
 
 
 def test_passing_the_image_size_to_timm_changes_no_initial_weight():
-    timm = pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     for name, size in (("resnet10t", 64), ("vit_tiny_patch16_224", 224)):
         torch.manual_seed(3)
         expected = copy.deepcopy(timm.create_model(name, num_classes=7).state_dict())

@@ -126,4 +126,4 @@ def require(*packages: str) -> None:
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)}: not installed; pip install -e '.[onnx]'")
+        raise UserError(f"{', '.join(missing)}: not installed; pip install 'kdflow[onnx]'")

@@ -1,4 +1,4 @@
-"""Any model of timm by name, with initial weights. timm is an optional dependency: pip install -e '.[timm]'."""
+"""Any model of timm by name, with initial weights. timm is an optional dependency: pip install 'kdflow[timm]'."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint
 def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:
     """Build the model `name` of timm with its other options, for the image size if the model has a fixed one."""
     if importlib.util.find_spec("timm") is None:
-        raise ValueError("timm is not installed: pip install -e '.[timm]'")
+        raise ValueError("timm is not installed: pip install 'kdflow[timm]'")
     import timm
 
     state = torch.get_rng_state()

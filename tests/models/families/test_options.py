@@ -39,7 +39,7 @@ def test_torchvision_s_transformers_get_the_image_size():
 
 
 def test_timm_by_name():
-    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     options = {"name": "test_resnet", "drop_rate": 0.1}
     recipe = Model(family="timm", options=options, features=["layer1", "layer4"], head="fc")
     model = create_model("small", recipe, 5, 32).eval()
@@ -53,7 +53,7 @@ def test_missing_timm_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError) as caught:
         create_model("small", Model(family="timm", options={"name": "resnet18"}), 10, 32)
-    assert str(caught.value).endswith("timm is not installed: pip install -e '.[timm]'")
+    assert str(caught.value).endswith("timm is not installed: pip install 'kdflow[timm]'")
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_options_of_another_type_are_refused_in_one_line(family, options):
     ],
 )
 def test_wrong_options_of_timm_are_refused_in_one_line(options, message):
-    pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdflow[timm]'")
     assert message in _refusal("timm", options, 32)
 
 

@@ -1,0 +1,5 @@
+"""Entry point of `python -m kdflow`."""
+
+from kdflow.cli import main
+
+main()
