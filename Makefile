@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 # every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-long check micro miniature serve clean scm
+.PHONY: demo test test-slow test-long check docs micro miniature serve clean scm
 
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
@@ -36,6 +36,10 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow plan --check --paper paper/miniature
 	kdflow plan --check --paper paper/micro
 	kdflow plan --check --paper evidence
+
+docs: $(VENV)/demo.ok  ## the documentation site, in site/
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 micro: scm  ## four cells with a teacher from a file, compared with their baseline
 	dvc --cd paper/micro repro --force $(MICRO:%=cell@digits-%)
