@@ -24,7 +24,7 @@ LAYERS = (
     {"data", "models"},
     {"methods"},
     {"training"},
-    {"paper", "teachers", "launch"},
+    {"api", "paper", "teachers", "launch"},
     {"export", "report", "sweep"},
     {"pipeline"},
     {"cli", "stages"},

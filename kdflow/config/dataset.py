@@ -70,7 +70,7 @@ class BaseView(Settings):
     crop: Annotated[int, Field(ge=0, le=4096)]
     flip: bool
     resize: Resize | None = Field(
-        None, exclude_if=lambda value: value is None
+        default=None, exclude_if=lambda value: value is None
     )  # so that settings without it keep their hash
     grey16_max: Annotated[int, Field(ge=1, lt=2**16)] | None = Field(
         default=None, exclude_if=lambda value: value is None

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from kdflow.config import BaseView, DatasetSource
@@ -26,6 +26,7 @@ from kdflow.core.download import DownloadSpec, download
 from kdflow.core.errors import UserError, one_line
 from kdflow.core.progress import Display
 from kdflow.data.image_files import FileList, ImageFiles, TarFileList
+from kdflow.data.map_style import MapStyleImages
 
 SPLITS, CLASSES = ("train", "test"), "class_names"
 
@@ -59,9 +60,12 @@ class Splits:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split on the device. `images` is in the channels-last memory format, the fastest one for convolutions."""
+    """One split on the device. `images` is in the channels-last memory format, the fastest one for convolutions.
 
-    images: UInt8[Tensor, "n 3 size size"]
+    Prepared datasets have bytes; float32 images are those of a user, already normalised.
+    """
+
+    images: UInt8[Tensor, "n 3 size size"] | Float[Tensor, "n 3 size size"]
     labels: Int64[Tensor, " n"]
     workers: ClassVar[int] = 0
 
@@ -83,13 +87,16 @@ class ImageSet:
         batch_size: int,
         base_view: BaseView,  # noqa: ARG002 (the signature of `ImageFiles`)
         rows: slice,
-    ) -> Sequence[UInt8[Tensor, "_b 3 _size _size"]]:
+    ) -> Sequence[UInt8[Tensor, "_b 3 _size _size"] | Float[Tensor, "_b 3 _size _size"]]:
         """Return batches of the images `rows`, in order and without augmentation."""
         return torch.split(self.images[rows], batch_size)
 
 
-Images = ImageSet | ImageFiles
-"""One split, in memory or in files. Both have labels, a length, an image size and batches for testing."""
+Images = ImageSet | ImageFiles | MapStyleImages
+"""One split, in memory, in files, or in a user's dataset.
+
+All have labels, a length, an image size and batches for testing.
+"""
 
 
 @dataclass(frozen=True)

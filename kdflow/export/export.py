@@ -17,6 +17,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.core.machine import default_loader_workers
 from kdflow.data import Images, ImageSet, Loaded, balanced_order, load
+from kdflow.data.image_files import ImageFiles
 from kdflow.export import latency
 from kdflow.export.card import ModelCard, make_card
 from kdflow.export.formats import Runner, format_by_name
@@ -197,6 +198,7 @@ def stratified_subset(images: Images, max_images: int) -> Images:
     kept.sort()
     if isinstance(images, ImageSet):
         return ImageSet(images.images[torch.from_numpy(kept)], images.labels[torch.from_numpy(kept)])
+    assert isinstance(images, ImageFiles), "prepared datasets are read"
     return dataclasses.replace(images, files=images.files.take(kept), labels=images.labels[torch.from_numpy(kept)])
 
 

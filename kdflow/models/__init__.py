@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -79,6 +79,14 @@ def init_convolutions(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def to_device(model: M, device: torch.device) -> M:
+    """Move a model to a device, in the channels-last memory format, the fastest one for convolutions."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def save_weights(model: nn.Module, path: Path) -> str:

@@ -49,37 +49,41 @@ class FeatureExtractor:
     def __init__(self, name: str, model: nn.Module, recipe: Model, forward: Forward | None = None) -> None:
         self.model, self.recipe, self.forward = model, recipe, model if forward is None else forward
         self.gives_features = bool(recipe.features) or recipe.head is not None
-        self.seen: dict[str, Tensor] | None = None  # None outside of __call__: other passes keep nothing
         layers = dict(model.named_modules())
         for field, layer in [("features", layer) for layer in recipe.features] + [("head", recipe.head)]:
             if layer is not None and layer not in layers:
                 raise UserError(f"recipes/models.yaml: {name}.{field}: the model has no layer {layer!r}")
-        for layer in recipe.features:
-            layers[layer].register_forward_hook(self._keep_output(layer))
+        self.layers = {layer: layers[layer] for layer in recipe.features}
         self.head = None if recipe.head is None else layers[recipe.head]
-        if self.head is not None:
-            self.head.register_forward_pre_hook(self._keep_input)
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Outputs:
         """Run one forward pass."""
-        self.seen = {}
+        seen: dict[str, Tensor] = {}
+        # The hooks exist during this pass only: others keep nothing, and the model can be pickled.
+        hooks = [layer.register_forward_hook(_keep_output(seen, name)) for name, layer in self.layers.items()]
+        if self.head is not None:
+            hooks.append(self.head.register_forward_pre_hook(_keep_input(seen)))
         try:
             logits = self.forward(x)
-            pooled = None if self.recipe.head is None else _to_float32(self.seen[_HEAD])
-            return Outputs(logits, tuple(_to_float32(self.seen[layer]) for layer in self.recipe.features), pooled)
         finally:
-            self.seen = None
+            for hook in hooks:
+                hook.remove()
+        pooled = None if self.head is None else _to_float32(seen[_HEAD])
+        return Outputs(logits, tuple(_to_float32(seen[layer]) for layer in self.layers), pooled)
 
-    def _keep_output(self, layer: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Sequence[Any], output: Any) -> None:
-            if self.seen is not None:
-                self.seen[layer] = output
 
-        return hook
+def _keep_output(seen: dict[str, Tensor], layer: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Sequence[Any], output: Any) -> None:
+        seen[layer] = output
 
-    def _keep_input(self, _module: nn.Module, inputs: Sequence[Any]) -> None:
-        if self.seen is not None:
-            self.seen[_HEAD] = inputs[0]
+    return hook
+
+
+def _keep_input(seen: dict[str, Tensor]) -> Any:
+    def hook(_module: nn.Module, inputs: Sequence[Any]) -> None:
+        seen[_HEAD] = inputs[0]
+
+    return hook
 
 
 def without_features(model: Model) -> Model:
@@ -103,10 +107,18 @@ def output_shapes(architecture: Architecture, classes: int, image_size: int) -> 
     """
     name = architecture.name
     model = create_model_on_meta(name, architecture.model, classes, image_size).eval()
-    x = torch.zeros(2, 3, image_size, image_size, device="meta")
-    extractor = FeatureExtractor(name, model, architecture.model)
+    return outputs_of_two(FeatureExtractor(name, model, architecture.model), name, classes, image_size)
+
+
+def outputs_of_two(extractor: FeatureExtractor, name: str, classes: int, image_size: int) -> Outputs:
+    """Return `Outputs` of two black images, on the device of the model.
+
+    Raises:
+        UserError: the model does not accept images of this size, or does not return logits.
+    """
+    device = next((parameter.device for parameter in extractor.model.parameters()), None)
     try:
-        outputs = extractor(x)
+        outputs = extractor(torch.zeros(2, 3, image_size, image_size, device=device))
         if outputs.logits.shape != (2, classes):
             raise ValueError(f"it returns {list(outputs.logits.shape)} instead of logits [2, {classes}]")
     except Exception as error:  # Libraries' models raise exceptions of many types.

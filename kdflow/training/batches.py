@@ -13,6 +13,7 @@ from kdflow.config import BaseView
 from kdflow.core.errors import UserError
 from kdflow.data import Images, ImageSet
 from kdflow.data.image_files import ImageFiles
+from kdflow.data.map_style import MapStyleImages
 from kdflow.methods.views import BaseViewTransform, channel_mean_std, normalise
 from kdflow.training.distributed import all_gather_rows, shard
 from kdflow.training.epoch_plan import EpochPlan, StepPlan
@@ -52,9 +53,9 @@ class InMemoryBatches:
 
 
 class StreamedBatches:
-    """Batches of image files: worker processes read, crop and flip them; the device normalises them."""
+    """Batches of image files or a user's dataset: worker processes read and augment them; the device normalises."""
 
-    def __init__(self, images: ImageFiles, base_view: BaseView) -> None:
+    def __init__(self, images: ImageFiles | MapStyleImages, base_view: BaseView) -> None:
         self.images, self.base_view = images, base_view
         self.mean, self.std = channel_mean_std(base_view, images.labels.device)
 
@@ -69,4 +70,4 @@ class StreamedBatches:
 
 def make_batches(images: Images, base_view: BaseView) -> InMemoryBatches | StreamedBatches:
     """Return the batches for images of this kind."""
-    return StreamedBatches(images, base_view) if isinstance(images, ImageFiles) else InMemoryBatches(images, base_view)
+    return InMemoryBatches(images, base_view) if isinstance(images, ImageSet) else StreamedBatches(images, base_view)

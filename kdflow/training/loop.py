@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from kdflow.training.schedule import learning_rate
 from kdflow.training.step import Step, StepResult, StudentWithLoss
 from kdflow.training.teacher_logits import TeacherSource, ViewCounts
 
+EpochCallback = Callable[[record.Epoch], object]
 REPORT_EVERY = 0.5  # seconds between two progress updates
 
 
@@ -33,9 +35,10 @@ def fit(
     data: Loaded,
     learner: StudentWithLoss,
     teacher: TeacherSource | None,
-    checkpoint_file: Path,
+    checkpoint_file: Path | None,
     key: str,
     emit: Emit,
+    on_epoch: EpochCallback | None = None,
 ) -> RunProgress:
     """Train for the epochs that are not in the run's checkpoint; return the progress of the finished run.
 
@@ -45,9 +48,10 @@ def fit(
         data: training and test images.
         learner: the student and the modules of its extra loss; trained in place.
         teacher: source of the teacher's outputs, if the method needs them.
-        checkpoint_file: the file that is replaced after each epoch.
+        checkpoint_file: the file that is replaced after each epoch; None keeps no checkpoint.
         key: identity of the run; a checkpoint with another key is ignored.
         emit: called with each event.
+        on_epoch: called with the record of each epoch, those of the checkpoint first.
 
     Raises:
         UserError: the loss is not finite.
@@ -60,6 +64,9 @@ def fit(
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
+    on_epoch = on_epoch or (lambda _: None)
+    for point in progress.curve:
+        on_epoch(point)
     while not is_finished(training, progress.curve):
         epoch, started = len(progress.curve), time.perf_counter()
         first = epoch * steps_per_epoch
@@ -79,9 +86,10 @@ def fit(
         point = _point(epoch, learning_rate(training, first, steps_per_epoch), steps, total.item() / run.fitted_images)
         point = _measure(run, point, progress.curve, learner, data.test, validation)
         progress = _add_epoch(progress, point, time.perf_counter() - started, teacher)
-        if distributed.rank() == 0:
+        if checkpoint_file is not None and distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
         report.epoch_done(first + steps_per_epoch, progress.curve)
+        on_epoch(point)
     return progress
 
 
@@ -171,10 +179,10 @@ def _add_epoch(
 
 
 def _resume(
-    name: str, file: Path, learner: StudentWithLoss, optimizer: torch.optim.Optimizer, key: str, emit: Emit
+    name: str, file: Path | None, learner: StudentWithLoss, optimizer: torch.optim.Optimizer, key: str, emit: Emit
 ) -> RunProgress:
     """Load the checkpoint, or the previous one if that is damaged; without one the run starts at the first epoch."""
-    for candidate in (file, checkpoint.previous_path(file)):
+    for candidate in () if file is None else (file, checkpoint.previous_path(file)):
         try:
             progress = checkpoint.load(candidate, learner, optimizer, key)
         except ValueError as error:

@@ -16,7 +16,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.core.progress import Emit, Finished, Note
 from kdflow.data import Loaded, load
-from kdflow.models import create_model, load_exact, save_weights
+from kdflow.models import create_model, load_exact, save_weights, to_device
 from kdflow.models.features import FeatureExtractor, without_features
 from kdflow.models.precision import Forward, check_supported, fold_batch_norm, make_forward, use_tf32
 from kdflow.training import distributed, record, teacher_logits
@@ -196,5 +196,4 @@ def load_teacher(weights: Path, run: RunSettings, device: torch.device) -> tuple
     assert run.teacher is not None
     model = create_model(run.teacher.name, run.teacher.model, run.classes, run.image_size)
     sha256 = load_exact(model, weights)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False), sha256
+    return to_device(model, device).eval().requires_grad_(False), sha256

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdflow.config import Architecture, Method, RunSettings, StrongView, Training
+from kdflow.config import Architecture, ExtraLoss, Method, RunSettings, Training
 from kdflow.core.errors import UserError, one_line
-from kdflow.methods.labels import mixed
 from kdflow.methods.losses import LossInputs, distillation_loss
-from kdflow.methods.picks import Pool, pick_ratio, top_fraction
+from kdflow.methods.picks import top_fraction
 from kdflow.methods.views import StrongBatch, concat_draws
-from kdflow.models import create_model, create_model_on_meta
+from kdflow.models import create_model, create_model_on_meta, to_device
 from kdflow.models.features import FeatureExtractor, Outputs, output_shapes, without_features
 from kdflow.models.initial import load_initial
-from kdflow.models.precision import Forward, make_forward
+from kdflow.models.precision import make_forward
 from kdflow.training.batches import Batch
 from kdflow.training.device import seed_default_generators
 from kdflow.training.distributed import (
@@ -35,6 +34,7 @@ from kdflow.training.distributed import (
     shard,
     wrap_ddp,
 )
+from kdflow.training.strong_view import StrongViewTerm, view_key
 from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
 
 
@@ -45,7 +45,7 @@ class StudentWithLoss(nn.Module):
     images; each is None if the settings do not need it. `head_note` states what became of the head of initial weights.
     """
 
-    def __init__(self, student: nn.Module, loss: nn.Module | None, training: Training, head_note: str) -> None:
+    def __init__(self, student: nn.Module, loss: nn.Module | None, training: Training, head_note: str = "") -> None:
         super().__init__()
         self.student, self.loss, self.head_note = student, loss, head_note
         self.average: AveragedModel | None = None
@@ -81,24 +81,36 @@ def new_student(run: RunSettings, labels: Int64[Tensor, " n"], initial: Path | N
         UserError: the model does not take images of this size, or the loss does not support the pair of models.
     """
     architecture = Architecture(name=run.architecture, model=run.model)
-    shapes = output_shapes(architecture, run.classes, run.image_size)
+    shapes, teacher_shapes = output_shapes(architecture, run.classes, run.image_size), None
+    if run.method.loss is not None and run.teacher is not None:
+        teacher_shapes = output_shapes(run.teacher, run.classes, run.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         student = create_model(run.architecture, run.model, run.classes, run.image_size)
-        loss = _new_loss(run, shapes, labels)
+        loss = new_loss(run.method.loss, shapes, teacher_shapes, labels)
     note = ""
     if initial is not None:
         note = load_initial(student, run.architecture, run.model, initial, run.classes, run.image_size)
-    learner = StudentWithLoss(student, loss, run.training, note).to(labels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return learner.train()  # type: ignore[no-any-return]
+    return to_device(StudentWithLoss(student, loss, run.training, note), labels.device).train()
 
 
-def _new_loss(run: RunSettings, student: Outputs, labels: Int64[Tensor, " n"]) -> nn.Module | None:
-    settings = run.method.loss
+def new_loss(
+    settings: ExtraLoss | None, student: Outputs, teacher: Outputs | None, labels: Int64[Tensor, " n"]
+) -> nn.Module | None:
+    """Create the module of an extra loss, with initial weights from torch's global generator; None without one.
+
+    Args:
+        settings: the loss, its options and its weight.
+        student: outputs of the student for one batch, on the meta device.
+        teacher: outputs of the teacher for the same batch.
+        labels: labels of the training set.
+
+    Raises:
+        UserError: the loss does not have an option, or does not support the pair of models.
+    """
     if settings is None:
         return None
-    assert run.teacher is not None
-    teacher = output_shapes(run.teacher, run.classes, run.image_size)
+    assert teacher is not None
     if not settings.needs_features:
         student, teacher = (replace(outputs, maps=(), pooled=None) for outputs in (student, teacher))
     module: Any = importlib.import_module(f"kdflow.methods.losses.{settings.name}")
@@ -135,12 +147,13 @@ def check_last_batch_norm(run: RunSettings) -> None:
 def _call_loss_on_meta(run: RunSettings) -> None:
     """Call the extra loss, if there is one, with the shapes of one image."""
     architecture = Architecture(name=run.architecture, model=run.model)
-    student = output_shapes(architecture, run.classes, run.image_size)
-    loss = _new_loss(run, student, torch.arange(run.train_images) % run.classes)
-    if loss is None:
+    if run.method.loss is None or run.teacher is None:
         return
-    assert run.teacher is not None
-    teacher = output_shapes(run.teacher, run.classes, run.image_size).rows(0, 1)
+    student = output_shapes(architecture, run.classes, run.image_size)
+    teacher = output_shapes(run.teacher, run.classes, run.image_size)
+    loss = new_loss(run.method.loss, student, teacher, torch.arange(run.train_images) % run.classes)
+    assert loss is not None
+    teacher = teacher.rows(0, 1)
     label = torch.zeros(1, dtype=torch.int64, device="meta")
     inputs = LossInputs(student.rows(0, 1), teacher, label, label, 1.0, torch.Generator(), lambda _: teacher.logits)
     loss.to("meta").train()(inputs)
@@ -160,11 +173,6 @@ def teacher_views(method: Method) -> tuple[str, ...]:
     return ((BASE_VIEW,) if x or label.NEEDS_X else ()) + tuple(draws)
 
 
-def view_key(strong: StrongView, k: int) -> str:
-    """Return the name of draw k of a strong view's pool."""
-    return f"{strong.view}/{k}"
-
-
 @dataclass(frozen=True)
 class StepResult:
     """Results of a step, on the device: its loss, and r of the paper's Eq. 4 if the method picks."""
@@ -173,68 +181,8 @@ class StepResult:
     pick_ratio: Float[Tensor, ""] | None
 
 
-class StrongViewTerm:
-    """Term of the loss for strong views x'.
-
-    Raises:
-        UserError: a batch is too small for the view.
-    """
-
-    def __init__(self, run: RunSettings, settings: StrongView, student: nn.Module, forward: Forward) -> None:
-        self.method, self.settings, self.student, self.forward = run.method, settings, student, forward
-        self.view: Any = importlib.import_module(f"kdflow.methods.views.{settings.view}")
-        self.label: Any = importlib.import_module(f"kdflow.methods.labels.{settings.label}")
-        self.criterion: Any = settings.pick and importlib.import_module(
-            f"kdflow.methods.picks.{settings.pick.criterion}"
-        )
-        self.weight = run.method.kl if settings.weight is None else settings.weight
-        if self.view.MIXES_IMAGES and run.training.batch_size == 1:
-            raise UserError(
-                f"batch_size: {settings.view} mixes the images of a batch, which has only 1; take 2 or more"
-            )
-
-    def apply_view(self, batch: Batch) -> dict[str, StrongBatch]:
-        """Return x' of each draw of the pool, by its view key."""
-        return {view_key(self.settings, k): self.view.apply(batch.x, draw) for k, draw in enumerate(batch.plan.strong)}
-
-    def pick(self, pool: StrongBatch, noise: Float[Tensor, " n"]) -> tuple[StrongBatch, Float[Tensor, ""] | None]:
-        """Return the views of the pool with the largest scores, and r of Eq. 4; all of it if the method does not pick.
-
-        By default the student scores in train mode, as published: that updates the running statistics of batch norm.
-        """
-        pick, teacher_logits = self.settings.pick, pool.teacher_logits
-        if pick is None:
-            return pool, None
-        assert teacher_logits is not None
-
-        def student_outputs() -> Tensor:
-            self.student.train(pick.student_mode == "train")
-            logits = self.forward(pool.images[shard(len(pool.images))])
-            self.student.train()
-            return all_gather_rows(logits, len(pool.images))
-
-        with torch.no_grad():
-            scores = self.criterion.score(Pool(teacher_logits, student_outputs, self.method.tau, noise))
-            picked = top_fraction(scores, pick.keep)
-            return pool.take(picked), pick_ratio(scores, picked)
-
-    def loss(
-        self, picked: StrongBatch, labels: Int64[Tensor, " b"], teacher_logits_x: Float[Tensor, "b classes"] | None
-    ) -> Float[Tensor, ""]:
-        """Return the weighted loss of x'; if x' replaces x, cross-entropy with the mixed label is added."""
-        views = len(picked.images)
-        picked = picked.take(shard(views))
-        logits = self.forward(picked.images)
-        loss: Tensor = logits.new_zeros(())
-        if self.weight > 0:
-            loss = loss + self.weight * self.label.loss(logits, picked, labels, teacher_logits_x, self.method.tau)
-        if self.settings.replaces_x:
-            loss = loss + self.method.ce * mixed.loss(logits, picked, labels)
-        return scale_to_global_mean(loss, views)
-
-
-class Step:
-    """The training step of a run: a function of the weights and the step plan alone, which has all its randomness.
+class BatchLoss:
+    """The loss of a batch: a function of the weights and the step plan, which has all its randomness but dropout's.
 
     Raises:
         UserError: a batch is too small for the strong view.
@@ -245,13 +193,11 @@ class Step:
         run: RunSettings,
         learner: StudentWithLoss,
         teacher: TeacherSource | None,
-        optimizer: torch.optim.Optimizer,
         class_weights: Float[Tensor, " classes"] | None = None,
     ) -> None:
         method = run.method
         self.training, self.class_weights = run.training, class_weights
-        self.learner, self.parameters = learner, learner.trained_parameters()
-        self.method, self.teacher, self.optimizer, self.epochs = method, teacher, optimizer, run.training.epochs
+        self.method, self.teacher, self.epochs = method, teacher, run.training.epochs
         self.student = wrap_ddp(learner.student)
         self.loss = None if learner.loss is None else wrap_ddp(learner.loss)
         self.loss_needs_batch = method.loss is not None and method.loss.needs_batch
@@ -262,13 +208,8 @@ class Step:
         self.uses_x = method.strong is None or not method.strong.replaces_x
         self.teacher_views = teacher_views(method)
 
-    def __call__(self, batch: Batch, lr: float) -> StepResult:
-        """Update the student at learning rate `lr`.
-
-        It seeds torch's default generators, so that models with dropout give the same weights again, resumed or not.
-        """
-        # Processes have different images, and draw different masks.
-        seed_default_generators(batch.plan.model_seed + rank(), batch.x.device)
+    def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+        """Return the loss, with gradients, and r of Eq. 4; None if the method does not pick."""
         draws = self.strong.apply_view(batch) if self.strong else {}
         teacher, draws = self.query_teacher(batch, draws)
         loss, pick_ratio = batch.x.new_zeros(()), None
@@ -277,8 +218,7 @@ class Step:
         if self.strong is not None:
             picked, pick_ratio = self.strong.pick(concat_draws(list(draws.values())), batch.plan.noise)
             loss = loss + self.strong.loss(picked, batch.labels, None if teacher is None else teacher.logits)
-        self.update(loss, lr)
-        return StepResult(all_reduce_mean(loss.detach()), pick_ratio)
+        return loss, pick_ratio
 
     def query_teacher(
         self, batch: Batch, draws: dict[str, StrongBatch]
@@ -336,6 +276,36 @@ class Step:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         # torch's mean would divide by the weights of the batch, which would cancel them in a batch of one class.
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing) / len(labels)
+
+
+class Step(BatchLoss):
+    """The training step of a run: a function of the weights and the step plan alone.
+
+    Raises:
+        UserError: a batch is too small for the strong view.
+    """
+
+    def __init__(
+        self,
+        run: RunSettings,
+        learner: StudentWithLoss,
+        teacher: TeacherSource | None,
+        optimizer: torch.optim.Optimizer,
+        class_weights: Float[Tensor, " classes"] | None = None,
+    ) -> None:
+        super().__init__(run, learner, teacher, class_weights)
+        self.learner, self.parameters, self.optimizer = learner, learner.trained_parameters(), optimizer
+
+    def __call__(self, batch: Batch, lr: float) -> StepResult:
+        """Update the student at learning rate `lr`.
+
+        It seeds torch's default generators, so that models with dropout give the same weights again, resumed or not.
+        """
+        # Processes have different images, and draw different masks.
+        seed_default_generators(batch.plan.model_seed + rank(), batch.x.device)
+        loss, pick_ratio = self.batch_loss(batch)
+        self.update(loss, lr)
+        return StepResult(all_reduce_mean(loss.detach()), pick_ratio)
 
     def update(self, loss: Float[Tensor, ""], lr: float) -> None:
         """Take one step of the optimiser."""

@@ -70,8 +70,11 @@ def concat_draws(draws: Sequence[StrongBatch]) -> StrongBatch:
 
 
 def crop_and_flip(
-    images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"], crop: int
-) -> UInt8[Tensor, "b 3 size size"]:
+    images: UInt8[Tensor, "b 3 size size"] | Float[Tensor, "b 3 size size"],
+    shift: Int64[Tensor, "b 2"],
+    flip: Bool[Tensor, " b"],
+    crop: int,
+) -> UInt8[Tensor, "b 3 size size"] | Float[Tensor, "b 3 size size"]:
     """Zero-pad by `crop` pixels, crop to the original size at each image's `shift` (0 to 2 crop), then flip."""
     if crop:
         size = images.shape[-1]
@@ -82,11 +85,16 @@ def crop_and_flip(
 
 
 def normalise(
-    images: UInt8[Tensor, "b 3 h w"], mean: Float[Tensor, "1 3 1 1"], std: Float[Tensor, "1 3 1 1"]
+    images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+    mean: Float[Tensor, "1 3 1 1"],
+    std: Float[Tensor, "1 3 1 1"],
 ) -> Float[Tensor, "b 3 h w"]:
-    """Convert bytes to (value / 255 - mean) / std in float32, channels last."""
+    """Convert bytes to (value / 255 - mean) / std in float32, channels last; floating-point images keep their values.
+
+    Floating-point images are those of a dataset that normalises them itself.
+    """
     x = images.to(torch.float32, memory_format=torch.channels_last)
-    return (x / 255 - mean) / std
+    return x if images.is_floating_point() else (x / 255 - mean) / std
 
 
 class BaseViewTransform:
@@ -97,7 +105,10 @@ class BaseViewTransform:
         self.mean, self.std = channel_mean_std(base_view, device)
 
     def __call__(
-        self, images: UInt8[Tensor, "b 3 size size"], shift: Int64[Tensor, "b 2"], flip: Bool[Tensor, " b"]
+        self,
+        images: UInt8[Tensor, "b 3 size size"] | Float[Tensor, "b 3 size size"],
+        shift: Int64[Tensor, "b 2"],
+        flip: Bool[Tensor, " b"],
     ) -> Float[Tensor, "b 3 size size"]:
         """Return the view of each image."""
         return normalise(crop_and_flip(images, shift, flip, self.crop), self.mean, self.std)
