@@ -64,9 +64,7 @@ def fit(
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
-    on_epoch = on_epoch or (lambda _: None)
-    for point in progress.curve:
-        on_epoch(point)
+    on_epoch = _started(on_epoch, progress.curve)
     while not is_finished(training, progress.curve):
         epoch, started = len(progress.curve), time.perf_counter()
         first = epoch * steps_per_epoch
@@ -91,6 +89,14 @@ def fit(
         report.epoch_done(first + steps_per_epoch, progress.curve)
         on_epoch(point)
     return progress
+
+
+def _started(on_epoch: EpochCallback | None, curve: tuple[record.Epoch, ...]) -> EpochCallback:
+    """Return the callback after its calls with the epochs of the checkpoint; without one, a function that does nothing."""
+    on_epoch = on_epoch or (lambda _: None)
+    for point in curve:
+        on_epoch(point)
+    return on_epoch
 
 
 def _optimizer(training: Training, learner: StudentWithLoss) -> torch.optim.Optimizer:
