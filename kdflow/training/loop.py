@@ -92,7 +92,7 @@ def fit(
 
 
 def _started(on_epoch: EpochCallback | None, curve: tuple[record.Epoch, ...]) -> EpochCallback:
-    """Return the callback after its calls with the epochs of the checkpoint; without one, a function that does nothing."""
+    """Return the callback, after calls with the epochs of the checkpoint; by default one that does nothing."""
     on_epoch = on_epoch or (lambda _: None)
     for point in curve:
         on_epoch(point)
