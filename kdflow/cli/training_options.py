@@ -45,10 +45,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_options(**values: Any) -> None:
-        given = {name: value for name in names if (value := values.pop(name)) is not None}
+        given = {one.name: value for one in added if (value := values.pop(one.name, one.default)) is not None}
         command(**values, training=given)
 
-    names = [parameter.name for parameter in added]
     kept = [parameter for parameter in signature.parameters.values() if parameter.name != "training"]
     with_options.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     return with_options
