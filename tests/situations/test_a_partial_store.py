@@ -61,5 +61,5 @@ def test_a_checkpoint_of_another_torch_is_not_resumed():
     machine = record.machine_info("cpu", 1, 0, 1)
     upgraded = machine.model_copy(update={"versions": {**machine.versions, "torch": "99.0"}})
     code = record.code_version()
-    keys = {_Inputs("data", None, code, one).key(RUN) for one in (machine, upgraded)}
+    keys = {_Inputs("data", None, None, code, one).key(RUN) for one in (machine, upgraded)}
     assert len(keys) == 2

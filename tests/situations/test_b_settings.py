@@ -313,11 +313,9 @@ def test_any_value_is_either_taken_or_refused_in_lines(tmp_path, monkeypatch, ch
             contents[file]["dataset"] = dict(FOLDER)
         with suppress(TypeError, KeyError, IndexError):  # the first change may have replaced the place of the second
             put(contents[file], path, written(value) if file == "baseline.json" else value)
-    monkeypatch.setattr(
-        sys.modules[config.load.__module__],
-        "_read_yaml",
-        lambda file, _: contents[file.relative_to(tmp_path).as_posix()],
-    )
+    module = sys.modules[config.load.__module__]
+    monkeypatch.setattr(module, "_read_yaml", lambda file, *_, **__: contents[file.relative_to(tmp_path).as_posix()])
+    monkeypatch.setattr(module, "PROJECT_FILES", tmp_path)  # the folder of the built-in recipes
     (tmp_path / "params.yaml").touch()
     (tmp_path / "baseline.json").write_text(json.dumps(contents["baseline.json"]))
     for file in {file for (file, _), _ in changes}:
