@@ -1,4 +1,4 @@
-"""A run of two processes, for test_distributed.py."""
+"""A run of several processes, for test_distributed.py."""
 
 import os
 import random
@@ -26,6 +26,8 @@ from kdflow.training.evaluate import predict_logits
 from kdflow.training.step import new_student
 
 METHODS_TO_TRAIN = ("ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick", "dkd", "dkd_tlcutmix_pick", "a trained loss")
+# Losses of one image and of a batch, on features and on logits, with and without parameters.
+LOSSES_TO_TRAIN = ("at_kd", "vid", "sp", "rkd", "hint", "crd_kd_tlcutmix_pick", "dist", "ctkd")
 
 
 class TrainedLoss(nn.Module):
@@ -42,17 +44,18 @@ class TrainedLoss(nn.Module):
         return difference.square().mean()
 
 
-def run_by(name: str) -> RunSettings:
+def run_by(name: str, epochs: int = 2) -> RunSettings:
     """Return a run with batches of 17 and 3 images, and a learning rate that does not amplify rounding errors."""
-    return run_of(METHODS.get(name, METHODS["dkd"]), epochs=2, batch_size=17, lr=0.002)
+    batch_size = 10 if name == "dist" else 17  # correlations of a class over three images amplify rounding
+    return run_of(METHODS.get(name, METHODS["dkd"]), epochs=epochs, batch_size=batch_size, lr=0.002)
 
 
 class StopError(Exception):
     """Raised from emit, as an interruption would be."""
 
 
-def fit(name: str, file: Path, stop: int | None = None, device: torch.device = CPU) -> dict:
-    run = run_by(name)
+def fit(name: str, file: Path, stop: int | None = None, device: torch.device = CPU, epochs: int = 2) -> dict:
+    run = run_by(name, epochs)
     train_set, test_set = (ImageSet(s.images.to(device), s.labels.to(device)) for s in (DATA.train, DATA.test))
     images = Loaded(train_set, test_set, DATA.class_names, DATA.sha256)
     teacher = teacher_for(run.method)
@@ -161,13 +164,13 @@ def check_resume(folder: Path, uninterrupted: dict) -> None:
     assert all(torch.equal(value, uninterrupted["state"][key]) for key, value in resumed["state"].items())
 
 
-def main(rank: int, port: int, folder: Path, device: str) -> None:
+def main(rank: int, port: int, folder: Path, device: str, processes: int = 2, names: tuple[str, ...] = ()) -> None:
     """Run one process, with the environment that torchrun sets; tests/launch starts torchrun itself."""
     environment = {
         "RANK": rank,
         "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": port,
     }
@@ -175,6 +178,9 @@ def main(rank: int, port: int, folder: Path, device: str) -> None:
     torch.set_num_threads(1)
     local_device = torch.device(device) if device == "cpu" else torch.device(device, rank)
     with distributed.process_group(local_device):
+        if names:
+            torch.save({name: fit(name, folder / name, epochs=10) for name in names}, folder / f"{rank}.pt")
+            return
         results = {name: fit(name, folder / name, device=local_device) for name in METHODS_TO_TRAIN}
         torch.save(results, folder / f"{rank}.pt")
         if device == "cpu":
