@@ -17,6 +17,7 @@ The module is called as `loss(inputs)` with a `LossInputs` and returns a scalar,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,39 @@ class LossInputs:
     run_fraction: float
     generator: torch.Generator
     teacher_head: Callable[[Tensor], Tensor] | None = None
+
+
+def require_not_negative(**options: float) -> None:
+    """Refuse options of a loss that are not finite and 0 or more.
+
+    Raises:
+        ValueError: one is negative or not finite.
+    """
+    _require(options, lambda value: 0 <= value < math.inf, "finite and 0 or more")
+
+
+def require_positive(**options: float) -> None:
+    """Refuse options of a loss that are not finite and more than 0.
+
+    Raises:
+        ValueError: one is 0, negative or not finite.
+    """
+    _require(options, lambda value: 0 < value < math.inf, "finite and more than 0")
+
+
+def require_fraction(**options: float) -> None:
+    """Refuse options of a loss that are not from 0 to 1.
+
+    Raises:
+        ValueError: one is not from 0 to 1.
+    """
+    _require(options, lambda value: 0 <= value <= 1, "from 0 to 1")
+
+
+def _require(options: dict[str, float], is_allowed: Callable[[float], bool], allowed: str) -> None:
+    for name, value in options.items():
+        if not is_allowed(value):
+            raise ValueError(f"{name}: must be {allowed}, not {value}; set it in loss.options")
 
 
 def kl_per_sample(

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.methods.losses import LossInputs
+from kdflow.methods.losses import LossInputs, require_positive
 from kdflow.models.features import Outputs, pooled_features
 
 NEEDS_FEATURES = True
@@ -184,8 +184,7 @@ def build(
     for name, value in (("dim", dim), ("negatives", negatives)):
         if value < 1:
             raise ValueError(f"{name}: must be 1 or more, not {value}; set it in loss.options")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: must be finite and more than 0, not {temperature}; set it in loss.options")
+    require_positive(temperature=temperature)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: must be 0 or more and less than 1, not {momentum}; set it in loss.options")
     student_feature, teacher_feature = pooled_features("crd", student, teacher)

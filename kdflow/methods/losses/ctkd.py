@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kdflow.methods.losses import LossInputs, kl_per_sample
+from kdflow.methods.losses import LossInputs, kl_per_sample, require_fraction, require_not_negative, require_positive
 from kdflow.models.features import Outputs
 
 NEEDS_FEATURES = False
@@ -57,10 +57,7 @@ def build(
     Raises:
         ValueError: an option is out of range.
     """
-    if not 0 < start < math.inf:
-        raise ValueError(f"start: must be finite and more than 0, not {start}; set it in loss.options")
-    if not 0 <= range < math.inf:
-        raise ValueError(f"range: must be finite and 0 or more, not {range}; set it in loss.options")
-    if not 0 <= rise <= 1:
-        raise ValueError(f"rise: must be from 0 to 1, not {rise}; set it in loss.options")
+    require_positive(start=start)
+    require_not_negative(range=range)
+    require_fraction(rise=rise)
     return CurriculumTemperature(start, range, rise)

@@ -12,13 +12,11 @@ weight 1, which is the paper's beta = gamma = 2. It has T = 4 for CIFAR-100 and 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kdflow.methods.losses import LossInputs
+from kdflow.methods.losses import LossInputs, require_not_negative, require_positive
 from kdflow.models.features import Outputs
 
 NEEDS_FEATURES = False
@@ -56,13 +54,10 @@ def build(
     Raises:
         ValueError: an option is out of range.
     """
-    for name, value in (("beta", beta), ("gamma", gamma)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: must be finite and 0 or more, not {value}; set it in loss.options")
+    require_not_negative(beta=beta, gamma=gamma)
     if beta == gamma == 0:
         raise ValueError("beta and gamma are both 0, so that the loss is 0; set one of them in loss.options")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: must be finite and more than 0, not {temperature}; set it in loss.options")
+    require_positive(temperature=temperature)
     return CorrelationDistillation(beta, gamma, temperature)
 
 

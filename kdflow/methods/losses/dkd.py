@@ -12,13 +12,11 @@ rises to 1. They are those of the authors' code, and so is the weight of 1 besid
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kdflow.methods.losses import LossInputs, kl_per_sample
+from kdflow.methods.losses import LossInputs, kl_per_sample, require_fraction, require_not_negative, require_positive
 from kdflow.models.features import Outputs
 
 NEEDS_FEATURES = False
@@ -55,15 +53,11 @@ def build(
     Raises:
         ValueError: an option is out of range.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: must be finite and 0 or more, not {value}; set it in loss.options")
+    require_not_negative(alpha=alpha, beta=beta)
     if alpha == beta == 0:
         raise ValueError("alpha and beta are both 0, so that the loss is 0; set one of them in loss.options")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: must be finite and more than 0, not {temperature}; set it in loss.options")
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup: must be from 0 to 1, not {warmup}; set it in loss.options")
+    require_positive(temperature=temperature)
+    require_fraction(warmup=warmup)
     return DecoupledDistillation(alpha, beta, temperature, warmup)
 
 

@@ -12,14 +12,12 @@ weight of the loss is 1.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.methods.losses import LossInputs
+from kdflow.methods.losses import LossInputs, require_not_negative
 from kdflow.models.features import Outputs, pooled_features
 
 NEEDS_FEATURES = True
@@ -55,9 +53,7 @@ def build(
     Raises:
         ValueError: a model names no pooled feature, or a weight is negative.
     """
-    for name, value in (("distance", distance), ("angle", angle)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: must be finite and 0 or more, not {value}; set it in loss.options")
+    require_not_negative(distance=distance, angle=angle)
     pooled_features("rkd", student, teacher)
     return RelationalDistillation(distance, angle)
 

@@ -12,13 +12,11 @@ which has the same connector.
 
 from __future__ import annotations
 
-import math
-
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdflow.methods.losses import LossInputs
+from kdflow.methods.losses import LossInputs, require_not_negative
 from kdflow.models.features import Outputs, pooled_features
 
 NEEDS_FEATURES = True
@@ -55,8 +53,6 @@ def build(
     Raises:
         ValueError: a model names no pooled feature, or a weight is negative.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: must be finite and 0 or more, not {value}; set it in loss.options")
+    require_not_negative(alpha=alpha, beta=beta)
     student_feature, teacher_feature = pooled_features("srrl", student, teacher)
     return SoftmaxRegression(student_feature.shape[1], teacher_feature.shape[1], alpha, beta)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kdflow.config import choices
-from kdflow.methods.losses import LossInputs, distillation_loss
+from kdflow.methods.losses import LossInputs, distillation_loss, require_positive
 from kdflow.models.features import Outputs
 
 NEEDS_FEATURES = False
@@ -81,8 +81,7 @@ def build(
 
 
 def _divergence(temperature: float = 2.0) -> Divergence:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: must be finite and more than 0, not {temperature}; set it in loss.options")
+    require_positive(temperature=temperature)
     return Divergence(temperature)
 
 
