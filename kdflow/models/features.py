@@ -30,10 +30,10 @@ class Outputs:
         pooled = None if self.pooled is None else self.pooled[start:end]
         return Outputs(self.logits[start:end], tuple(feature[start:end] for feature in self.maps), pooled)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
-        """Return the outputs after `function`."""
+    def map_features(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return the outputs whose feature maps and pooled feature are those after `function`."""
         pooled = None if self.pooled is None else function(self.pooled)
-        return Outputs(function(self.logits), tuple(function(feature) for feature in self.maps), pooled)
+        return Outputs(self.logits, tuple(function(feature) for feature in self.maps), pooled)
 
 
 class FeatureExtractor:

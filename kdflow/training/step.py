@@ -256,9 +256,9 @@ class BatchLoss:
         plan, n = batch.plan, len(batch.x)
         rows = slice(0, n) if self.loss_needs_batch else shard(n)
         if self.loss_needs_batch:
-            student = student.map(lambda share: all_gather_rows_with_grad(share, n))
-            features = replace(teacher, logits=teacher.logits[shard(n)]).map(lambda share: all_gather_rows(share, n))
-            teacher = replace(features, logits=teacher.logits)
+            logits = all_gather_rows_with_grad(student.logits, n)
+            student = replace(student.map_features(lambda share: all_gather_rows_with_grad(share, n)), logits=logits)
+            teacher = teacher.map_features(lambda share: all_gather_rows(share, n))  # its logits are of all rows
         return LossInputs(
             student=student,
             teacher=replace(teacher, logits=teacher.logits[rows]),
