@@ -51,7 +51,7 @@ def fit(
         checkpoint_file: the file that is replaced after each epoch; None keeps no checkpoint.
         key: identity of the run; a checkpoint with another key is ignored.
         emit: called with each event.
-        on_epoch: called with the record of each epoch, those of the checkpoint first.
+        on_epoch: called with the record of each epoch that is trained.
 
     Raises:
         UserError: the loss is not finite.
@@ -64,7 +64,6 @@ def fit(
     progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
     steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
-    on_epoch = _started(on_epoch, progress.curve)
     while not is_finished(training, progress.curve):
         epoch, started = len(progress.curve), time.perf_counter()
         first = epoch * steps_per_epoch
@@ -87,16 +86,9 @@ def fit(
         if checkpoint_file is not None and distributed.rank() == 0:
             checkpoint.save(checkpoint_file, learner, optimizer, progress)
         report.epoch_done(first + steps_per_epoch, progress.curve)
-        on_epoch(point)
+        if on_epoch is not None:
+            on_epoch(point)
     return progress
-
-
-def _started(on_epoch: EpochCallback | None, curve: tuple[record.Epoch, ...]) -> EpochCallback:
-    """Return the callback, after calls with the epochs of the checkpoint; by default one that does nothing."""
-    on_epoch = on_epoch or (lambda _: None)
-    for point in curve:
-        on_epoch(point)
-    return on_epoch
 
 
 def _optimizer(training: Training, learner: StudentWithLoss) -> torch.optim.Optimizer:
