@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -84,10 +83,12 @@ def _torchvision(name: str, folder: Path) -> FoundWeights:
 
 
 def _timm(where: str, name: str, folder: Path) -> FoundWeights:
-    if importlib.util.find_spec("timm") is None:
-        raise UserError(f"{where}: timm is not installed: pip install -e '.[timm]'")
-    import timm
+    from kdflow.models.families.timm import import_timm
 
+    try:
+        timm = import_timm()
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     settings = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() else None
     if settings is None:
         raise config.unknown_name(f"{where}: timm", name, timm.list_pretrained(f"{name.partition('.')[0]}*") or ["-"])

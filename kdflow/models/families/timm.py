@@ -15,12 +15,22 @@ from kdflow.core.errors import one_line
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only")
 
 
-def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:
-    """Build the model `name` of timm with its other options, for the image size if the model has a fixed one."""
+def import_timm() -> Any:
+    """Return the package timm.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     if importlib.util.find_spec("timm") is None:
         raise ValueError("timm is not installed: pip install 'kdflow[timm]'")
     import timm
 
+    return timm
+
+
+def build(num_classes: int, image_size: int, *, name: str, **options: Any) -> nn.Module:
+    """Build the model `name` of timm with its other options, for the image size if the model has a fixed one."""
+    timm = import_timm()
     state = torch.get_rng_state()
     names = timm.list_models()  # names without a prefix: hf-hub: would download weights
     if name not in names:
