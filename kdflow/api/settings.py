@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Layers:
     head: str | None = None
 
 
+@functools.cache
 def packaged_recipes() -> Recipes:
     """Return the built-in recipes."""
     return config.load_recipes(PROJECT_FILES)
