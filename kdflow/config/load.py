@@ -20,7 +20,7 @@ from kdflow.config.base import PREPARED, PROJECT_FILES, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
 from kdflow.config.method import Method, Model, Pair
-from kdflow.core.errors import UserError, escape_control, one_line, shorten
+from kdflow.core.errors import UserError, dotted, one_line, shorten
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -293,7 +293,7 @@ def _validate(file: Path, kind: type[T], value: object, prefix: str, mistakes: l
                 new == location[-1] and old[:-1] == location[:-1] for old, new in renamed.items()
             ):
                 continue
-            where = prefix + ".".join(escape_control(str(part)) for part in location)
+            where = prefix + dotted(location)
             text = problem["msg"].removeprefix("Value error, ")
             if renamed[location] is not None:
                 text = f"was renamed to {renamed[location]}"

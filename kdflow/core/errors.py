@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,6 +82,11 @@ def shorten(value: object) -> str:
 def escape_control(text: str) -> str:
     """Escape the characters that do not print: in a terminal they might be control sequences."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def dotted(location: Iterable[int | str]) -> str:
+    """Return the keys that lead to a value in a file, as a message names them: one line, joined by dots."""
+    return ".".join(escape_control(str(part)) for part in location)
 
 
 def decode_filename(path: bytes) -> str:

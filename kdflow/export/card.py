@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from kdflow import __version__
 from kdflow.config import RunSettings, Settings, Triple
-from kdflow.core.errors import UserError
+from kdflow.core.errors import UserError, dotted
 from kdflow.training.record import RunLog
 
 METADATA_KEY = "kdflow"  # key of the model card in a file's metadata
@@ -95,7 +95,7 @@ def parse_card(path: Path, text: str | None) -> ModelCard:
         card = ModelCard.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        key = dotted(problem["loc"])
         raise UserError(
             f"{path}: its model card does not fit kdflow {__version__} ({key}: {problem['msg']}); "
             "export the student again"

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from kdflow import __version__
 from kdflow.config import PACKAGE, Dataset, RunSettings, Settings, code_files
 from kdflow.core import files
-from kdflow.core.errors import UserError
+from kdflow.core.errors import UserError, dotted
 from kdflow.core.source import git_commit
 
 HASH_KEY = re.compile(rb',\s*"content_sha256":\s*"(\w*)"')
@@ -343,6 +343,5 @@ def read_record(path: Path, kind: type[R], *, hashed: bool = True) -> R:
         raise UserError(f"{path}: no such record; `dvc repro` writes it") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = [".".join(str(part) for part in problem["loc"])] if problem["loc"] else []
-        reason = ": ".join([*field, problem["msg"]])
+        reason = ": ".join(filter(None, (dotted(problem["loc"]), problem["msg"])))
         raise UserError(f"{path}: not a {kind.__name__} of this version: {reason}") from None

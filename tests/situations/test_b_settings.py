@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from papers import PARAMS, TABLES
 from paths import ROOT
@@ -305,6 +305,7 @@ def written(value: object) -> object:
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=2))
+@example([(("baseline.json", ("cells", "digits-resnet8-ce", "metrics")), {"a\nb": 1})])
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_is_either_taken_or_refused_in_lines(tmp_path, monkeypatch, changes):
     contents = copy.deepcopy(FILES)
