@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import contextlib
+import re
 import signal
 
 import pytest
@@ -11,6 +12,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As in a run. Results may depend on the number of threads, and small tensors are no faster with more.
 torch.set_num_threads(1)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import files without slow tests where only those run: importing all takes each worker ten seconds."""
+    marker = re.match("slow|long", config.option.markexpr)
+    if marker and collection_path.suffix == ".py":
+        return marker.group().encode() not in collection_path.read_bytes() or None
+    return None
 
 
 def pytest_addoption(parser):

@@ -1,5 +1,6 @@
 """dvc.yaml: the code that a stage depends on is the code that can change its output, all of it and nothing else."""
 
+import functools
 from fnmatch import fnmatch
 
 import pytest
@@ -8,8 +9,17 @@ from paths import ROOT
 from ruamel.yaml import YAML
 
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-SOURCES = Sources(ROOT, "kdflow", "stages")
-REACHED = {stage: {SOURCES.path(module) for module in SOURCES.reached(f"stages.{stage}")} for stage in STAGES}
+
+
+@functools.cache  # not at the top: every worker of pytest-xdist imports this file
+def sources() -> Sources:
+    return Sources(ROOT, "kdflow", "stages")
+
+
+@functools.cache
+def reached(stage: str) -> set[str]:
+    return {sources().path(module) for module in sources().reached(f"stages.{stage}")}
+
 
 # Code that stages reach and that cannot change an output, with the reason.
 EXEMPT = {
@@ -49,7 +59,7 @@ def exempt(stage: str) -> list[str]:
 
 def needed(stage: str) -> set[str]:
     """Return the files that can change a stage's output."""
-    return {file for file in REACHED[stage] if not any(fnmatch(file, pattern) for pattern in exempt(stage))}
+    return {file for file in reached(stage) if not any(fnmatch(file, pattern) for pattern in exempt(stage))}
 
 
 def code_dependencies(stage: str) -> list[str]:
@@ -60,7 +70,7 @@ def code_dependencies(stage: str) -> list[str]:
 
 def files_of(path: str) -> set[str]:
     """Return the modules that a dependency covers, except those that have no definitions, such as empty packages."""
-    covered = {SOURCES.path(name): module for name, module in SOURCES.modules.items()}
+    covered = {sources().path(name): module for name, module in sources().modules.items()}
     return {file for file, module in covered.items() if module.definitions and (f"{file}/").startswith(f"{path}/")}
 
 
@@ -86,10 +96,10 @@ def test_a_stage_runs_its_script(stage):
 
 def test_exemptions_are_needed():
     for pattern in EXEMPT:
-        assert any(fnmatch(file, pattern) for files in REACHED.values() for file in files), pattern
+        assert any(fnmatch(file, pattern) for stage in STAGES for file in reached(stage)), pattern
     for stage, patterns in EXEMPT_IN.items():
         for pattern in patterns:
-            assert any(fnmatch(file, pattern) for file in REACHED[stage]), (stage, pattern)
+            assert any(fnmatch(file, pattern) for file in reached(stage)), (stage, pattern)
 
 
 # --- the computation of what is reached ----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Rules of the code: its layout, the direction of imports, lengths, docstrings and annotations."""
 
 import ast
+import functools
 import importlib
 import inspect
 import subprocess
@@ -13,7 +14,7 @@ from kdflow import config
 
 SOURCES = sorted((ROOT / "kdflow").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
-TREES = {file: ast.parse(file.read_text()) for file in SOURCES + STAGES}
+FILES = SOURCES + STAGES
 
 # A package imports packages of the rows above it only, at the top of a file and in a function. Packages of one row do
 # not import each other. "" is kdflow/__init__.py, which has the version.
@@ -73,7 +74,12 @@ def module(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-NAMES = {module(file) for file in TREES}
+NAMES = {module(file) for file in FILES}
+
+
+@functools.cache  # not at the top: every worker of pytest-xdist imports this file
+def trees():
+    return {file: ast.parse(file.read_text()) for file in FILES}
 
 
 def imports(tree):
@@ -90,7 +96,9 @@ def imports(tree):
                     yield node.module
 
 
-GRAPH = {module(file): set(imports(tree)) for file, tree in TREES.items()}
+@functools.cache
+def graph():
+    return {module(file): set(imports(tree)) for file, tree in trees().items()}
 
 
 def part(name):
@@ -100,9 +108,9 @@ def part(name):
 
 
 def test_imports_are_found():
-    assert "kdflow.config" in GRAPH["kdflow.training.record"]
-    assert "kdflow.training.run" in GRAPH["kdflow.launch.parallel_runs"], "in a function"
-    assert "kdflow.pipeline.distill" in GRAPH["stages.distill"]
+    assert "kdflow.config" in graph()["kdflow.training.record"]
+    assert "kdflow.training.run" in graph()["kdflow.launch.parallel_runs"], "in a function"
+    assert "kdflow.pipeline.distill" in graph()["stages.distill"]
 
 
 def test_kdflow_has_packages_and_at_most_three_modules():
@@ -113,14 +121,14 @@ def test_kdflow_has_packages_and_at_most_three_modules():
 
 
 def test_every_package_is_in_a_row():
-    assert sorted({part(name) for name in GRAPH}) == sorted(name for layer in LAYERS for name in layer)
+    assert sorted({part(name) for name in graph()}) == sorted(name for layer in LAYERS for name in layer)
 
 
 def test_packages_import_rows_above_them():
     height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     wrong = [
         f"{name} imports {other}"
-        for name, others in GRAPH.items()
+        for name, others in graph().items()
         for other in others
         if part(name) != part(other) and height[part(other)] >= height[part(name)]
     ]
@@ -133,13 +141,13 @@ def test_imports_have_no_cycle():
     def follow(name, path):
         assert name not in path, " -> ".join([*path, name])
         if name not in done:
-            for other in GRAPH[name]:
+            for other in graph()[name]:
                 follow(other, [*path, name])
             done.add(name)
 
-    for name in GRAPH:
+    for name in graph():
         follow(name, [])
-    assert done == set(GRAPH)
+    assert done == set(graph())
 
 
 def test_modules_that_need_settings_and_records_only_do_not_import_torch():
@@ -163,7 +171,7 @@ def test_no_file_has_more_than_350_lines(folder):
 
 
 def functions():
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{module(file)}.{node.name}", node
@@ -183,9 +191,9 @@ def public(tree, prefix):
                 yield from public(node, f"{prefix}.{node.name}")
 
 
-@pytest.mark.parametrize("file", TREES, ids=module)
+@pytest.mark.parametrize("file", FILES, ids=module)
 def test_everything_public_has_a_docstring(file):
-    tree = TREES[file]
+    tree = trees()[file]
     assert ast.get_docstring(tree), "the module"
     assert [name for name, node in public(tree, module(file)) if not ast.get_docstring(node)] == []
 

@@ -67,6 +67,7 @@ class Sources:
     def __init__(self, root: Path, *folders: str) -> None:
         files = [file for folder in folders for file in sorted((root / folder).rglob("*.py"))]
         self.root, self.modules = root, {}
+        self.references: dict[ast.AST, list[Name]] = {}  # what each statement uses; many names have some in common
         for file in files:
             parts = file.relative_to(root).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -94,7 +95,10 @@ class Sources:
         """Return what a definition uses, together with what its module runs on import."""
         module = self.modules[name[0]]
         nodes = [*module.definitions.get(name[1], []), *module.statements]
-        return [target for node in nodes for target in self._references(module, node)]
+        for node in nodes:
+            if node not in self.references:
+                self.references[node] = list(self._references(module, node))
+        return [target for node in nodes for target in self.references[node]]
 
     def _references(self, module: Module, node: ast.AST) -> Iterator[Name]:
         known = module.imports | bindings(ast.walk(node))
