@@ -3,6 +3,7 @@
 import contextlib
 import re
 import signal
+import sys
 
 import pytest
 import torch
@@ -55,3 +56,15 @@ def quick_latency():
         patch.setattr(latency, "MIN_ROUND_SECONDS", 0.0)
         patch.setattr(latency, "ROUNDS", 1)
         yield
+
+
+@pytest.fixture
+def user_project(tmp_path, request, monkeypatch):
+    """The folder of a project and the name of its package; afterwards nothing can be imported from it."""
+    from user_project import write_project
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    package = f"of_{abs(hash(request.node.nodeid))}"
+    yield write_project(tmp_path, package), package
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]

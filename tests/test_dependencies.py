@@ -28,6 +28,7 @@ EXEMPT = {
     "kdflow/core/*": "files, messages, progress and processes; downloads are checked against a hash",
     "kdflow/config/base.py": "types and checks of settings: a value stays as it is written, or is refused",
     "kdflow/config/load.py": "reads the settings: a value stays as it is written, or is refused",
+    "kdflow/config/user_code.py": "finds and imports a user's code, whose hash is in the settings",
     "kdflow/launch/*": "starts and ends the processes in which kdflow/training computes",
     "kdflow/pipeline/__init__.py": "names of files and folders",
     "kdflow/pipeline/train.py": "passes jobs on to kdflow/launch",

@@ -16,10 +16,12 @@ app = typer.Typer()
 
 @app.command()
 def check(root: Root = Path()) -> None:
-    """Check params.yaml and recipes/ without running anything."""
+    """Check params.yaml and recipes/, and import your code that they name, without running anything."""
     from kdflow import config
+    from kdflow.config import user_code
 
     experiment = config.load(root)
+    user_code.load_all(experiment.parts)
     params = experiment.params
     typer.echo(
         f"settings are valid: {params.dataset_name}, {params.teacher} -> {params.student}, "

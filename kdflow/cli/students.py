@@ -65,12 +65,16 @@ def export(
     root: Root = Path(),
 ) -> None:
     """Export a student or teacher to one file, verify it on test images, and compare its latency with the teacher's."""
+    from kdflow import config
+    from kdflow.config import user_code
     from kdflow.export import export, locate
 
     if no_verify and data is not None:
         raise UserError("--no-verify: the dataset is not read; leave out --data")
     weights = locate.find_weights(student, seed, paper, root)
     inputs = locate.locate_inputs(weights, data, teacher, needs_dataset=not no_verify)
+    models = config.load_recipes(root).models.values()
+    user_code.check_trusted(weights, inputs.log.settings.model.family, {model.family for model in models})
     file, report = export.export(inputs, format_name, out, threads)
     typer.echo(f"{file}: {report.verification or 'not verified on test images (--no-verify)'}")
     _print_costs(report, inputs.role)
@@ -108,14 +112,18 @@ def predict(
     trust: Annotated[
         bool,
         typer.Option(
-            "--trust", help="Run a .pt2 file. It is a program and may run any code, so its source must be trusted."
+            "--trust",
+            help="Run a .pt2 file, or a model of your code. It may run any code, so its source must be trusted.",
         ),
     ] = False,
     threads: Threads = 1,
 ) -> None:
     """Print the five most likely classes of each image, with their probabilities."""
+    from kdflow.config.user_code import search_in
     from kdflow.export.predict import predict
 
+    if trust:
+        search_in(Path())  # for a model of the user's code
     predictions = predict(images, model, threads, trusted=trust)
     if as_json:
         typer.echo(json.dumps([prediction.model_dump() for prediction in predictions], indent=2))

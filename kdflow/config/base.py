@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from kdflow.config import user_code
 from kdflow.core.errors import UserError, escape_control, shorten
 from kdflow.core.files import expand_home
 
@@ -67,6 +68,9 @@ def module_flag(kind: str, name: str, flag: str, default: bool | None = None) ->
 
 def _one_of(kind: str) -> AfterValidator:
     def check(name: str) -> str:
+        if kind in user_code.CONTRACTS and user_code.is_import_path(name):
+            user_code.check_import_path(name)
+            return name  # the module is checked with the recipes: a record may name code that is gone
         if name not in choices(kind):
             raise ValueError(f"unknown name {shorten(name)}{suggestion(name, choices(kind))}")
         return name

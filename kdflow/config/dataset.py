@@ -22,6 +22,7 @@ from kdflow.config.base import (
     _one_of,
 )
 from kdflow.config.training import Training
+from kdflow.config.user_code import Parts
 from kdflow.core.files import expand_home
 
 BaseViewName = Literal["none", "flip", "flip+crop"]
@@ -103,6 +104,11 @@ class Dataset(Settings):
     base_view: BaseView | None = None
     training: Training | None = None
     demo: bool = False
+
+    @property
+    def parts(self) -> Parts:
+        """The part that this entry names, which may be a user's code."""
+        return {} if self.data.reader is None else {"data.reader": ("data", self.data.reader)}
 
     @model_validator(mode="after")
     def _check_training(self) -> Dataset:

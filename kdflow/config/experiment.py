@@ -25,6 +25,7 @@ from kdflow.config.initial import FoundWeights, Initial
 from kdflow.config.method import Method, Model, Pair, Temperature
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
+from kdflow.config.user_code import Parts
 from kdflow.core.errors import UserError
 from kdflow.core.machine import default_loader_workers
 
@@ -158,6 +159,18 @@ class Experiment(Recipes):
         return self.prepared.dataset
 
     @property
+    def parts(self) -> Parts:
+        """The parts that this experiment uses and that may be a user's code, by file and key."""
+        params = self.params
+        entries: dict[str, Model | Method | Dataset] = {
+            f"recipes/models.yaml: {name}": self.models[name] for name in (params.teacher, params.student)
+        }
+        entries |= {f"recipes/methods.yaml: {name}": self.methods[name] for name in params.methods}
+        if isinstance(params.dataset, str):
+            entries[f"recipes/datasets.yaml: {params.dataset}"] = self.datasets[params.dataset]
+        return {f"{where}.{key}": part for where, entry in entries.items() for key, part in entry.parts.items()}
+
+    @property
     def train_images(self) -> int:
         """The number of training images that are used."""
         return self.params.train_images or self.dataset.data.train_images
@@ -168,7 +181,7 @@ class Experiment(Recipes):
         The learning rate is that of params.yaml, or else the model's, or else the dataset's. The model's is for SGD.
 
         Raises:
-            UserError: settings of params.yaml do not go together.
+            UserError: settings of params.yaml do not go together, or a user's code is not there.
         """
         if method not in self.methods:
             raise unknown_name("method", method, self.methods)
@@ -260,7 +273,7 @@ class Experiment(Recipes):
             teacher_logits=self.params.teacher_logits if teacher else "online",
             precision=precision,
             initial=None if found is None else found.weights,
-        )
+        ).with_user_code()
 
     def _normalised(self, base_view: BaseView, role: Literal["teacher", "student"]) -> BaseView:
         """Return the base view with the mean and standard deviation of the role's initial weights, if they have them.

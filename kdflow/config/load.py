@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from kdflow.config import user_code
 from kdflow.config.base import PREPARED, PROJECT_FILES, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
@@ -136,12 +137,20 @@ def recipe_files(root: Path, name: str) -> list[Path]:
 def merged_recipes(root: Path) -> dict[str, dict[Any, Any]]:
     """Return the valid content of all files of recipes by their names, as it is written.
 
+    An entry that names a user's code also has the hashes of its source, `user_code`.
+
     Raises:
         UserError: one line per mistake, each naming file and field.
     """
-    load_recipes(root)
+    recipes = load_recipes(root)
     names = sorted(file.stem for file in (PROJECT_FILES / "recipes").glob("*.yaml"))
-    return {name: _merged(recipe_files(root, name), []) for name in names}
+    content = {name: _merged(recipe_files(root, name), []) for name in names}
+    for kind, entries in (("models", recipes.models), ("methods", recipes.methods), ("datasets", recipes.datasets)):
+        for name, entry in entries.items():
+            hashes = user_code.hashes(part for _, part in entry.parts.values())
+            if hashes:
+                content[kind][name] = {**content[kind][name], "user_code": hashes}
+    return content
 
 
 def _merged(recipes: list[Path], mistakes: list[str]) -> dict[Any, Any]:
@@ -151,11 +160,16 @@ def _merged(recipes: list[Path], mistakes: list[str]) -> dict[Any, Any]:
 
 def _recipes(root: Path, mistakes: list[str]) -> Recipes:
     _check_file_names(root / "recipes", mistakes)
+    user_code.search_in(root)
     kinds: dict[str, type[Settings]] = {"models": Model, "datasets": Dataset, "methods": Method, "pairs": Pair}
     content: dict[str, Any] = {name: {} for name in kinds}
     for name, kind in kinds.items():
         for file in recipe_files(root, name):
-            content[name] |= read_entries(file, kind, mistakes)
+            entries = read_entries(file, kind, mistakes)
+            content[name] |= entries
+            for key, entry in entries.items():
+                found = user_code.mistakes_in(getattr(entry, "parts", {}))
+                mistakes += [f"{file}: {key}.{mistake}" for mistake in found]
     before, parts = len(mistakes), recipe_files(root, "user_folder")
     merged = _merged(parts, mistakes)
     content["user_folder"] = None

@@ -18,6 +18,7 @@ from kdflow.config.base import (
     module_flag,
     no_duplicates,
 )
+from kdflow.config.user_code import Parts, is_import_path, read_flag
 
 
 class Model(Settings):
@@ -32,6 +33,11 @@ class Model(Settings):
     features: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(no_duplicates)] = ()
     head: str | None = None
     lr: LearningRate | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The part that this entry names, which may be a user's code."""
+        return {"family": ("models", self.family)}
 
 
 class Pick(Settings):
@@ -78,18 +84,24 @@ class ExtraLoss(Settings):
 
     @model_validator(mode="after")
     def _check_flag(self) -> ExtraLoss:
-        module_flag("losses", self.name, "NEEDS_FEATURES")  # ValueError if the module does not set it
+        if not is_import_path(self.name):  # that is checked with the recipes: a record may name code that is gone
+            self._flag("NEEDS_FEATURES")  # ValueError if the module does not set it
         return self
 
     @property
     def needs_features(self) -> bool:
         """True if the loss compares features, not logits alone; its module sets NEEDS_FEATURES."""
-        return module_flag("losses", self.name, "NEEDS_FEATURES")
+        return self._flag("NEEDS_FEATURES")
 
     @property
     def needs_batch(self) -> bool:
         """True if the loss compares the images of a batch with each other; its module sets NEEDS_BATCH."""
-        return module_flag("losses", self.name, "NEEDS_BATCH", default=False)
+        return self._flag("NEEDS_BATCH", default=False)
+
+    def _flag(self, flag: str, default: bool | None = None) -> bool:
+        if is_import_path(self.name):
+            return read_flag(self.name, flag, default)
+        return module_flag("losses", self.name, flag, default)
 
 
 Temperature = Annotated[float, Field(ge=0.01, le=1000)]
@@ -123,6 +135,12 @@ class Method(Settings):
         if self.label_smoothing and not self.has_hard_labels:
             raise ValueError("label_smoothing: smooths the labels of CE(x, y), which has weight 0 or no x; remove it")
         return self
+
+    @property
+    def parts(self) -> Parts:
+        """The parts that this entry names and that may be a user's code."""
+        parts = {} if self.loss is None else {"loss.name": ("losses", self.loss.name)}
+        return parts if self.strong is None else {**parts, "strong.view": ("views", self.strong.view)}
 
     @property
     def needs_teacher(self) -> bool:

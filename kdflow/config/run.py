@@ -8,11 +8,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdflow.config.base import Settings, Std, Triple
+from kdflow.config import user_code
+from kdflow.config.base import Settings, Sha256, Std, Triple
 from kdflow.config.dataset import BaseView
 from kdflow.config.initial import InitialWeights
 from kdflow.config.method import Method, Model
 from kdflow.config.training import Training
+from kdflow.core.errors import UserError
 
 
 class Precision(Settings):
@@ -43,7 +45,10 @@ class Architecture(Settings):
 
 
 class RunSettings(Settings):
-    """Everything that determines the numbers of a run, except data, teacher weights and code; nothing else."""
+    """Everything that determines the numbers of a run, except data, teacher weights and kdflow's code; nothing else.
+
+    `user_code` has the SHA-256 of the source of each part that is a user's code, by its import path.
+    """
 
     dataset: str
     train_images: int
@@ -60,6 +65,27 @@ class RunSettings(Settings):
     teacher_logits: LogitSource
     precision: Precision = Precision()
     initial: InitialWeights | None = Field(default=None, exclude_if=lambda value: value is None)
+    user_code: dict[str, Sha256] = Field(default_factory=dict, exclude_if=lambda value: not value)
+
+    def with_user_code(self) -> RunSettings:
+        """Return these settings with the hashes of the user's code that they name, as it is now.
+
+        Raises:
+            UserError: its source is not there any more.
+        """
+        teacher = {} if self.teacher is None else self.teacher.model.parts
+        parts = [*self.model.parts.values(), *teacher.values(), *self.method.parts.values()]
+        return self.model_copy(update={"user_code": user_code.hashes(name for _, name in parts)})
+
+    def check_user_code(self) -> None:
+        """Check that the user's code is still that of these settings.
+
+        Raises:
+            UserError: its source has changed or is not there any more.
+        """
+        if self.user_code and self.user_code != (now := user_code.hashes(self.user_code)):
+            changed = ", ".join(name for name in now if now[name] != self.user_code[name])
+            raise UserError(f"{changed}: the code has changed since this run was started; start it again")
 
     @property
     def held_out_images(self) -> int:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from kdflow.config import BaseView, DatasetSource
+from kdflow.config.user_code import load_part
 from kdflow.core import files
 from kdflow.core.download import DownloadSpec, download
 from kdflow.core.errors import UserError, one_line
@@ -125,8 +126,12 @@ def prepare(
     Raises:
         UserError: the source is missing, damaged, or differs from `spec`.
     """
-    reader: Any = importlib.import_module(f"kdflow.data.readers.{spec.reader}")
+    key = f"recipes/datasets.yaml: {name}.data.reader"
+    reader: Any = load_part("data", str(spec.reader), key)
+    reader = reader or importlib.import_module(f"kdflow.data.readers.{spec.reader}")
     splits: Splits = reader.read(spec, folder, downloads)
+    if not isinstance(splits, Splits):
+        raise UserError(f"{key}: {spec.reader}: returns {type(splits).__name__}, expected kdflow.data.Splits")
     _check(spec, splits, min_train_images)
     return write(name, spec.image_size, splits, out)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdflow.config import Settings
+from kdflow.config.user_code import is_import_path
 from kdflow.core.errors import UserError
 from kdflow.data.decode import decode
 from kdflow.export.formats import format_by_suffix, make_preprocessing, read_card
@@ -30,7 +31,7 @@ def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool 
         images: image files of any size.
         model: a file that `kdflow export` wrote.
         threads: CPU threads.
-        trusted: run a .pt2 file, which is a program and may run any code.
+        trusted: run a .pt2 file, which is a program and may run any code, or a model that is a user's code.
 
     Raises:
         UserError: the model's file cannot be used. An image that cannot be read is a `Prediction` with an error.
@@ -38,6 +39,8 @@ def predict(images: list[Path], model: Path, threads: int = 1, *, trusted: bool 
     file_format, card = format_by_suffix(model), read_card(model)
     if file_format.SUFFIX == ".pt2" and not trusted:
         raise UserError(f"{model}: a .pt2 file is a program that may run any code; add --trust if you trust its source")
+    if is_import_path(card.settings.model.family) and file_format.SUFFIX == ".safetensors" and not trusted:
+        raise UserError(f"{model}: its model is code, {card.settings.model.family}; add --trust if you trust it")
     preprocess, run = make_preprocessing(card.settings), file_format.runner(model, card, threads)
     predictions = []
     for file in images:

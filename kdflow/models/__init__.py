@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdflow.config import Model
+from kdflow.config.user_code import load_part
 from kdflow.core import files
 from kdflow.core.errors import UserError, one_line
 from kdflow.core.machine import total_memory
@@ -26,17 +27,24 @@ def create_model(name: str, recipe: Model, num_classes: int, image_size: int) ->
     """Create the model `name` of recipes/models.yaml with initial weights from torch's global generator.
 
     Raises:
-        UserError: the family does not have an option, or does not accept its value.
+        UserError: the family does not have an option, or does not accept its value; or it is a user's code and cannot
+            be imported or makes no module.
     """
-    family: Any = importlib.import_module(f"kdflow.models.families.{recipe.family}")
+    family: Any = load_part("models", recipe.family, f"recipes/models.yaml: {name}.family")
+    family = family or importlib.import_module(f"kdflow.models.families.{recipe.family}")
     for option in ("num_classes", "image_size"):
         if option in recipe.options:
             raise UserError(f"model {name}: options (recipes/models.yaml): {option} is set by the dataset")
     try:
-        model: nn.Module = family.build(num_classes, image_size, **recipe.options)
+        model: Any = family.build(num_classes, image_size, **recipe.options)
     except Exception as error:  # Wrong options raise exceptions of many types, as for a layer too large for the memory.
         reason = one_line(error) or type(error).__name__
         raise UserError(f"model {name}: options (recipes/models.yaml): {reason}") from None
+    if not isinstance(model, nn.Module):
+        found = type(model).__name__
+        raise UserError(
+            f"recipes/models.yaml: {name}.family: {recipe.family}: returns {found}, expected torch.nn.Module"
+        )
     return model
 
 

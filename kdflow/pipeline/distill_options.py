@@ -26,6 +26,7 @@ from kdflow.config import (
     TrainingChanges,
     UserFolder,
 )
+from kdflow.config.user_code import check_trusted
 from kdflow.core import files
 from kdflow.core.errors import UserError, one_line
 from kdflow.report.gain import BASELINE
@@ -219,6 +220,7 @@ def _find_teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architectu
     for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
         if log.is_file():
             run = record.read_record(log, RunLog).settings
+            check_trusted(log, run.model.family, {model.family for model in recipes.models.values()})
             return Architecture(name=run.architecture, model=run.model), file
     if (teacher := file.with_name("record.json")).is_file():  # of a teacher whose weights were taken from a file
         return _model("--teacher", record.read_record(teacher, TeacherRecord).architecture, recipes), file

@@ -39,6 +39,7 @@ def evaluate_students(
     for seed in experiment.params.seeds:
         log = record.read_record(students / f"seed{seed}.json", RunLog)
         run = log.settings
+        run.check_user_code()
         model = create_model(run.architecture, run.model, run.classes, run.image_size)
         load_exact(model, students / f"seed{seed}.safetensors", log.weights_sha256)
         logits = predict_logits(model.to(device), test, run.base_view)

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kdflow import config
-from kdflow.config import (
-    Experiment,
-    Settings,
-)
+from kdflow.config import Experiment, Settings
+from kdflow.config.user_code import load_all
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.launch import parallel_runs
@@ -47,6 +45,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
 
     out, experiment = options.out, make_experiment(options, config.load_recipes(root))
     experiment = with_initial_weights(experiment, root)
+    load_all(experiment.parts)
     if out.resolve().is_relative_to(files.expand_home(options.data.folder).resolve()):
         raise UserError(f"--out: {out}: is within --data, where it would be taken for a class; name another folder")
     dataset, teacher, work_dir = out / "dataset.h5", out / TEACHER, out / ".kdflow"

@@ -9,7 +9,7 @@ from kdflow.config import Experiment
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
-from kdflow.pipeline.train import check_last_batch, train
+from kdflow.pipeline.train import check_last_batch, check_students, train
 from kdflow.teachers.initial_weights import fetch, with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
@@ -36,8 +36,7 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     given = experiment.params.teacher_weights
     run = experiment.teacher_run()
     weights = out / "model.safetensors"
-    for method in experiment.params.methods:  # before hours of training
-        check_last_batch(experiment.student_run(method, 0))
+    check_students(experiment)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
     source, order = weights, None
     if given.file is None:

@@ -10,17 +10,15 @@ Each draw has a separate generator, named after its purpose: a draw that is adde
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kdflow.config import BaseView, StrongView
-from kdflow.methods.views import Draws
+from kdflow.methods.views import Draws, load_view
 from kdflow.training.sampling import Sampling
 
 
@@ -113,7 +111,7 @@ def draw_plan(
     sizes = [min(batch_size, images - offset) for offset in range(0, images, batch_size)]
     pool: list[Draws] = []
     if strong is not None:
-        view: Any = importlib.import_module(f"kdflow.methods.views.{strong.view}")
+        view = load_view(strong.view)
         for k in range(1 if strong.pick is None else strong.pick.pool):
             draws = view.draw(sizes, image_size, generator(f"{strong.view}/{k}"))
             pool.append({key: value.to(device) for key, value in draws.items()})

@@ -63,6 +63,7 @@ def run_job(job: Job, emit: Emit) -> None:
     device = pick_device(job.compute.device, distributed.local_rank_or(alone=job.run_index))
     torch.set_num_threads(job.compute.threads)
     run = job.run
+    run.check_user_code()
     check_supported(run.precision, with_features=run.method.needs_features)
     use_tf32(run.precision.tf32)
 

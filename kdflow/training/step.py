@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdflow.config import Architecture, ExtraLoss, Method, RunSettings, Training
+from kdflow.config.user_code import load_part
 from kdflow.core.errors import UserError, one_line
 from kdflow.methods.losses import LossInputs, distillation_loss
 from kdflow.methods.picks import top_fraction
@@ -113,12 +114,16 @@ def new_loss(
     assert teacher is not None
     if not settings.needs_features:
         student, teacher = (replace(outputs, maps=(), pooled=None) for outputs in (student, teacher))
-    module: Any = importlib.import_module(f"kdflow.methods.losses.{settings.name}")
+    module: Any = load_part("losses", settings.name, "recipes/methods.yaml: loss.name")
+    module = module or importlib.import_module(f"kdflow.methods.losses.{settings.name}")
     try:
-        loss: nn.Module = module.build(student, teacher, labels, **settings.options)
+        loss: Any = module.build(student, teacher, labels, **settings.options)
     except Exception as error:  # Wrong options raise exceptions of many types.
         reason = one_line(error) or type(error).__name__
         raise UserError(f"recipes/methods.yaml: loss: {settings.name}: {reason}") from None
+    if not isinstance(loss, nn.Module):
+        found = type(loss).__name__
+        raise UserError(f"recipes/methods.yaml: loss.name: {settings.name}: returns {found}, expected torch.nn.Module")
     return loss
 
 

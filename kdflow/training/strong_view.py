@@ -13,7 +13,7 @@ from kdflow.config import RunSettings, StrongView
 from kdflow.core.errors import UserError
 from kdflow.methods.labels import mixed
 from kdflow.methods.picks import Pool, pick_ratio, top_fraction
-from kdflow.methods.views import StrongBatch
+from kdflow.methods.views import StrongBatch, load_view
 from kdflow.models.precision import Forward
 from kdflow.training.batches import Batch
 from kdflow.training.distributed import all_gather_rows, scale_to_global_mean, shard
@@ -33,7 +33,7 @@ class StrongViewTerm:
 
     def __init__(self, run: RunSettings, settings: StrongView, student: nn.Module, forward: Forward) -> None:
         self.method, self.settings, self.student, self.forward = run.method, settings, student, forward
-        self.view: Any = importlib.import_module(f"kdflow.methods.views.{settings.view}")
+        self.view = load_view(settings.view)
         self.label: Any = importlib.import_module(f"kdflow.methods.labels.{settings.label}")
         self.criterion: Any = settings.pick and importlib.import_module(
             f"kdflow.methods.picks.{settings.pick.criterion}"

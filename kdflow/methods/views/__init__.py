@@ -8,8 +8,10 @@ device; and the constant `MIXES_IMAGES`, which states whether it mixes images of
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -17,9 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdflow.config import BaseView
+from kdflow.config.user_code import load_part
 
 Draws = dict[str, Tensor]
 """Random parameters of a view by name, one row per step."""
+
+
+def load_view(name: str) -> Any:
+    """Return the module of a built-in strong view, or the object that is a user's.
+
+    Raises:
+        UserError: a user's code cannot be imported, or lacks a function.
+    """
+    view: Any = load_part("views", name, "recipes/methods.yaml: strong.view")
+    return importlib.import_module(f"kdflow.methods.views.{name}") if view is None else view
 
 
 @dataclass(frozen=True)

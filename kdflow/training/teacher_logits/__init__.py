@@ -97,7 +97,9 @@ class Online(TeacherSource):
 def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dict[str, str]:
     """Return all that a teacher's logits for a view of a training image depend on."""
     assert run.teacher is not None
+    code = run.user_code.get(run.teacher.model.family)
     return {
+        **({} if code is None else {"teacher_code": code}),
         "teacher": run.teacher.model_dump_json(),
         "teacher_sha256": teacher_sha256,
         "dataset_sha256": dataset_sha256,
@@ -118,7 +120,10 @@ def digits_key(device: str) -> dict[str, str]:
 
 def plan_cache_key(run: RunSettings, device: str) -> dict[str, str]:
     """Return all that the plans of a run, and each digit of the teacher's logits for them, depend on besides that."""
+    strong = run.method.strong
+    code = None if strong is None else run.user_code.get(strong.view)
     return {
+        **({} if code is None else {"view_code": code}),
         "seed": str(run.seed),
         "batch_size": str(run.training.batch_size),
         **digits_key(device),
