@@ -8,9 +8,12 @@ and see the same crops, flips and boxes, so their first losses must agree: withi
 store gives the teacher's logits in float16. They take turns, so that a busy machine slows both. Images are noise,
 which does not change the speed.
 
-Sources: online; folded (online, precision.fold_teacher); views and replay, both warm. The share of the peak is the
-speed of convolutions and fully connected layers in this step, by `kdflow cost` (the backward pass counts twice the
-forward pass), divided by that of the fastest of some single convolutions.
+Times are CPU seconds of this process, so that other programs on the machine count less.
+
+Sources: online; folded (online, precision.fold_teacher); onnxruntime (online, precision.teacher_runtime); views and
+replay, both warm. The share of the peak is the speed of convolutions and fully connected layers in this step, by
+`kdflow cost` (the backward pass counts twice the forward pass), divided by that of the fastest of some single
+convolutions.
 """
 
 from __future__ import annotations
@@ -134,7 +137,9 @@ def settings(experiment: Experiment, pair: str, method: str, source: str, images
             "student": names.student,
             "train_images": images,
             "teacher_logits": source if source in STORES else "online",
-            "precision": Precision(fold_teacher=source == "folded"),
+            "precision": Precision(
+                fold_teacher=source == "folded", teacher_runtime="onnxruntime" if source == "onnxruntime" else "torch"
+            ),
         }
     )
     return experiment.model_copy(update={"params": params}).student_run(method, 0)
@@ -245,10 +250,10 @@ def compare(experiment: Experiment, pair: str, method: str, source: str, args: a
 
 
 def timed(work: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    """Return the seconds of a call, and its result."""
-    start = time.perf_counter()
+    """Return the CPU seconds of a call, and its result."""
+    start = time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def main() -> None:
@@ -256,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["resnet56_to_resnet20"])
     parser.add_argument("--methods", nargs="+", default=["ce", "kd", "kd_tlcutmix", "kd_tlcutmix_pick"])
-    parser.add_argument("--sources", nargs="+", default=["online", "folded", *STORES])
+    parser.add_argument("--sources", nargs="+", default=["online", "folded", "onnxruntime", *STORES])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--json", type=Path, help="file to write the figures to")

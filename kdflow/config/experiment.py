@@ -256,7 +256,9 @@ class Experiment(Recipes):
             if (teacher_view.mean, teacher_view.std) != (base_view.mean, base_view.std):
                 teacher = teacher.model_copy(update={"mean": teacher_view.mean, "std": teacher_view.std})
         else:
-            precision = precision.model_copy(update={"fold_teacher": False, "teacher": "float32"})
+            precision = precision.model_copy(
+                update={"fold_teacher": False, "teacher": "float32", "teacher_runtime": "torch"}
+            )
         return RunSettings(
             dataset=self.params.dataset_name,
             train_images=self.train_images,

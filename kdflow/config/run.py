@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdflow.config import user_code
 from kdflow.config.base import Settings, Sha256, Std, Triple
@@ -18,13 +18,23 @@ from kdflow.core.errors import UserError
 
 
 class Precision(Settings):
-    """Options that are faster and change the last digits, or more. They are part of a run's settings and its record."""
+    """Options that are faster and change the last digits, or more. They are part of a run's settings and its record.
+
+    `teacher_runtime` is the library that runs the teacher; onnxruntime is for the CPU.
+    """
 
     fold_teacher: bool = False
     teacher: Literal["float32", "bfloat16"] = "float32"
     student: Literal["float32", "bfloat16"] = "float32"
     tf32: bool = False
     compile: Literal["none", "default", "reduce-overhead"] = "none"
+    teacher_runtime: Literal["torch", "onnxruntime"] = Field(default="torch", exclude_if=lambda value: value == "torch")
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Precision:
+        if self.teacher_runtime == "onnxruntime" and self.teacher != "float32":
+            raise ValueError("teacher_runtime: onnxruntime computes in float32; set precision.teacher: float32")
+        return self
 
 
 LogitSource = Literal[

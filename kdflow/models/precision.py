@@ -87,13 +87,17 @@ def make_forward(model: nn.Module, dtype: str, compiling: str) -> Forward:
 
 
 def check_supported(precision: Precision, with_features: bool) -> None:
-    """Refuse a folded or compiled model if features are needed: it does not call their hooks.
+    """Refuse a folded or compiled model, or one in onnxruntime, if features are needed: it does not call their hooks.
 
     Raises:
-        UserError: `with_features` is set, and the precision folds or compiles.
+        UserError: `with_features` is set, and the precision folds or compiles, or runs the teacher in onnxruntime.
     """
     if not with_features:
         return
-    for field, enabled in (("fold_teacher", precision.fold_teacher), ("compile", precision.compile != "none")):
+    for field, enabled in (
+        ("fold_teacher", precision.fold_teacher),
+        ("compile", precision.compile != "none"),
+        ("teacher_runtime", precision.teacher_runtime != "torch"),
+    ):
         if enabled:
             raise UserError(f"params.yaml: precision.{field}: not possible with a loss on features")

@@ -45,9 +45,10 @@ def write_views(
     use_tf32(run.precision.tf32)
     data = load(dataset, run.train_images, device)
     model, teacher_sha256 = load_teacher(teacher / "model.safetensors", run, device)
+    forward = teacher_extractor(run, model).forward
     identity, dtype = cache_key(run, teacher_sha256, data.sha256), run.logit_source[1]
     # An interrupted attempt is resumed only where the same digits are computed.
-    digits = digits_key(device_name(device))
+    digits = digits_key(run, device_name(device))
     key = hashlib.sha256(json.dumps([identity, dtype, digits]).encode()).hexdigest()[:16]
     cached = work_dir / "views" / f"{key}.h5"
     with (
@@ -57,7 +58,7 @@ def write_views(
         if out is None and cached.exists():
             return cached
         meter = StoreMeter(len(data.train), display)
-        store, forward = folder / VIEWS_STORE, teacher_extractor(run, model).forward
+        store = folder / VIEWS_STORE
         all_views.fill(store, forward, data.train, run, dtype, identity, meter.done)
         with files.atomic_write(out or cached) as temporary:
             shutil.move(store, temporary)

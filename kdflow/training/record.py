@@ -297,8 +297,10 @@ def code_sha256(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def machine_info(device: str, threads: int, loader_workers: int, processes_per_run: int) -> Machine:
-    """Return the description of this machine; `device` is the name that torch gives."""
+def machine_info(
+    device: str, threads: int, loader_workers: int, processes_per_run: int, runtime: str = "torch"
+) -> Machine:
+    """Return the description of this machine; `device` is the name that torch gives, `runtime` runs the teacher."""
     return Machine(
         platform=platform.platform(),
         device=device,
@@ -306,7 +308,7 @@ def machine_info(device: str, threads: int, loader_workers: int, processes_per_r
         threads=threads,
         loader_workers=loader_workers,
         python=platform.python_version(),
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        versions={name: importlib.metadata.version(name) for name in dict.fromkeys((*LIBRARIES, runtime))},
         processes_per_run=processes_per_run,
     )
 

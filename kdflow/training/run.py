@@ -18,6 +18,7 @@ from kdflow.core.progress import Emit, Finished, Note
 from kdflow.data import Loaded, load
 from kdflow.models import create_model, load_exact, save_weights, to_device
 from kdflow.models.features import FeatureExtractor, without_features
+from kdflow.models.onnx_runtime import onnxruntime_forward
 from kdflow.models.precision import Forward, check_supported, fold_batch_norm, make_forward, use_tf32
 from kdflow.training import distributed, record, teacher_logits
 from kdflow.training.checkpoint import RunProgress
@@ -49,7 +50,7 @@ class _Inputs:
             self.teacher_sha256,
             self.code.sha256,
             machine.device,
-            machine.versions["torch"],
+            "+".join(version for name, version in machine.versions.items() if name in ("torch", "onnxruntime")),
             machine.threads,
             machine.processes_per_run,
         )
@@ -76,9 +77,8 @@ def run_job(job: Job, emit: Emit) -> None:
     if job.teacher is not None:
         model, teacher_sha256 = load_teacher(job.teacher, run, device)
         teacher = _teacher_source(job, model, teacher_sha256, data, note)
-    machine = record.machine_info(
-        device_name(device), job.compute.threads, data.train.workers, distributed.world_size()
-    )
+    workers, runtime = data.train.workers, run.precision.teacher_runtime
+    machine = record.machine_info(device_name(device), job.compute.threads, workers, distributed.world_size(), runtime)
     initial_sha256 = None if job.initial is None else files.sha256(job.initial)
     inputs = _Inputs(data.sha256, teacher_sha256, initial_sha256, record.code_version(), machine)
     key = inputs.key(run)
@@ -162,8 +162,12 @@ def teacher_extractor(run: RunSettings, teacher: nn.Module) -> FeatureExtractor:
     (name, recipe), precision = (run.teacher.name, run.teacher.model), run.precision
     if precision.fold_teacher:
         teacher = fold_batch_norm(name, teacher, run.image_size)
-    forward = renormalised(make_forward(teacher, precision.teacher, precision.compile), run)
-    return FeatureExtractor(name, teacher, recipe if run.method.needs_features else without_features(recipe), forward)
+    if precision.teacher_runtime == "onnxruntime":
+        forward = onnxruntime_forward(name, teacher, run.image_size)
+    else:
+        forward = make_forward(teacher, precision.teacher, precision.compile)
+    recipe = recipe if run.method.needs_features else without_features(recipe)
+    return FeatureExtractor(name, teacher, recipe, renormalised(forward, run))
 
 
 def renormalised(forward: Forward, run: RunSettings) -> Forward:

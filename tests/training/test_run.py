@@ -300,6 +300,16 @@ def test_a_folded_teacher_is_refused_for_losses_on_features_only(inputs, tmp_pat
     assert read_record(jobs["dkd"].log, RunLog).settings.precision.fold_teacher
 
 
+def test_a_teacher_in_onnxruntime_is_recorded_with_its_version(inputs, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    job = _job(inputs, tmp_path, tmp_path / "scratch", "kd")
+    run = job.run.model_copy(update={"precision": Precision(teacher_runtime="onnxruntime")})
+    run_job(job.model_copy(update={"run": run}), lambda event: None)
+    log = read_record(job.log, RunLog)
+    assert log.settings.precision.teacher_runtime == "onnxruntime"
+    assert log.machine.versions["onnxruntime"] == onnxruntime.__version__
+
+
 def test_modules_of_a_loss_are_in_the_checkpoint_and_not_in_the_exported_student(inputs, tmp_path):
     job = _job(inputs, tmp_path, tmp_path / "scratch", "crd_kd_tlcutmix_pick")
     run_job(job, lambda event: None)

@@ -12,7 +12,6 @@ and `SUFFIX`, the ending of its files.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,14 +115,3 @@ def read_card(path: Path) -> ModelCard:
         UserError: the file is damaged, or was not written by `kdflow export`.
     """
     return parse_card(path, format_by_suffix(path).read_metadata(path))
-
-
-def require(*packages: str) -> None:
-    """Check that packages of the extra `onnx` are installed.
-
-    Raises:
-        UserError: some are missing.
-    """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{', '.join(missing)}: not installed; pip install 'kdflow[onnx]'")

@@ -6,8 +6,6 @@ which runs no code from a file. It gets the file's bytes instead of its path, so
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 
 from kdflow.core.errors import UserError, one_line
 from kdflow.export.card import METADATA_KEY, ModelCard
-from kdflow.export.formats import Runner, exported_program, require
+from kdflow.export.formats import Runner, exported_program
+from kdflow.models.onnx_runtime import new_session, require, to_onnx
 
 SUFFIX = ".onnx"
 
@@ -27,21 +26,9 @@ def write(model: nn.Module, card: ModelCard, path: Path) -> None:
     Raises:
         UserError: a package is missing, or ONNX does not support the model.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    proto = to_onnx(card.settings.architecture, exported_program(model, card))
     import onnx
 
-    program = exported_program(model, card)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside of the exporter
-            exported = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
-        assert exported is not None
-        proto = exported.model_proto
-    except Exception as error:  # the type depends on the operator that is not supported
-        raise UserError(
-            f"{card.settings.architecture}: ONNX does not support this model: {one_line(error)[:200]}"
-        ) from None
     _clean(proto)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.model_dump_json()})
     onnx.checker.check_model(proto)
@@ -99,12 +86,8 @@ def runner(path: Path, card: ModelCard, threads: int) -> Runner:
 
 def _session(path: Path, threads: int) -> Any:
     require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
     try:
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return new_session(path.read_bytes(), threads)
     except OSError:
         raise
     except Exception as error:  # a damaged file may fail with any exception

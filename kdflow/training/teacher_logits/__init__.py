@@ -5,6 +5,7 @@ A step names the views that it needs: `x`, and `<view>/<k>` for each draw of the
 
 from __future__ import annotations
 
+import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -109,13 +110,14 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
     }
 
 
-def digits_key(device: str) -> dict[str, str]:
+def digits_key(run: RunSettings, device: str) -> dict[str, str]:
     """Return all that the last digits of a teacher's logits depend on besides `cache_key`."""
+    runtime = run.precision.teacher_runtime
     return {
         "code_sha256": record.code_sha256("models", "models/families", "methods/views"),
         "device": device,
         "torch": str(torch.__version__),  # a subclass of str, which h5py does not store
-    }
+    } | ({} if runtime == "torch" else {runtime: importlib.metadata.version(runtime)})
 
 
 def plan_cache_key(run: RunSettings, device: str) -> dict[str, str]:
@@ -126,5 +128,5 @@ def plan_cache_key(run: RunSettings, device: str) -> dict[str, str]:
         **({} if code is None else {"view_code": code}),
         "seed": str(run.seed),
         "batch_size": str(run.training.batch_size),
-        **digits_key(device),
+        **digits_key(run, device),
     }
