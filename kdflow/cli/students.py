@@ -152,7 +152,9 @@ def _print_predictions(predictions: list[Prediction]) -> None:
 ImageFolder = Annotated[
     Path,
     typer.Option(
-        metavar="FOLDER", help="Folder of images: <class>/, or train/<class>/, val/<class>/ and test/<class>/."
+        metavar="FOLDER|FILE",
+        help="Folder of images, or a ZIP archive of one: <class>/, or train/<class>/, val/<class>/ and test/<class>/. "
+        "Or a CSV or JSON file with path, label and perhaps split of each image.",
     ),
 ]
 TeacherOption = Annotated[

@@ -22,6 +22,7 @@ from kdflow.config.base import (
     unknown_name,
 )
 from kdflow.config.dataset import (
+    DATA_FILES,
     BaseView,
     BaseViewName,
     Dataset,
@@ -51,6 +52,7 @@ from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
 
 __all__ = [
+    "DATA_FILES",
     "FOLDERS",
     "PACKAGE",
     "PREPARED",

@@ -25,6 +25,9 @@ from kdflow.config.training import Training
 from kdflow.config.user_code import Parts
 from kdflow.core.files import expand_home
 
+DATA_FILES = (".csv", ".json", ".zip")
+"""The endings of files that list a user's images, or have them."""
+
 BaseViewName = Literal["none", "flip", "flip+crop"]
 
 
@@ -124,7 +127,9 @@ class Dataset(Settings):
 
 
 class UserFolder(Settings):
-    """A dataset of the user: a folder with `train/<class>/`, `val/<class>/` and `test/<class>/`, or `<class>/` alone.
+    """A dataset of the user: a folder, a ZIP archive of one, or a CSV or JSON file with path and label of each image.
+
+    A folder has `train/<class>/`, `val/<class>/` and `test/<class>/`, or `<class>/` alone.
 
     `val/` may also be named valid or validation. The test set is `val/`, or `test/` if there is no `val/`; `test_part`
     chooses one of the two. With `train/` or `<class>/` alone, the fraction `val_share` of each class is the test set,
@@ -150,8 +155,9 @@ class UserFolder(Settings):
 
     @property
     def name(self) -> str:
-        """The dataset's name in records and tables: that of its folder."""
-        return Path(os.path.abspath(expand_home(self.folder))).name  # noqa: PTH100 (symlinks are not resolved)
+        """The dataset's name in records and tables: that of its folder, or of its file without the ending."""
+        path = Path(os.path.abspath(expand_home(self.folder)))  # noqa: PTH100 (symlinks are not resolved)
+        return path.stem if path.suffix.lower() in DATA_FILES else path.name
 
 
 class UserFolderRecipe(Settings):

@@ -26,7 +26,7 @@ from kdflow.core import files
 from kdflow.core.download import DownloadSpec, download
 from kdflow.core.errors import UserError, one_line
 from kdflow.core.progress import Display
-from kdflow.data.image_files import FileList, ImageFiles, TarFileList
+from kdflow.data.image_files import FileList, ImageFiles, TarFileList, ZipFileList
 from kdflow.data.map_style import MapStyleImages
 
 SPLITS, CLASSES = ("train", "test"), "class_names"
@@ -215,7 +215,7 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
     """
     try:
         with h5py.File(path, "r", locking=False) as file:  # another program may have a lock; the hash is checked
-            kind = TarFileList if "offsets" in file["train"] else FileList if "folder" in file.attrs else Split
+            kind = _kind(file)
             train, test = (kind(*(_read_dataset(file[key][field.name]) for field in fields(kind))) for key in SPLITS)
             splits = Splits(train, test, _names(file))
             files_at = None if kind is Split else _folder_and_size(file.attrs)
@@ -231,6 +231,12 @@ def load(path: Path, train_images: int, device: torch.device, workers: int = 0) 
         train = train.take(np.sort(balanced_order(train.labels)[:train_images]))
     on_device = [_to_device(split, files_at, device, workers) for split in (train, test)]
     return Loaded(on_device[0], on_device[1], splits.class_names, expected)
+
+
+def _kind(file: h5py.File) -> type[Split | FileList]:
+    if "packed" in file["train"]:
+        return ZipFileList
+    return TarFileList if "offsets" in file["train"] else FileList if "folder" in file.attrs else Split
 
 
 def _read_dataset(stored: h5py.Dataset) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -101,16 +102,78 @@ class TarFileList(FileList):
         Raises:
             UserError: the archive is missing or too short.
         """
-        file = folder / self.archive
-        end = int((self.offsets + self.sizes).max())
-        try:
-            actual = file.stat().st_size
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}, but its images were listed; {RELIST_HINT}") from None
-        if actual < end:
-            raise UserError(f"{file}: has {actual} bytes, at least {end} when it was listed; {RELIST_HINT}")
+        _check_length(folder / self.archive, int((self.offsets + self.sizes).max()))
 
 
+@dataclass(frozen=True)
+class ZipFileList(FileList):
+    """The files of one split inside the ZIP `archive`, relative to a folder.
+
+    `offsets` [n] are those of the files' headers, `packed` [n] the bytes of their content as stored, and `deflated` [n]
+    whether it is compressed. Paths, sizes, labels and hash are the same as those of the unpacked files.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    packed: npt.NDArray[np.int64]
+    deflated: npt.NDArray[np.bool_]
+    archive: str
+
+    def take(self, kept: npt.NDArray[np.intp]) -> ZipFileList:
+        """Return the list with the files `kept` only."""
+        return ZipFileList(
+            self.paths[kept],
+            self.sizes[kept],
+            self.labels[kept],
+            self.offsets[kept],
+            self.packed[kept],
+            self.deflated[kept],
+            self.archive,
+        )
+
+    def open(self, folder: Path, index: int) -> io.BytesIO:
+        """Return one of the files, for `decode`.
+
+        Raises:
+            UserError: its content is damaged or has another size.
+        """
+        size = int(self.sizes[index])
+        with (folder / self.archive).open("rb", buffering=0) as file:
+            file.seek(int(self.offsets[index]))
+            header = file.read(ZIP_HEADER)
+            # The lengths of name and extra field may differ from those in the archive's directory.
+            lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            file.seek(int(self.offsets[index]) + ZIP_HEADER + lengths)
+            content = file.read(int(self.packed[index]))
+        if self.deflated[index]:
+            try:
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
+            except zlib.error:
+                content = b""
+        if header[:4] != b"PK\3\4" or len(content) != size:
+            name = os.fsdecode(self.paths[index])
+            raise UserError(f"{folder / self.archive}: {name}: damaged, or the archive has changed; {RELIST_HINT}")
+        return io.BytesIO(content)
+
+    def check(self, folder: Path) -> None:
+        """Check that the archive is in `folder` and long enough.
+
+        Raises:
+            UserError: the archive is missing or too short.
+        """
+        _check_length(folder / self.archive, int((self.offsets + self.packed).max()))
+
+
+def _check_length(archive: Path, end: int) -> None:
+    """Check that an archive has at least `end` bytes."""
+    try:
+        actual = archive.stat().st_size
+    except OSError as error:
+        raise UserError(f"{archive}: {error.strerror}, but its images were listed; {RELIST_HINT}") from None
+    if actual < end:
+        raise UserError(f"{archive}: has {actual} bytes, at least {end} when it was listed; {RELIST_HINT}")
+
+
+ZIP_HEADER = 30  # bytes of the header of a file, before its name
 RELIST_HINT = "`dvc repro -f prepare`, or the same `kdflow distill`, lists the folder again"
 
 

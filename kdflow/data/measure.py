@@ -77,11 +77,11 @@ def _read(
     broken: dict[int, str] = {}
 
     def read(index: int) -> int:
-        path = folder / os.fsdecode(images.paths[index])
         try:
-            decoded = decode_and_inspect(path, ".", grey16_max=base_view.grey16_max)
-            with path.open("rb") as file:
-                out.hashes[index] = hashlib.file_digest(file, "sha256").hexdigest().encode()
+            content = images.open(folder, index)
+            stored = content.read_bytes() if isinstance(content, Path) else content.getvalue()
+            decoded = decode_and_inspect(content, ".", grey16_max=base_view.grey16_max)
+            out.hashes[index] = hashlib.sha256(stored).hexdigest().encode()
         except (UserError, OSError) as error:
             broken[index] = one_line(error).removeprefix(".: ")
             return 1

@@ -1,6 +1,7 @@
-"""A user's folder of images as a dataset: split by class, with mean and standard deviation measured.
+"""A user's images as a dataset: split by class, with mean and standard deviation measured.
 
-The files are listed, not copied. Each is read once, to measure the pixels and to find files that cannot be read.
+They are in a folder or in a ZIP archive, or a CSV or JSON file lists them. The files are not copied. Each is read once,
+to measure the pixels and to find files that cannot be read.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kdflow import data
-from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, UserFolder, UserFolderRecipe
+from kdflow.config import DATA_FILES, BaseView, DatasetSource, PreparedDataset, Resize, UserFolder, UserFolderRecipe
 from kdflow.core import files
 from kdflow.core.errors import UserError, decode_filename
 from kdflow.data import Splits
 from kdflow.data.decode import formats, plugin_hint
 from kdflow.data.folder_notes import folder_notes
 from kdflow.data.image_files import FileList
+from kdflow.data.image_map import PARTS, list_file
 from kdflow.data.measure import Measured, mean_std, measure, with_grey16_max
 from kdflow.data.readers.image_folder import class_folders, is_system_name
 
-PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # names of any case
 BROKEN_LIST = "broken.txt"
 MAX_NAMES = 3  # file or folder names in one message
 
@@ -43,14 +45,12 @@ def prepare(
     standard deviation are those of the training images. broken.txt beside `out` lists the files that cannot be read.
 
     Raises:
-        UserError: `source` is not a folder of classes, a class has too few images, or files cannot be read and
-            `skip_broken` is not set.
+        UserError: `source` is neither a folder of classes nor a file that lists images, a class has too few images, or
+            files cannot be read and `skip_broken` is not set.
     """
     folder = project / files.expand_home(source.folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    parts, part_notes = _parts(folder, source.test_part, final_test is not None)
-    names, images, other_files = _list(folder, parts)
+    listed = _listed(folder, source.test_part, with_final=final_test is not None)
+    names, images, parts = listed.names, listed.images, listed.parts
     side = source.side or round(source.image_size * recipe.side)
     base_view = BaseView(
         crop=0,
@@ -59,15 +59,16 @@ def prepare(
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    images, measured, broken = _measure_readable(folder, images, base_view, source, out.parent / BROKEN_LIST)
-    part_of = _part_of_images(folder, parts, images, names, source)
+    images, measured, broken = _measure_readable(listed.folder, images, base_view, source, out.parent / BROKEN_LIST)
+    given = None if listed.part_of is None else listed.part_of[[path not in broken for path in listed.paths]]
+    part_of = _part_of_images(given, folder, parts, images, names, source)
     train, *tests = (images.take(np.flatnonzero(part_of == part)) for part in range(max(2, len(parts))))
-    base_view, measured = with_grey16_max(folder, images, base_view, source.image_size, measured)
+    base_view, measured = with_grey16_max(listed.folder, images, base_view, source.image_size, measured)
     mean, std = mean_std(measured.sums[part_of == 0], source.image_size)
-    notes = [*part_notes, *folder_notes(images, part_of > 0, names, measured, std, other_files)]
+    notes = [*listed.notes, *folder_notes(images, part_of > 0, names, measured, std, listed.other_files)]
     for note in notes:
         print(f"{folder}: {note}")
-    splits = [Splits(train, test, names, folder.resolve()) for test in tests]
+    splits = [Splits(train, test, names, listed.folder.resolve()) for test in tests]
     sha256 = data.write(source.name, source.image_size, splits[0], out)
     if final_test is not None:
         final_test.unlink(missing_ok=True)
@@ -142,12 +143,73 @@ def _parts(folder: Path, test_part: str | None, with_final: bool) -> tuple[tuple
         raise UserError(f"{folder}: has no {missing}/; test_part: {test_part}, or --test-part {test_part}, needs it")
     if not train:
         return ("",), []
+    return _used_parts(train, val, test, test_part, with_final=with_final)
+
+
+def _used_parts(
+    train: list[str], val: list[str], test: list[str], test_part: str | None, *, with_final: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the parts that are used, and notes."""
     if not (val and test):
         return (*train, *val, *test), []
     if with_final and test_part is None:
         return (*train, *val, *test), [f"{val[0]}/ is the test set, {test[0]}/ is measured once at the end"]
     used, unused = (test, val) if test_part == "test" else (val, test)
     return (*train, *used), [f"{used[0]}/ is the test set, {unused[0]}/ is not read (test_part chooses one of them)"]
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The images of a user: `part_of` [n] is an index of `parts`, or None if the settings split the only part."""
+
+    folder: Path
+    names: list[str]
+    images: FileList
+    parts: tuple[str, ...]
+    part_of: npt.NDArray[np.intp] | None
+    notes: list[str]
+    other_files: Counter[str]
+
+    @property
+    def paths(self) -> list[bytes]:
+        """The paths of the images."""
+        return list(self.images.paths.tolist())
+
+
+def _listed(path: Path, test_part: str | None, *, with_final: bool) -> _Listing:
+    """List the images of a folder, or of a file that `image_map` reads."""
+    if path.is_file():
+        return _listed_by_file(path, test_part, with_final=with_final)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    parts, notes = _parts(path, test_part, with_final)
+    names, images, other_files = _list(path, parts)
+    part_of = None
+    if len(parts) > 1:
+        part_of = np.zeros(len(images.labels), dtype=np.intp)
+        for part, name in enumerate(parts):
+            part_of[[file.startswith(os.fsencode(f"{name}/")) for file in images.paths.tolist()]] = part
+    return _Listing(path, names, images, parts, part_of, notes, other_files)
+
+
+def _listed_by_file(path: Path, test_part: str | None, *, with_final: bool) -> _Listing:
+    if path.suffix.lower() not in DATA_FILES:
+        raise UserError(f"{path}: is a file; expected a folder of images, or a file {', '.join(DATA_FILES)}")
+    listed = list_file(path)
+    given = [] if listed.parts is None else [part for part in PARTS if part in listed.parts]
+    if given and ("train" not in given or (test_part is not None and test_part not in given)):
+        missing = "train" if "train" not in given else test_part
+        raise UserError(f"{path}: lists no images of {missing}")
+    if test_part is not None and not given:
+        raise UserError(f"{path}: lists no images of {test_part}: they have no split")
+    if len(given) < 2:
+        return _Listing(listed.folder, listed.names, listed.images, ("",), None, [], listed.other_files)
+    assert listed.parts is not None
+    train, val, test = ([part] if part in given else [] for part in PARTS)
+    parts, notes = _used_parts(train, val, test, test_part, with_final=with_final)
+    kept = np.flatnonzero(np.isin(listed.parts, parts))
+    part_of = np.array([parts.index(part) for part in listed.parts[kept]], dtype=np.intp)
+    return _Listing(listed.folder, listed.names, listed.images.take(kept), parts, part_of, notes, listed.other_files)
 
 
 def _folders(names: Sequence[str]) -> str:
@@ -242,17 +304,21 @@ def _size(file: Path) -> int:
 
 
 def _part_of_images(
-    folder: Path, parts: tuple[str, ...], images: FileList, names: list[str], source: UserFolder
+    given: npt.NDArray[np.intp] | None,
+    folder: Path,
+    parts: tuple[str, ...],
+    images: FileList,
+    names: list[str],
+    source: UserFolder,
 ) -> npt.NDArray[np.intp]:
-    """Return the part of each image: 0 for training, 1 for testing, 2 for the final test.
+    """Return the part of each image: 0 for training, 1 for testing, 2 for the final test; those `given`, if they are.
 
     Without a test folder, the first `val_share` of each class are for testing. Within a class, images are sorted by a
     hash of `split_seed` and path, so an added or removed file moves at most the image at the border.
     """
     paths, part_of = images.paths.tolist(), np.zeros(len(images.labels), dtype=np.intp)
-    if len(parts) > 1:
-        for part, name in enumerate(parts):
-            part_of[[path.startswith(os.fsencode(f"{name}/")) for path in paths]] = part
+    if given is not None:
+        part_of = given
     else:
         for label in range(len(names)):
             of_class = np.flatnonzero(images.labels == label).tolist()
