@@ -75,6 +75,7 @@ def export(
     inputs = locate.locate_inputs(weights, data, teacher, needs_dataset=not no_verify)
     models = config.load_recipes(root).models.values()
     user_code.check_trusted(weights, inputs.log.settings.model.family, {model.family for model in models})
+    inputs.log.settings.check_user_code([inputs.log.settings.model.family])
     file, report = export.export(inputs, format_name, out, threads)
     typer.echo(f"{file}: {report.verification or 'not verified on test images (--no-verify)'}")
     _print_costs(report, inputs.role)

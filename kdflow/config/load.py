@@ -160,7 +160,6 @@ def _merged(recipes: list[Path], mistakes: list[str]) -> dict[Any, Any]:
 
 def _recipes(root: Path, mistakes: list[str]) -> Recipes:
     _check_file_names(root / "recipes", mistakes)
-    user_code.search_in(root)
     kinds: dict[str, type[Settings]] = {"models": Model, "datasets": Dataset, "methods": Method, "pairs": Pair}
     content: dict[str, Any] = {name: {} for name in kinds}
     for name, kind in kinds.items():
@@ -168,7 +167,7 @@ def _recipes(root: Path, mistakes: list[str]) -> Recipes:
             entries = read_entries(file, kind, mistakes)
             content[name] |= entries
             for key, entry in entries.items():
-                found = user_code.mistakes_in(getattr(entry, "parts", {}))
+                found = user_code.mistakes_in(getattr(entry, "parts", {}), root)
                 mistakes += [f"{file}: {key}.{mistake}" for mistake in found]
     before, parts = len(mistakes), recipe_files(root, "user_folder")
     merged = _merged(parts, mistakes)

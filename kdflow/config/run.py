@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -87,14 +88,15 @@ class RunSettings(Settings):
         parts = [*self.model.parts.values(), *teacher.values(), *self.method.parts.values()]
         return self.model_copy(update={"user_code": user_code.hashes(name for _, name in parts)})
 
-    def check_user_code(self) -> None:
-        """Check that the user's code is still that of these settings.
+    def check_user_code(self, names: Collection[str] | None = None) -> None:
+        """Check that the user's code is still that of these settings; of the parts `names` only, if they are given.
 
         Raises:
             UserError: its source has changed or is not there any more.
         """
-        if self.user_code and self.user_code != (now := user_code.hashes(self.user_code)):
-            changed = ", ".join(name for name in now if now[name] != self.user_code[name])
+        now = user_code.hashes(name for name in self.user_code if names is None or name in names)
+        changed = ", ".join(name for name in now if now[name] != self.user_code[name])
+        if changed:
             raise UserError(f"{changed}: the code has changed since this run was started; start it again")
 
     @property

@@ -80,11 +80,15 @@ def check_part(kind: str, name: str) -> None:
         read_flag(name, "NEEDS_FEATURES")
 
 
-def mistakes_in(parts: Parts) -> list[str]:
-    """Return a line for each part of a user's code, among those of a recipe's entry, that `check_part` refuses."""
+def mistakes_in(parts: Parts, project: Path) -> list[str]:
+    """Return a line for each part of a user's code, among those of a recipe's entry, that `check_part` refuses.
+
+    Only where there are such parts, modules of the project can be imported from then on.
+    """
     mistakes = []
     for key, (kind, name) in parts.items():
         if is_import_path(name):
+            search_in(project)
             try:
                 check_part(kind, name)
             except ValueError as error:

@@ -1,6 +1,8 @@
 """Parts of a user's code: found by import path, checked before anything runs, and part of a run's settings."""
 
 import json
+import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -128,6 +130,16 @@ def test_what_does_not_fit_is_one_line_with_the_key(user_project, kind, path, me
     assert "\n" not in str(caught.value)
 
 
+def test_a_project_without_code_is_not_searched_for_modules(user_project):
+    folder, name = user_project
+    for kind in ("models", "methods", "datasets"):
+        (folder / f"recipes/{kind}.yaml").unlink()
+    config.load(folder)
+    assert str(folder.resolve()) not in sys.path
+    with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
+        user_code.load_part("models", f"{name}.models:build", "key")
+
+
 def test_a_module_of_the_project_replaces_no_other(user_project):
     folder, _ = user_project
     (folder / "textwrap.py").write_text("raise SystemExit\n")
@@ -181,6 +193,7 @@ def test_code_that_has_changed_since_the_settings_were_made_is_refused(user_proj
     run = run_of(METHODS["kd"]).model_copy(update={"model": Model(family=f"{name}.models:build")}).with_user_code()
     run.check_user_code()
     (folder / name / "layers.py").write_text("WIDTH = 32\n")
+    run.check_user_code([f"{name}.views:Darker"])
     with pytest.raises(UserError, match=f"{name}.models:build: the code has changed since this run was started"):
         run.check_user_code()
     (folder / name / "models.py").unlink()
@@ -286,13 +299,15 @@ def test_the_shapes_of_a_model_are_found_without_memory(user_project):
 
 
 @pytest.mark.slow
-def test_one_command_trains_a_user_s_models_with_a_user_s_view_in_other_processes(user_project, monkeypatch, capsys):
+def test_one_command_trains_a_user_s_models_with_a_user_s_view_in_other_processes(
+    user_project, monkeypatch, capsys, tmp_path_factory
+):
     folder, name = user_project
     monkeypatch.chdir(folder)
-    make_tree(folder / "images")
+    shutil.make_archive(str(folder / "photos"), "zip", make_tree(tmp_path_factory.mktemp("images")))
 
     def distil(method):
-        given = {"data": Path("images"), "teacher": "my_large", "student": "my_small", "method": method}
+        given = {"data": Path("photos.zip"), "teacher": "my_large", "student": "my_small", "method": method}
         students.distill(**given, image_size=32, epochs=2, device="cpu", workers=1)
         log = record.read_record(folder / f"out/students/{method}/seed0.json", RunLog)
         return log, capsys.readouterr().out
