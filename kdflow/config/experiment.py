@@ -37,7 +37,7 @@ TeacherClasses = Annotated[
 """The order of a teacher's outputs: with digits as numbers, as training images show, or the names in this order."""
 
 
-class TeacherWeights(Settings):
+class MemberWeights(Settings):
     """Teacher weights from a file, instead of a trained teacher: file, sha256 and top1 are given, or none of them.
 
     `classes` is the order of the teacher's outputs; None is that of the dataset.
@@ -49,13 +49,27 @@ class TeacherWeights(Settings):
     classes: TeacherClasses | None = None
 
     @model_validator(mode="after")
-    def _all_or_none(self) -> TeacherWeights:
+    def _all_or_none(self) -> MemberWeights:
         missing = [key for key in ("file", "sha256", "top1") if getattr(self, key) is None]
         if 0 < len(missing) < 3:
             raise ValueError(f"file, sha256 and top1 must be given together; {' and '.join(missing)} not given")
         if missing and self.classes is not None:
             raise ValueError("classes is the order of the classes of weights from a file; file not given")
         return self
+
+
+class TeacherWeights(MemberWeights):
+    """Teacher weights from a file, or from one file for each member of an ensemble.
+
+    `members` has an entry for each member, in their order; one without a file is a member that is trained.
+    """
+
+    members: Annotated[tuple[MemberWeights, ...], Field(strict=False)] | None = None
+
+    @property
+    def are_given(self) -> bool:
+        """True if all weights are from files: nothing is trained."""
+        return self.file is not None or bool(self.members and all(one.file is not None for one in self.members))
 
 
 ProcessCount = Annotated[int, Field(gt=0, le=256)]
@@ -188,9 +202,25 @@ class Experiment(Recipes):
         training = self._training("student")
         return self._run("student", self.params.student, self._method(method, training), seed, training)
 
-    def teacher_run(self) -> RunSettings:
-        """Return the run that trains the teacher: cross-entropy on the labels, seed 0."""
-        return self._run("teacher", self.params.teacher, Method(ce=1.0, kl=0.0), 0, self._training("teacher"))
+    def teacher_run(self, seed: int = 0) -> RunSettings:
+        """Return the run that trains the teacher: cross-entropy on the labels."""
+        return self._run("teacher", self.params.teacher, Method(ce=1.0, kl=0.0), seed, self._training("teacher"))
+
+    def members(self) -> list[tuple[Experiment, int]]:
+        """Return the experiment and the seed of each member of a teacher that is an ensemble; none for other teachers.
+
+        The first member of a name has seed 0, as if it were the only teacher; the next one of that name has seed 1.
+        """
+        names = self.models[self.params.teacher].members
+        weights = self.params.teacher_weights.members or (MemberWeights(file=None, sha256=None, top1=None),) * len(
+            names
+        )
+        members = []
+        for i, (name, given) in enumerate(zip(names, weights, strict=True)):
+            update = {"teacher": name, "teacher_weights": TeacherWeights(**dict(given))}
+            experiment = self.model_copy(update={"params": self.params.model_copy(update=update)})
+            members.append((experiment, names[:i].count(name)))
+        return members
 
     def check_training(self) -> None:
         """Check that the settings of training in params.yaml go together.
@@ -202,11 +232,28 @@ class Experiment(Recipes):
         for method in self.params.methods:
             self._method(method, training)
         self._training("teacher")
+        self._check_ensemble()
         if self.params.teacher_init is not None and self.params.teacher_weights.file is not None:
             raise UserError("teacher_init: is for a teacher that is trained; teacher_weights.file is a trained one")
         used = [method for method in self.params.methods if self.methods[method].uses_tau]
         if self.params.temperature is not None and not used:
             raise UserError(f"temperature: no loss of {', '.join(self.params.methods)} has a temperature; leave it out")
+
+    def _check_ensemble(self) -> None:
+        params, members = self.params, self.models[self.params.teacher].members
+        given = params.teacher_weights
+        if not members:
+            if given.members is not None:
+                raise UserError(f"teacher_weights.members: {params.teacher} is no ensemble; give file, sha256 and top1")
+            return
+        if given.members is not None and len(given.members) != len(members):
+            raise UserError(
+                f"teacher_weights.members: {len(given.members)} listed, {params.teacher} has {len(members)} members"
+            )
+        if given.file is not None:
+            raise UserError(f"teacher_weights.file: {params.teacher} is an ensemble; list a file for each in members")
+        if params.teacher_init is not None:
+            raise UserError(f"teacher_init: is for one model, and {params.teacher} is an ensemble; leave it out")
 
     def _training(self, role: Literal["teacher", "student"]) -> Training:
         params, source = self.params, self.params.dataset
@@ -233,6 +280,11 @@ class Experiment(Recipes):
         if training.changes_labels and not method.has_hard_labels:
             raise UserError(
                 f"training.{training.changes_labels}: method {name} has no cross-entropy with the labels of x"
+            )
+        if method.needs_features and self.models[self.params.teacher].members:
+            raise UserError(
+                f"methods: {name} needs features of the teacher, and {self.params.teacher} is an ensemble, which has "
+                "only logits"
             )
         return method.model_copy(update={"tau": temperature}) if temperature and method.uses_tau else method
 

@@ -20,7 +20,7 @@ from kdflow.config import user_code
 from kdflow.config.base import PREPARED, PROJECT_FILES, Settings, T, suggestion
 from kdflow.config.dataset import Dataset, PreparedDataset, UserFolder, UserFolderRecipe
 from kdflow.config.experiment import Experiment, Params, Recipes
-from kdflow.config.method import Method, Model, Pair
+from kdflow.config.method import Method, Model, Pair, resolve_ensembles
 from kdflow.core.errors import UserError, dotted, one_line, shorten
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _recipes(root: Path, mistakes: list[str]) -> Recipes:
             for key, entry in entries.items():
                 found = user_code.mistakes_in(getattr(entry, "parts", {}), root)
                 mistakes += [f"{file}: {key}.{mistake}" for mistake in found]
+    content["models"] = resolve_ensembles(content["models"], recipe_files(root, "models")[-1], mistakes)
     before, parts = len(mistakes), recipe_files(root, "user_folder")
     merged = _merged(parts, mistakes)
     content["user_folder"] = None

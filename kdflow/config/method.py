@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from kdflow.config.base import (
     LearningRate,
@@ -17,15 +18,20 @@ from kdflow.config.base import (
     _one_of,
     module_flag,
     no_duplicates,
+    suggestion,
 )
 from kdflow.config.user_code import Parts, is_import_path, read_flag
+from kdflow.core.errors import shorten
+
+ENSEMBLE, MAX_MEMBERS = "ensemble", 64
 
 
 class Model(Settings):
     """One entry of recipes/models.yaml: a family with its options, named layers, and a learning rate if it needs one.
 
     The outputs of the layers `features` are the model's feature maps, from first to last; the input of the layer `head`
-    is its pooled feature. Losses on features need both. `lr` has precedence over the dataset's.
+    is its pooled feature. Losses on features need both. `lr` has precedence over the dataset's. An `ensemble`
+    has no layers; its option `members` has names of other models.
     """
 
     family: Annotated[str, _one_of("models")]
@@ -38,6 +44,50 @@ class Model(Settings):
     def parts(self) -> Parts:
         """The part that this entry names, which may be a user's code."""
         return {"family": ("models", self.family)}
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the members, if the model is an ensemble."""
+        members = self.options.get("members") if self.family == ENSEMBLE else None
+        if not isinstance(members, list):
+            return ()
+        return tuple(str(member["name"]) for member in members if isinstance(member, dict))
+
+
+def resolve_ensembles(models: Mapping[str, Model], file: Path, mistakes: list[str]) -> dict[str, Model]:
+    """Return the models, with the recipes of the members in the options of each ensemble, in place of their names.
+
+    A mistake in `file`, such as a name that no other model has, is appended to `mistakes`.
+    """
+    resolved = dict(models)
+    for name, model in models.items():
+        try:
+            resolved[name] = _resolved(name, model, models)
+        except ValueError as error:
+            mistakes.append(f"{file}: {error}")
+    return resolved
+
+
+def _resolved(name: str, model: Model, models: Mapping[str, Model]) -> Model:
+    if model.family != ENSEMBLE:
+        return model
+    names, field = model.options.get("members"), f"{name}.options.members"
+    if not isinstance(names, list) or not 2 <= len(names) <= MAX_MEMBERS:
+        raise ValueError(f"{field}: must be a list of 2 to {MAX_MEMBERS} models, got {shorten(names)}")
+    for key, is_set in (("features", model.features), ("head", model.head), ("lr", model.lr)):
+        if is_set:
+            raise ValueError(f"{name}.{key}: an ensemble has only logits, and its members are trained; remove it")
+    members: list[JsonValue] = []
+    for one in names:
+        if not isinstance(one, str) or one not in models:
+            raise ValueError(f"{field}: unknown name {shorten(one)}{suggestion(str(one), sorted(models))}")
+        recipe = models[one]
+        if recipe.family == ENSEMBLE:
+            raise ValueError(f"{field}: {one} is an ensemble too; list its members")
+        if is_import_path(recipe.family):
+            raise ValueError(f"{field}: {one} has a family of a user, whose source an ensemble does not record")
+        members.append({"name": one, "model": {"family": recipe.family, "options": recipe.options}})
+    return model.model_copy(update={"options": {**model.options, "members": members}})
 
 
 class Pick(Settings):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from kdflow.config import Settings
+from kdflow.config import Experiment, Settings
 from kdflow.core import files
 from kdflow.paper.item import GOLDEN
 from kdflow.paper.paper import Cell, Paper
@@ -194,15 +194,10 @@ class CellStatuses:
         if not (folder / "record.json").exists():
             return None
         teacher = record.read_record(folder / "record.json", TeacherRecord)
-        given = self.paper.budget.teacher_weights.get(name)
-        if given is not None and given.file is not None:
-            same_file = given.sha256 is not None and given.sha256 in teacher.source
-            return teacher if same_file else None
-        if not (folder / "training.json").exists():
-            return None
-        log = record.read_record(folder / "training.json", RunLog)
-        expected = self.paper.teacher_experiment(name).teacher_run().sha256
-        return teacher if log.settings_sha256 == expected else None
+        experiment = self.paper.teacher_experiment(name)
+        parts = [(folder / "members" / str(i), *member) for i, member in enumerate(experiment.members())]
+        same = (_has_settings(*part) for part in parts or [(folder, experiment, 0)])
+        return teacher if all(same) else None
 
     def _read_golden_sha256(self, method: str) -> str | None:
         file = _golden_file(self.paper, method)
@@ -217,6 +212,17 @@ class CellStatuses:
         return record.read_record(file, DatasetRecord).sha256 if file.exists() else None
 
 
+def _has_settings(folder: Path, experiment: Experiment, seed: int) -> bool:
+    """Return whether a model of a teacher was made with the settings of the experiment."""
+    given = experiment.params.teacher_weights
+    if given.file is not None and given.sha256 is not None:
+        return given.sha256 in record.read_record(folder / "record.json", TeacherRecord).source
+    if not (folder / "training.json").exists():
+        return False
+    log = record.read_record(folder / "training.json", RunLog)
+    return log.settings_sha256 == experiment.teacher_run(seed).sha256
+
+
 def copy_records(paper: Paper, out: Path) -> list[str]:
     """Copy the records of datasets, teachers and finished cells to `out`, in the same folders; return the cells.
 
@@ -225,9 +231,9 @@ def copy_records(paper: Paper, out: Path) -> list[str]:
     statuses, source = CellStatuses(paper), paper.root / paper.data
     names = [name for name in paper.cells if statuses.runs(name)]
     wanted = [source / f"{dataset}.json" for dataset in paper.datasets]
-    wanted += [
-        teacher_folder(paper, name) / file for name in paper.teachers for file in ("record.json", "training.json")
-    ]
+    teachers = [teacher_folder(paper, name) for name in paper.teachers]
+    folders = [part for folder in teachers for part in (folder, *sorted(folder.glob("members/*")))]
+    wanted += [folder / file for folder in folders for file in ("record.json", "training.json")]
     for name in names:
         wanted += [cell_folder(paper, name) / CELL_RECORD]
         wanted += [_seed_file(paper, name, run.settings.seed) for run in statuses.runs(name)]

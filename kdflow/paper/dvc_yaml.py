@@ -132,7 +132,9 @@ def _student(paper: Paper) -> dict[str, Any]:
 
 def _inputs(paper: Paper, name: str, item: Item) -> dict[str, Any]:
     """Return the dependencies and parameters of a table or figure."""
-    families = {paper.recipes.models[model].family for _, model in item.counted_models(paper.recipes)}
+    models = paper.recipes.models
+    counted = [model for _, model in item.counted_models(paper.recipes)]
+    families = {models[name].family for model in counted for name in (model, *models[model].members)}
     patterns = ["kdflow/report/*.py", *(f"kdflow/models/families/{family}.py" for family in sorted(families))]
     patterns += ["kdflow/models/*.py"] if families else []
     deps = [file for pattern in patterns for file in _code(paper, pattern)]

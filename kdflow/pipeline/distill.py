@@ -48,11 +48,11 @@ def student_jobs(
     for index, seed in enumerate(params.seeds):
         run = experiment.student_run(method, seed)
         used = teacher if run.teacher is not None else None
-        budget = None if used is None else record.read_record(used / "record.json", TeacherRecord).budget
+        origin = None if used is None else record.read_record(used / "record.json", TeacherRecord)
         job = Job(
             name=f"seed {seed}",
             run=run,
-            budget=record.make_budget(run, experiment.dataset, budget),
+            budget=record.make_budget(run, experiment.dataset, origin.budget if origin else None),
             dataset=dataset,
             teacher=None if used is None else used / "model.safetensors",
             views_store=views_store if run.reads_views else None,
@@ -62,6 +62,7 @@ def student_jobs(
             compute=params.compute,
             run_index=index,
             initial=initial,
+            teacher_members=tuple(member.sha256 for member in origin.members) if origin else (),
         )
         jobs.append(job)
     return jobs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdflow.config import Experiment
+from kdflow.config import Experiment, RunSettings
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
@@ -13,34 +14,57 @@ from kdflow.pipeline.train import check_last_batch, check_students, train
 from kdflow.teachers.initial_weights import fetch, with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
-from kdflow.training.record import Budget, RunLog, TeacherRecord
+from kdflow.training.record import Accuracy, Budget, RunLog, TeacherRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdflow.data import Images
 
 
-def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Path, project: Path = Path()) -> None:
+def make_teacher(
+    experiment: Experiment, dataset: Path, out: Path, work_dir: Path, project: Path = Path(), seed: int = 0
+) -> None:
     """Train the teacher, or take its weights from a file, and evaluate it on the test set.
 
     Writes its weights, its record and its class for each test image to `out`. If the file is the one in `out`, it is
     evaluated again and kept, with its origin. The budget of weights from a file is taken from the record beside it, if
-    kdflow has trained them. Paths in the settings are relative to `project`.
+    kdflow has trained them. Paths in the settings are relative to `project`. `seed` is that of its training. Members of
+    an ensemble are made one after the other, each in its folder of `out`.
 
     Raises:
         UserError: weights from a file measure more than `TEACHER_TOLERANCE` below their expected accuracy.
     """
+    experiment = with_initial_weights(experiment, project)
+    check_students(experiment)  # before hours of training
+    members = experiment.members()
+    if not members:
+        _make_model(experiment, dataset, out, work_dir, project, seed)
+        return
+    for index, (member, member_seed) in enumerate(members):
+        _make_model(member, dataset, member_folder(out, index), work_dir, project, member_seed)
+    make_ensemble(experiment, dataset, out)
+
+
+def member_folder(out: Path, index: int) -> Path:
+    """Return the folder of a member of the ensemble in `out`."""
+    return out / "members" / str(index)
+
+
+def _make_model(experiment: Experiment, dataset: Path, out: Path, work_dir: Path, project: Path, seed: int) -> None:
+    """Make a teacher that is one model."""
     from kdflow.data import load
     from kdflow.models import convert_weights, create_model, load_exact, save_weights
     from kdflow.pipeline import class_order
     from kdflow.training.device import pick_device
-    from kdflow.training.evaluate import predict_logits, topk_accuracy
 
-    experiment = with_initial_weights(experiment, project)
     given = experiment.params.teacher_weights
-    run = experiment.teacher_run()
+    run = experiment.teacher_run(seed)
     weights = out / "model.safetensors"
-    check_students(experiment)
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
     source, order = weights, None
     if given.file is None:
-        origin = _train(experiment, dataset, out, work_dir)
+        origin = _train(experiment, run, dataset, out, work_dir)
         load_exact(model, weights)
     else:
         source = project / files.expand_home(given.file)
@@ -53,12 +77,11 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
     device = pick_device(experiment.params.compute.device)
     few = min(run.train_images, class_order.IMAGES_PER_CLASS * run.classes)
     data = load(dataset, few, device, experiment.params.compute.resolved_workers)
-    model, images = model.to(device), data.test
+    model = model.to(device)
     if not keep:
         order, note = class_order.set_class_order(model, given.classes, data, run)
         origin = "; ".join(filter(None, (origin, note)))
-    logits = predict_logits(model, images, run.base_view)
-    accuracy = topk_accuracy(logits, images)
+    accuracy, classes = _evaluate(model, data.test, run)
     if given.top1 is not None and accuracy.top1 < given.top1 - TEACHER_TOLERANCE:
         raise UserError(
             f"{source}: measures {accuracy.top1:.2f} % top-1, expected {given.top1:.2f} "
@@ -72,9 +95,49 @@ def make_teacher(experiment: Experiment, dataset: Path, out: Path, work_dir: Pat
         budget=_recorded_budget(source, given.sha256) if given.file else record.make_budget(run, experiment.dataset),
         class_order=order,
     )
-    files.write_text(out / TEACHER_CLASSES, json.dumps(logits.argmax(1).tolist()) + "\n")
+    _write(result, classes, out)
+
+
+def make_ensemble(experiment: Experiment, dataset: Path, out: Path) -> None:
+    """Put the finished members of an ensemble into one file of weights, and evaluate it on the test set."""
+    from kdflow.data import load
+    from kdflow.models import create_model, load_exact, save_weights
+    from kdflow.training.device import pick_device
+
+    run, compute = experiment.teacher_run(), experiment.params.compute
+    ensemble = create_model(run.architecture, run.model, run.classes, run.image_size)
+    members = []
+    for index in range(len(run.model.members)):
+        folder = member_folder(out, index)
+        members.append(record.read_record(folder / "record.json", TeacherRecord))
+        load_exact(ensemble.get_submodule(f"members.{index}"), folder / "model.safetensors", members[-1].sha256)
+    device = pick_device(compute.device)
+    test = load(dataset, run.train_images, device, compute.resolved_workers).test
+    accuracy, classes = _evaluate(ensemble.to(device), test, run)
+    reduced = [member.budget for member in members if member.budget_note]
+    result = TeacherRecord(
+        architecture=run.architecture,
+        source="; ".join(dict.fromkeys(f"{member.architecture} {member.source}" for member in members)),
+        sha256=save_weights(ensemble, out / "model.safetensors"),
+        accuracy=accuracy,
+        budget=reduced[0] if reduced else members[0].budget,
+        members=tuple(members),
+    )
+    _write(result, classes, out)
+
+
+def _evaluate(model: nn.Module, test: Images, run: RunSettings) -> tuple[Accuracy, list[int]]:
+    """Return the accuracy of a teacher on the test images, and its class for each."""
+    from kdflow.training.evaluate import predict_logits, topk_accuracy
+
+    logits = predict_logits(model, test, run.base_view)
+    return topk_accuracy(logits, test), logits.argmax(1).tolist()
+
+
+def _write(result: TeacherRecord, classes: list[int], out: Path) -> None:
+    files.write_text(out / TEACHER_CLASSES, json.dumps(classes) + "\n")
     record.write_record(out / "record.json", result)
-    print(f"teacher {run.architecture}: {accuracy.top1:.2f} % top-1 on {len(images):,} test images")
+    print(f"teacher {result.architecture}: {result.accuracy.top1:.2f} % top-1 on {len(classes):,} test images")
 
 
 def _recorded_budget(weights: Path, sha256: str | None) -> Budget | None:
@@ -92,12 +155,12 @@ def _recorded_budget(weights: Path, sha256: str | None) -> Budget | None:
     return None
 
 
-def _train(experiment: Experiment, dataset: Path, out: Path, work_dir: Path) -> str:
+def _train(experiment: Experiment, run: RunSettings, dataset: Path, out: Path, work_dir: Path) -> str:
     """Train the teacher; return its origin, with its initial weights."""
-    run, compute, found = experiment.teacher_run(), experiment.params.compute, experiment.initial.get("teacher")
+    compute, found = experiment.params.compute, experiment.initial.get("teacher")
     check_last_batch(run)
     job = Job(
-        name="seed 0",
+        name=f"seed {run.seed}",
         run=run,
         budget=record.make_budget(run, experiment.dataset),
         dataset=dataset,

@@ -18,6 +18,7 @@ class Job(Settings):
         dataset: HDF5 file of the dataset.
         initial: file of the weights that the run starts from.
         teacher: weights of `run.teacher`.
+        teacher_members: SHA-256 of the weights of each of its members, if it is an ensemble.
         views_store: store of the teacher's logits of all views.
         weights: file to write the weights to.
         log: file to write the log to.
@@ -38,3 +39,4 @@ class Job(Settings):
     compute: Compute
     run_index: int = 0
     initial: Path | None = None
+    teacher_members: tuple[str, ...] = ()

@@ -131,7 +131,8 @@ class TeacherRecord(Settings):
     """The teacher's weights and their accuracy on the test set.
 
     `budget` is None if it is not known: for weights from a file that kdflow has not trained. `class_order` has, for
-    each class, the output of the original weights that became this class's, if they were reordered.
+    each class, the output of the original weights that became this class's, if they were reordered. `members` has the
+    records of the members of an ensemble.
     """
 
     architecture: str
@@ -139,9 +140,8 @@ class TeacherRecord(Settings):
     sha256: str
     accuracy: Accuracy
     budget: Budget | None = None
-    class_order: Annotated[tuple[int, ...], Field(strict=False)] | None = Field(
-        default=None, exclude_if=lambda value: value is None
-    )
+    class_order: Annotated[tuple[int, ...] | None, Field(strict=False, exclude_if=lambda value: value is None)] = None
+    members: Annotated[tuple[TeacherRecord, ...], Field(strict=False, exclude_if=lambda value: not value)] = ()
 
     @property
     def budget_note(self) -> str:
@@ -157,7 +157,7 @@ class InitialRecord(Settings):
 
 
 class RunLog(Settings):
-    """Log of a run, written by training."""
+    """Log of a run, written by training; `teacher_members` has the hash of each member of an ensemble."""
 
     name: str
     settings: RunSettings
@@ -172,6 +172,7 @@ class RunLog(Settings):
     timing: Timing
     class_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
     initial: InitialRecord | None = Field(default=None, exclude_if=lambda value: value is None)
+    teacher_members: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda value: not value)] = ()
 
     @property
     def tested(self) -> dict[int, float]:

@@ -126,6 +126,7 @@ def _log(
         ),
         class_names=tuple(class_names),
         initial=initial,
+        teacher_members=job.teacher_members,
     )
 
 
