@@ -36,6 +36,7 @@ check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated file
 	kdflow plan --check --paper paper/miniature
 	kdflow plan --check --paper paper/micro
 	kdflow plan --check --paper evidence
+	kdflow plan --check --paper zoo
 
 docs: $(VENV)/demo.ok  ## the documentation site, in site/
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[docs]'
@@ -73,7 +74,7 @@ scm: $(VENV)/demo.ok  ## configure DVC for a tree without git, or with it again
 	done
 
 clean:  ## remove environment, outputs and checkpoints; DVC's cache stays
-	rm -rf $(VENV) .kdflow data/*/ data/*.h5 paper/data paper/*/data evidence/data
+	rm -rf $(VENV) .kdflow data/*/ data/*.h5 paper/data paper/*/data evidence/data zoo/data
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdflow needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

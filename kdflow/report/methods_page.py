@@ -22,7 +22,10 @@ NOT_INCLUDED = {
     "ft": "FT (Kim et al., 2018) trains a paraphraser of the teacher first; a run has one stage with one loss",
     "fsp": "FSP (Yim et al., 2017) trains in two stages; a run has one stage with one loss",
     "kdsvd": "KDSVD (Lee et al., 2018) needs a singular value decomposition of all feature maps in each step",
-    "ofd": "OFD (Heo et al., 2019) compares features before the last ReLU of each block, which the recipes do not name",
+    "ofd": "OFD (Heo et al., 2019) compares features before the last ReLU of each block, which the recipes do not "
+    "name, and its margins are from the teacher's batch norm, which a loss does not get",
+    "simkd": "SimKD (Chen et al., 2022) deploys the student with a projector and the teacher's classifier: a model "
+    "that is no entry of recipes/models.yaml, while evaluation, exports and FLOPs are of the student alone",
     "mlkd": "MLKD (Jin et al., 2023): its code has masks and pairs of views that its formula does not have",
 }
 """Losses of RepDistiller, mdistiller and the authors of MLKD without a file, with the reason."""

@@ -100,7 +100,7 @@ def test_rows_of_values_that_another_paper_prints_are_quoted():
 
 
 def test_the_generated_files_are_up_to_date():
-    for folder in ("paper", "paper/miniature", "paper/micro", "evidence"):
+    for folder in ("paper", "paper/miniature", "paper/micro", "evidence", "zoo"):
         check_generated(load_paper(Path(folder), ROOT))
 
 

@@ -8,54 +8,49 @@ from settings_files import edit
 from stage_project import small_project
 
 from kdflow import config
-from kdflow.models import create_model, load_exact
+from kdflow.models import create_model, load_exact, save_weights
 from kdflow.training import record
-from kdflow.training.record import RunRecord, TeacherRecord
+from kdflow.training.record import RunLog, RunRecord, TeacherRecord
 
-SOURCES = ("online", "replay", "views")
+EMPTY = {"file": None, "sha256": None, "top1": None}
+
+
+def run(project, *commands):
+    for command in commands:
+        done = project.stage(*command)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_from_the_members_to_the_student(tmp_path):
+    """One member is from a file, the other one, of the same model, is trained from the next seed."""
     project = small_project(tmp_path)
     options = {"members": ["resnet8", "resnet8"], "temperature": 2.0}
     edit(tmp_path, "recipes/models.yaml", {"pair": {"family": "ensemble", "options": options}})
-    edit(tmp_path, "params.yaml", {"teacher": "pair", "methods": ["kd"], "train_images": 100})
-    for command in (("prepare",), ("teacher",)):
-        done = project.stage(*command)
-        assert done.returncode == 0, done.stderr
+    file, recipe = tmp_path / "first.safetensors", config.load(tmp_path).models["resnet8"]
+    given = {"file": file.name, "sha256": save_weights(create_model("resnet8", recipe, 10, 16), file), "top1": 0.0}
+    weights = {**EMPTY, "members": [given, EMPTY]}
+    changes = {"teacher": "pair", "methods": ["kd_tlcutmix"], "train_images": 100, "teacher_weights": weights}
+    edit(tmp_path, "params.yaml", changes)
+    run(project, ("prepare",), ("teacher",))
     folder = tmp_path / "data/teacher"
     teacher = record.read_record(folder / "record.json", TeacherRecord)
     first, second = teacher.members
-    assert first.sha256 != second.sha256, "the members have different seeds"
-    assert teacher.source == "resnet8 trained in this project"
+    assert first.source == f"weights from a file, sha256 {given['sha256']}"
+    assert second.source == "trained in this project"
+    assert record.read_record(folder / "members/1/training.json", RunLog).settings.seed == 1
     check_the_weights(tmp_path)
 
-    digits = {}
-    for source in SOURCES:
+    losses = []
+    for source in ("online", "views+replay"):
         edit(tmp_path, "params.yaml", {"teacher_logits": source})
-        for command in (("logits",), ("distill", "kd"), ("evaluate", "kd")):
-            done = project.stage(*command)
-            assert done.returncode == 0, done.stderr
-        run = record.read_record(tmp_path / "data/records/kd/seed0.json", RunRecord)
-        assert run.teacher_members == (first.sha256, second.sha256)
-        assert run.teacher_sha256 == teacher.sha256
-        assert run.budget.teacher.epochs == 1
-        digits[source] = run.curve[0].loss
-    assert digits["replay"] == pytest.approx(digits["online"], rel=1e-3), "replay rounds to float16"
-    assert digits["views"] == pytest.approx(digits["online"], rel=1e-3)
-
-    # Weights of the first member from its file, the other one trained again.
-    given = {"file": "first.safetensors", "sha256": first.sha256, "top1": first.accuracy.top1}
-    (folder / "members/0/model.safetensors").rename(tmp_path / "first.safetensors")
-    empty = {"file": None, "sha256": None, "top1": None}
-    edit(tmp_path, "params.yaml", {"teacher_weights": {**empty, "members": [given, empty]}})
-    done = project.stage("teacher")
-    assert done.returncode == 0, done.stderr
-    again = record.read_record(folder / "record.json", TeacherRecord)
-    assert [member.sha256 for member in again.members] == [first.sha256, second.sha256]
-    assert again.sha256 == teacher.sha256
-    assert f"sha256 {first.sha256}" in again.source
+        run(project, ("logits",), ("distill", "kd_tlcutmix"), ("evaluate", "kd_tlcutmix"))
+        student = record.read_record(tmp_path / "data/records/kd_tlcutmix/seed0.json", RunRecord)
+        assert student.teacher_members == (first.sha256, second.sha256)
+        assert student.teacher_sha256 == teacher.sha256
+        assert student.budget.teacher.epochs == 1
+        losses.append(student.curve[0].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3), "stores round to float16"
 
 
 def check_the_weights(root):
