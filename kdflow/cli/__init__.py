@@ -9,14 +9,14 @@ import typer
 from typer.exceptions import TyperException
 
 from kdflow import __version__
-from kdflow.cli import experiment, paper, project, students, sweep, tables, teachers
+from kdflow.cli import experiment, exported, paper, project, students, sweep, tables, teachers
 from kdflow.core.errors import UserError, exit_on_user_error
 
 app = typer.Typer(
     help="Knowledge distillation as a pipeline. `dvc repro` runs the experiment in params.yaml.",
     pretty_exceptions_enable=False,
 )
-for group in (project, experiment, tables, paper, sweep, teachers, students):
+for group in (project, experiment, tables, paper, sweep, teachers, students, exported):
     app.add_typer(group.app)
 
 

@@ -13,3 +13,4 @@ PAPER = Path("paper")
 RecordsFolder = Annotated[
     Path | None, typer.Option(help="Read results from this folder. Default: where the stages write them.")
 ]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Number of CPU threads.")]

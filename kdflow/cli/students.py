@@ -1,154 +1,20 @@
-"""Commands for one student: export it, predict with an exported file, and distil in one command."""
+"""The command that distils a student on a folder of images."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdflow.cli.options import PAPER, PaperFolder, Root
+from kdflow.cli.options import Root, Threads
 from kdflow.cli.training_options import training_options
-from kdflow.core.errors import UserError, escape_control
 
 if TYPE_CHECKING:
-    from kdflow.export.export import ExportReport
-    from kdflow.export.predict import Prediction
     from kdflow.report.gain import Summary
 
 app = typer.Typer()
-
-Threads = Annotated[int, typer.Option(min=1, max=1024, help="Number of CPU threads.")]
-
-
-@app.command()
-def export(
-    student: Annotated[
-        str,
-        typer.Argument(
-            metavar="CELL|METHOD|TEACHER|FILE",
-            help="A cell or teacher of the paper, a method of params.yaml, 'teacher' for the teacher of params.yaml, "
-            "or a file of weights.",
-        ),
-    ],
-    format_name: Annotated[
-        str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="Format of the exported file.")
-    ] = "onnx",
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the student, for a cell or a method.", show_default="the lowest")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="File to write.", show_default="DATASET-STUDENT-METHOD-seedN in the working directory"),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="The prepared dataset, an .h5 file.", show_default="searched for in the folders above the weights"
-        ),
-    ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            help="The teacher's weights, to measure its latency too.",
-            show_default="searched for in the folders above the weights",
-        ),
-    ] = None,
-    no_verify: Annotated[
-        bool,
-        typer.Option("--no-verify", help="Do not verify the file on test images: the dataset or its images are gone."),
-    ] = False,
-    threads: Threads = 1,
-    paper: PaperFolder = PAPER,
-    root: Root = Path(),
-) -> None:
-    """Export a student or teacher to one file, verify it on test images, and compare its latency with the teacher's."""
-    from kdflow import config
-    from kdflow.config import user_code
-    from kdflow.export import export, locate
-
-    if no_verify and data is not None:
-        raise UserError("--no-verify: the dataset is not read; leave out --data")
-    weights = locate.find_weights(student, seed, paper, root)
-    inputs = locate.locate_inputs(weights, data, teacher, needs_dataset=not no_verify)
-    models = config.load_recipes(root).models.values()
-    user_code.check_trusted(weights, inputs.log.settings.model.family, {model.family for model in models})
-    inputs.log.settings.check_user_code([inputs.log.settings.model.family])
-    file, report = export.export(inputs, format_name, out, threads)
-    typer.echo(f"{file}: {report.verification or 'not verified on test images (--no-verify)'}")
-    _print_costs(report, inputs.role)
-    if report.teacher is None and inputs.log.settings.teacher is not None:
-        typer.echo("The teacher was not measured: its weights were not found. Give the file by --teacher.")
-    rest = shlex.join(["--model", str(file), *(["--trust"] if format_name == "pt2" else [])])
-    typer.echo(f"report: {export.report_path(file)}\nnext: kdflow predict IMAGE... {rest}")
-
-
-def _print_costs(report: ExportReport, role: str) -> None:
-    from rich.table import Table
-
-    from kdflow.cli.tables import print_whole
-
-    machine = f"{report.machine.platform}, {report.threads} of {report.machine.cpus} CPU threads"
-    table = Table(title=f"{report.format} on {machine}", title_justify="left")
-    latencies = [f"ms, batch {batch_size}" for batch_size in report.student.latency_ms]
-    for i, column in enumerate(("", "File MB", "Params 1e6", "GFLOPs", *latencies)):
-        table.add_column(column, justify="right" if i else "left")
-    rows = []
-    for name, cost in (("teacher", report.teacher), (role, report.student)):
-        if cost is not None:
-            rows.append([cost.file_bytes / 1e6, cost.params / 1e6, cost.flops / 1e9, *cost.latency_ms.values()])
-            table.add_row(f"{name} {cost.model}", *(f"{value:.3f}" for value in rows[-1]))
-    if report.teacher is not None:
-        table.add_row("teacher / student", *(f"{a / b:.2f}" for a, b in zip(*rows, strict=True)))
-    print_whole(table)
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files of any size.")],
-    model: Annotated[Path, typer.Option(help="A file that `kdflow export` wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every digit.")] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Run a .pt2 file, or a model of your code. It may run any code, so its source must be trusted.",
-        ),
-    ] = False,
-    threads: Threads = 1,
-) -> None:
-    """Print the five most likely classes of each image, with their probabilities."""
-    from kdflow.config.user_code import search_in
-    from kdflow.export.predict import predict
-
-    if trust:
-        search_in(Path())  # for a model of the user's code
-    predictions = predict(images, model, threads, trusted=trust)
-    if as_json:
-        typer.echo(json.dumps([prediction.model_dump() for prediction in predictions], indent=2))
-    elif any(prediction.classes for prediction in predictions):
-        _print_predictions(predictions)
-    errors = [prediction.error for prediction in predictions if prediction.error is not None]
-    if errors:
-        raise UserError("\n".join(errors))
-
-
-def _print_predictions(predictions: list[Prediction]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from kdflow.cli.tables import print_whole
-    from kdflow.export.predict import TOP_K
-
-    table = Table("image", *(str(rank + 1) for rank in range(TOP_K)))
-    for prediction in predictions:
-        if prediction.error is None:
-            classes = [f"{name} {100 * p:.1f} %" for name, p in prediction.classes]
-            table.add_row(*(escape(escape_control(text)) for text in (prediction.image, *classes)))
-    print_whole(table)
-
 
 ImageFolder = Annotated[
     Path,

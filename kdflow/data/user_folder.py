@@ -216,9 +216,18 @@ def _folders(names: Sequence[str]) -> str:
     return ", ".join(f"{name}/" for name in names)
 
 
+def images_below(folder: Path) -> list[str]:
+    """Return the image files in a folder and below it, sorted by folder and name."""
+    return _image_files(folder, _suffixes(), {os.path.realpath(folder)}, Counter())
+
+
+def _suffixes() -> tuple[str, ...]:
+    return tuple(suffix for of_format in formats().values() for suffix in of_format)
+
+
 def _list(folder: Path, parts: tuple[str, ...]) -> tuple[list[str], FileList, Counter[str]]:
     """Return the class names, all image files with paths relative to `folder`, and the number of others by ending."""
-    suffixes = tuple(suffix for of_format in formats().values() for suffix in of_format)
+    suffixes = _suffixes()
     classes = _classes(folder, parts)
     names = [*classes[0]]
     class_paths = [

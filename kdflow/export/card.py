@@ -40,6 +40,7 @@ class Preprocessing(Settings):
 class ModelCard(Settings):
     """The input, output, classes and origin of an exported model. `top1` is the accuracy on all test images in percent.
 
+    `precision` is that of weights and activations; with int8, `top1` is that of the exported file itself.
     The hashes identify the settings, the weights, the prepared dataset and the teacher's weights.
     """
 
@@ -48,6 +49,7 @@ class ModelCard(Settings):
         "images: uint8 [n, 3, image_size, image_size], 0 to 255"
     )
     output: Literal["logits: float32 [n, classes]"] = "logits: float32 [n, classes]"
+    precision: Literal["float32", "int8"] = "float32"
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
     preprocessing: Preprocessing
     top1: float | None

@@ -21,6 +21,7 @@ from kdflow.data.image_files import ImageFiles
 from kdflow.export import latency
 from kdflow.export.card import ModelCard, make_card
 from kdflow.export.formats import Runner, format_by_name
+from kdflow.export.int8 import CALIBRATION_IMAGES, Quantisation, compare_accuracy, quantise, write_card
 from kdflow.export.latency import BATCH_SIZES, median_latency
 from kdflow.export.locate import StudentFiles
 from kdflow.models import create_model, load_exact
@@ -71,14 +72,18 @@ class ModelCost(Settings):
 class ExportReport(Settings):
     """The content of FILE.json beside an exported file. Latency is the median of `timing_rounds` rounds.
 
-    `verification` is None if the file was not compared with the student.
+    `verification` is None if the file was not compared with the student. `int8` has the accuracy of a file in 8-bit
+    integers, and `float32` the cost of the same student in float32; both are None for other files. The verification of
+    a file in 8-bit integers is that of the float32 file that it was made from.
     """
 
     file: str
     format: str
     sha256: str
     verification: Verification | None
+    int8: Quantisation | None = None
     student: ModelCost
+    float32: ModelCost | None = None
     teacher: ModelCost | None
     threads: int
     timing_rounds: int
@@ -91,7 +96,9 @@ def report_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def export(student: StudentFiles, format_name: str, out: Path | None, threads: int) -> tuple[Path, ExportReport]:
+def export(
+    student: StudentFiles, format_name: str, out: Path | None, threads: int, *, int8: bool = False
+) -> tuple[Path, ExportReport]:
     """Write a student to one file, verify the file and measure it; return the file and its report.
 
     Args:
@@ -99,14 +106,20 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
         format_name: a module of `kdflow.export.formats`.
         out: the file; None writes to the working directory, with a name of dataset, student, method and seed.
         threads: CPU threads.
+        int8: write weights and activations as 8-bit integers; the file is compared with float32 in accuracy and cost.
 
     Raises:
         UserError: weights or dataset are not those in the student's log, or the exported file gives other logits than
-            the student; then `out` is left as it was.
+            the student, or it cannot be quantised; then `out` is left as it was.
     """
+    if int8 and format_name != "onnx":
+        raise UserError(f"--int8: is for --format onnx, not for {format_name}")
+    if int8 and student.dataset is None:
+        raise UserError("--int8: needs training images and test images of the dataset; leave out --no-verify")
     file_format, run = format_by_name(format_name), student.log.settings
     method = student.role if student.role == "teacher" else student.weights.parent.name
-    out = out or Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{file_format.SUFFIX}")
+    precision = "-int8" if int8 else ""
+    out = out or Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{precision}{file_format.SUFFIX}")
     file = files.output_file(out)
     files.output_file(report_path(out))
     _check_out(out, file_format, format_name, student)
@@ -121,6 +134,11 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
         runners = {"student": file_format.runner(part, card, threads)}
         verification = None if data is None else verify(model, runners["student"], card, data.test)
         models, sizes = {"student": model}, {"student": part.stat().st_size}
+        quantised = None
+        if int8 and data is not None:
+            runners["float32"], models["float32"], sizes["float32"] = runners["student"], model, sizes["student"]
+            runners["student"], quantised, card = _quantise(part, card, data, threads)
+            sizes["student"] = part.stat().st_size
         if student.teacher is not None and run.teacher is not None:
             teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
             settings = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
@@ -135,7 +153,9 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
         format=format_name,
         sha256=files.sha256(out),
         verification=verification,
+        int8=quantised,
         student=costs["student"],
+        float32=costs.get("float32"),
         teacher=costs.get("teacher"),
         threads=threads,
         timing_rounds=latency.ROUNDS,
@@ -144,6 +164,20 @@ def export(student: StudentFiles, format_name: str, out: Path | None, threads: i
     )
     record.write_record(files.output_file(report_path(out)), report)
     return out, report
+
+
+def _quantise(file: Path, card: ModelCard, data: Loaded, threads: int) -> tuple[Runner, Quantisation, ModelCard]:
+    """Replace an ONNX file and its model card by those in 8-bit integers; return the runner and the new card too."""
+    file_format, base_view = format_by_name("onnx"), card.settings.base_view
+    float32 = file_format.runner(file, card, threads)
+    images = stratified_subset(data.train, CALIBRATION_IMAGES)
+    with _hint():
+        quantise(file, file, images, base_view)
+        run = file_format.runner(file, card, threads)
+        quantised = compare_accuracy(float32, run, data.test, base_view, len(images))
+    card = card.model_copy(update={"precision": "int8", "top1": quantised.top1})
+    write_card(file, card)
+    return run, quantised, card
 
 
 def _check_out(out: Path, file_format: Any, format_name: str, student: StudentFiles) -> None:
@@ -244,12 +278,12 @@ def _measure(
 ) -> dict[str, ModelCost]:
     """Return the cost of each model by its role."""
     latencies = {batch_size: median_latency(runners, run.image_size, batch_size) for batch_size in BATCH_SIZES}
-    names: dict[str, Any] = {"student": run.architecture, "teacher": run.teacher and run.teacher.name}
+    names: dict[str, Any] = {"teacher": run.teacher and run.teacher.name}
     costs = {}
     for role, model in models.items():
         cost = count_cost(model, run.image_size)
         costs[role] = ModelCost(
-            model=str(names[role]),
+            model=str(names.get(role, run.architecture)),
             file_bytes=sizes[role],
             params=cost.params,
             flops=cost.flops,

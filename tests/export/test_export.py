@@ -18,7 +18,7 @@ from shipped import STUDENT, fresh, make
 from kdflow import config
 from kdflow.core.errors import UserError
 from kdflow.data import load
-from kdflow.export import export, formats, latency, locate
+from kdflow.export import benchmark, export, formats, latency, locate
 from kdflow.export.card import make_card
 from kdflow.export.formats import read_card
 from kdflow.export.predict import predict
@@ -142,7 +142,7 @@ def test_a_program_runs_only_if_it_is_trusted(exported, tmp_path):
     image = tmp_path / "a.png"
     Image.new("RGB", (40, 50), (90, 20, 200)).save(image)
     assert "add --trust if you trust its source" in refused(lambda: predict([image], file))
-    first, *others = [predict([image], exported[name][0], trusted=True)[0].classes for name in SUFFIXES]
+    first, *others = [next(predict([image], exported[name][0], trusted=True)).classes for name in SUFFIXES]
     assert len(others) == 2
     for classes in others:
         assert [name for name, _ in classes] == [name for name, _ in first]
@@ -293,3 +293,58 @@ def test_a_slow_model_has_a_higher_latency_than_a_fast_one():
 
     milliseconds = latency.median_latency({"a": run(1), "b": run(12)}, 32, 4)
     assert 2 < milliseconds["b"] / milliseconds["a"] < 60
+
+
+# --- 8-bit integers ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def int8(weights, tmp_path_factory):
+    student = dataclasses.replace(locate.locate_inputs(weights, None, None), teacher=None)
+    return export.export(student, "onnx", tmp_path_factory.mktemp("int8") / "s.onnx", 1, int8=True)
+
+
+def test_int8_is_smaller_and_its_accuracy_is_measured(int8, exported, weights):
+    file, report = int8
+    float32 = exported["onnx"][1]
+    assert report.float32.file_bytes == float32.student.file_bytes
+    assert report.student.file_bytes == file.stat().st_size < report.float32.file_bytes
+    kinds = {one.data_type for one in onnx.load(file).graph.initializer if one.name.endswith("weight_quantized")}
+    assert kinds == {onnx.TensorProto.INT8}
+    expected, images = original(weights)
+    (logits,) = onnxruntime.InferenceSession(file).run(None, {"images": images.numpy()})
+    difference = np.abs(logits - expected.numpy()).max() / float(expected.abs().max())
+    assert 1e-4 < difference < 0.2  # it is not float32
+    student = locate.locate_inputs(weights, None, None)
+    labels = load(student.dataset, student.log.settings.train_images, CPU).test.labels.numpy()
+    assert report.int8.top1 == 100 * (logits.argmax(1) == labels).mean()
+    assert report.int8.float32_top1 == 100 * (expected.numpy().argmax(1) == labels).mean()
+    card = read_card(file)
+    assert (card.precision, card.top1) == ("int8", report.int8.top1)
+    assert read_card(exported["onnx"][0]).precision == "float32"
+
+
+def test_int8_needs_onnx_and_images(weights, tmp_path):
+    student = locate.locate_inputs(weights, None, None)
+    assert "--int8: is for --format onnx" in refused(
+        lambda: export.export(student, "pt2", tmp_path / "s.pt2", 1, int8=True)
+    )
+    without = dataclasses.replace(student, dataset=None)
+    assert "leave out --no-verify" in refused(lambda: export.export(without, "onnx", tmp_path / "s.onnx", 1, int8=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- benchmark ---------------------------------------------------------------------------------------------
+
+
+def test_files_are_measured_side_by_side(exported, int8):
+    files = [exported["onnx"][0], exported["safetensors"][0], int8[0]]
+    results = benchmark.benchmark(files, [1, 3, 1], 1)
+    assert [(one.file, one.batch_size) for one in results] == [(str(f), n) for n in (1, 3) for f in files]
+    assert [one.precision for one in results[:3]] == ["float32", "float32", "int8"]
+    for one in results:
+        first = next(other for other in results if other.batch_size == one.batch_size)
+        assert one.latency_ms > 0
+        assert one.images_per_second == pytest.approx(1000 * one.batch_size / one.latency_ms)
+        assert one.relative_speed == pytest.approx(first.latency_ms / one.latency_ms)
+    assert "add --trust" in refused(lambda: benchmark.benchmark([exported["pt2"][0]], [1], 1))

@@ -1,10 +1,13 @@
 """Prediction with an exported student: as in evaluation, for any image, and one line per broken file."""
 
+import csv
+import io
 import json
 import shutil
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +25,7 @@ from kdflow.data.decode import decode
 from kdflow.export import export, latency, locate
 from kdflow.export.card import make_card
 from kdflow.export.formats import format_by_name, read_card
-from kdflow.export.predict import predict
+from kdflow.export.predict import find_images, predict
 from kdflow.training.evaluate import predict_logits
 
 CPU = torch.device("cpu")
@@ -122,7 +125,7 @@ def test_broken_images_are_a_line_each_and_the_others_are_predicted(made, tmp_pa
     _bomb(tmp_path / "bomb.png", 30_000)
     _bomb(tmp_path / "large.png", 10_000)  # Pillow only warns of this one
     names = ["empty.jpg", "text.jpg", "cut.png", "bomb.png", "missing.jpg", "", "large.png", "good.png"]
-    predictions = predict([tmp_path / name for name in names], made / "s.safetensors")
+    predictions = list(predict([tmp_path / name for name in names], made / "s.safetensors"))
     assert [one.error is None for one in predictions] == [False] * 7 + [True]
     for name, one in zip(names[:-1], predictions, strict=False):
         assert one.error.startswith(f"{tmp_path / name}: ")
@@ -172,6 +175,78 @@ def test_the_command_prints_classes_and_errors(made, tmp_path, monkeypatch, caps
         assert done.err == "error: b.png: no such file\n"
 
 
+@pytest.fixture
+def photos(made, tmp_path, monkeypatch):
+    """Images in a folder, below it and beside it, and a file that is none; the working directory has the student."""
+    shutil.copy(made / "s.safetensors", tmp_path)
+    for i, name in enumerate(("a.png", "photos/b.png", "photos/deep/c d.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + i, 50), (90 * i, 0, 0)).save(tmp_path / name)
+    (tmp_path / "photos/notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    return ["a.png", "photos/b.png", "photos/deep/c d.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["photos"], [1, 2]),
+        (["photos/**/*.png", "a.png"], [1, 2, 0]),
+        (["*.png", "photos"], [0, 1, 2]),
+    ],
+)
+def test_folders_and_patterns_stand_for_images(photos, names, expected):
+    assert [str(file) for file in find_images(names)] == [photos[i] for i in expected]
+
+
+def test_a_name_that_stands_for_nothing_is_an_error(photos, made):
+    (made / "empty").mkdir(exist_ok=True)
+    names = ["*.gif", "none.png", str(made / "empty"), photos[0]]
+    predictions = list(predict(find_images(names), made / "s.safetensors"))
+    assert [one.image for one in predictions] == names
+    assert [one.error for one in predictions[:2]] == ["*.gif: no such file", "none.png: no such file"]
+    assert "is a folder, not a file" in predictions[2].error
+
+
+def test_batches_have_the_predictions_of_single_images(photos, made, monkeypatch):
+    files = [Path(name) for name in [*photos, "photos/notes.txt", *photos]]
+    single = [next(predict([file], made / "s.safetensors")) for file in files]
+    monkeypatch.setattr("kdflow.export.predict.BATCH", 4)
+    for one, expected in zip(predict(iter(files), made / "s.safetensors"), single, strict=True):
+        assert (one.image, one.error) == (expected.image, expected.error)
+        assert dict(one.classes) == pytest.approx(dict(expected.classes), abs=1e-6)
+
+
+def command(monkeypatch, capsys, *options):
+    monkeypatch.setattr(sys, "argv", ["kdflow", "predict", *options, "--model", "s.safetensors"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, capsys.readouterr()
+
+
+@pytest.mark.usefixtures("photos")
+def test_lines_of_json_and_rows_of_csv_have_every_image(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a.png\nphotos/deep/c d.png\n\nb.png\n"))
+    code, done = command(monkeypatch, capsys, "-", "--jsonl")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert (code, [one["image"] for one in lines]) == (1, ["a.png", "photos/deep/c d.png", "b.png"])
+    assert done.err == "error: b.png: no such file\n"
+    code, done = command(monkeypatch, capsys, "photos", "a.png", "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert (code, [row["image"] for row in rows]) == (0, ["photos/b.png", "photos/deep/c d.png", "a.png"])
+    assert [(rows[2]["class_1"], float(rows[2]["p_1"])), (rows[2]["class_2"], float(rows[2]["p_2"]))] == [
+        (name, pytest.approx(p, abs=1e-6)) for name, p in lines[0]["classes"]
+    ]
+    assert rows[0]["class_3"] == rows[0]["error"] == ""
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("options", [("a.png", "--csv", "--json"), ("a.png", "-")])
+def test_options_that_exclude_each_other_are_refused(monkeypatch, capsys, options):
+    code, done = command(monkeypatch, capsys, *options)
+    assert (code, done.out, done.err.count("\n")) == (1, "", 1)
+
+
 # --- model cards and models from others --------------------------------------------------------------------
 
 
@@ -208,7 +283,7 @@ def test_an_onnx_file_that_differs_from_its_model_card_is_refused(made, tmp_path
     student = locate.locate_inputs(made / "data/students/kd/seed0.safetensors", None, None)
     card = read_card(made / "s.safetensors")
     format_by_name("onnx").write(fresh(STUDENT, 2, 32, 0), card, tmp_path / "s.onnx")
-    assert predict([], tmp_path / "s.onnx") == []
+    assert list(predict([], tmp_path / "s.onnx")) == []
     model = onnx.load(tmp_path / "s.onnx")
     wrong_card = card.model_copy(update={"settings": student.log.settings.model_copy(update={"image_size": 64})})
     onnx.helper.set_model_props(model, {"kdflow": wrong_card.model_dump_json()})
@@ -235,7 +310,7 @@ def test_an_onnx_file_that_cannot_be_run_is_one_line(made, tmp_path):
     onnx.save(model, tmp_path / "s.onnx")
     Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="onnxruntime cannot run it: ") as caught:
-        predict([tmp_path / "a.png"], tmp_path / "s.onnx")
+        list(predict([tmp_path / "a.png"], tmp_path / "s.onnx"))
     assert "\n" not in str(caught.value)
 
 
