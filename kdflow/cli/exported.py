@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+NoVerify = Annotated[
+    bool,
+    typer.Option("--no-verify", help="Do not verify the file on test images: the dataset or its images are gone."),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Weights and activations as 8-bit integers (ONNX), calibrated on training images; the accuracy of both is "
+        "measured on all test images.",
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(
@@ -63,18 +75,8 @@ def export(
             show_default="searched for in the folders above the weights",
         ),
     ] = None,
-    no_verify: Annotated[
-        bool,
-        typer.Option("--no-verify", help="Do not verify the file on test images: the dataset or its images are gone."),
-    ] = False,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Weights and activations as 8-bit integers (ONNX), calibrated on training images; the accuracy of "
-            "both is measured on all test images.",
-        ),
-    ] = False,
+    no_verify: NoVerify = False,
+    int8: Int8 = False,
     threads: Threads = 1,
     paper: PaperFolder = PAPER,
     root: Root = Path(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +38,7 @@ def write_figure(name: str, item: Item, points: Sequence[Point], draw: Callable[
     """Write figure.svg and figure.png to `out`, and the points to plots/ beside it."""
     for suffix in ("svg", "png"):
         with files.atomic_write(out / f"figure.{suffix}") as beside:
-            save_figure(points, draw, beside, suffix)
+            save_figure((point.budget_note for point in points), draw, beside, suffix)
     files.write_text(out.parent / "plots" / f"{name}.json", json.dumps(dvc_plot(item, points), indent=1) + "\n")
 
 
@@ -49,15 +49,15 @@ def figure_view(
     cells = paper.cells_of(name)
     done = sum(statuses(cell).seeds_done > 0 for cell in cells)
     svg = BytesIO()
-    save_figure(points, draw, svg, "svg")
+    save_figure((point.budget_note for point in points), draw, svg, "svg")
     return ItemView([*item.notes, f"{done} of {len(cells)} cells are done or partial."], svg=svg.getvalue())
 
 
-def save_figure(points: Sequence[Point], draw: Callable[[], Figure], file: Path | BytesIO, suffix: str) -> None:
-    """Draw and save as svg or png, with a note on reduced budgets. The same points give the same bytes."""
+def save_figure(budget_notes: Iterable[str], draw: Callable[[], Figure], file: Path | BytesIO, suffix: str) -> None:
+    """Draw and save as svg or png, with a note on reduced budgets. The same figure gives the same bytes."""
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
         figure = draw()
-        notes = distinct_notes(point.budget_note for point in points)
+        notes = distinct_notes(budget_notes)
         if notes:
             text = "; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else "")
             figure.suptitle(f"not a full run: {text}", x=0.99, ha="right", fontsize=7, color="grey")

@@ -29,7 +29,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class ItemView:
-    """The content of a table (`columns`, `rows`) or figure (`svg`), as the page and the terminal show it.
+    """The content of a table (`columns`, `rows`) or figure (`svg`) or both, as the page and the terminal show it.
 
     `formats` has a table as md, tex, csv and json, by file suffix; it is empty for a figure.
     """

@@ -11,7 +11,7 @@ from papers import CE, KD, PICK, TABLES, make_paper, write_cell, write_teacher
 from kdflow.core.errors import UserError
 from kdflow.paper import CellStatuses
 from kdflow.report import paper_item
-from kdflow.report.claim_table import claim_results, holm, paired_t
+from kdflow.report.claims import claim_results, holm, paired_t
 
 CLAIMS = """
 claims:
@@ -97,6 +97,17 @@ def test_the_table_has_the_claims_the_comparisons_and_the_notes(paper):
     assert "| KD minus CE | +2.00 (1.00) | -0.48 to +4.48 | 3 |" in view.formats["md"]
     first = json.loads(view.formats["json"])["claims"][0]["comparisons"][0]
     assert first["difference"] == {"mean": 2.0, "std": 1.0, "n": 3} and first["cells"] == [KD, CE]
+
+
+def test_the_figure_has_the_comparisons_that_have_an_interval(paper, tmp_path):
+    write_cell(paper, CE, [90.0, 90.0, 90.1])
+    assert paper_item.view(paper, CellStatuses(paper), "claims").svg == b""
+    write_cell(paper, KD, [91.0, 92.0, 93.0])
+    paper_item.write(paper, "claims", tmp_path / "claims")
+    svg = (tmp_path / "claims/figure.svg").read_text()
+    assert "KD minus CE  (1)" in svg and "undecided, n = 3" in svg
+    assert "pick minus KD" not in svg
+    assert svg.encode() == paper_item.view(paper, CellStatuses(paper), "claims").svg
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
