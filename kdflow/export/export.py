@@ -112,21 +112,15 @@ def export(
         UserError: weights or dataset are not those in the student's log, or the exported file gives other logits than
             the student, or it cannot be quantised; then `out` is left as it was.
     """
-    if int8 and format_name != "onnx":
-        raise UserError(f"--int8: is for --format onnx, not for {format_name}")
-    if int8 and student.dataset is None:
-        raise UserError("--int8: needs training images and test images of the dataset; leave out --no-verify")
     file_format, run = format_by_name(format_name), student.log.settings
-    method = student.role if student.role == "teacher" else student.weights.parent.name
-    precision = "-int8" if int8 else ""
-    out = out or Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{precision}{file_format.SUFFIX}")
-    file = files.output_file(out)
-    files.output_file(report_path(out))
+    out = out or _default_name(student, file_format.SUFFIX, int8=int8)
+    file, report_file = files.output_file(out), files.output_file(report_path(out))
     _check_out(out, file_format, format_name, student)
+    if int8:
+        _check_int8(format_name, student)
     torch.set_num_threads(threads)
-    model = _load_model(
-        Architecture(name=run.architecture, model=run.model), run, student.weights, student.log.weights_sha256
-    )
+    architecture = Architecture(name=run.architecture, model=run.model)
+    model = _load_model(architecture, run, student.weights, student.log.weights_sha256)
     data = None if student.dataset is None else _load_dataset(student, student.dataset)
     card = make_card(student.log, _class_names(student.log) if data is None else data.class_names)
     with files.atomic_write(file) as part, tempfile.TemporaryDirectory() as work_dir:
@@ -134,19 +128,17 @@ def export(
         runners = {"student": file_format.runner(part, card, threads)}
         verification = None if data is None else verify(model, runners["student"], card, data.test)
         models, sizes = {"student": model}, {"student": part.stat().st_size}
+        if student.teacher is not None and run.teacher is not None:
+            teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
+            teacher_file = Path(work_dir) / f"teacher{file_format.SUFFIX}"
+            teacher_card = _write_teacher(teacher, run.teacher, card, file_format, teacher_file)
+            runners["teacher"] = file_format.runner(teacher_file, teacher_card, threads)
+            models["teacher"], sizes["teacher"] = teacher, teacher_file.stat().st_size
         quantised = None
         if int8 and data is not None:
             runners["float32"], models["float32"], sizes["float32"] = runners["student"], model, sizes["student"]
             runners["student"], quantised, card = _quantise(part, card, data, threads)
             sizes["student"] = part.stat().st_size
-        if student.teacher is not None and run.teacher is not None:
-            teacher = _load_model(run.teacher, run, student.teacher, student.log.teacher_sha256)
-            settings = run.model_copy(update={"architecture": run.teacher.name, "model": run.teacher.model})
-            teacher_card = card.model_copy(update={"settings": settings})
-            teacher_file = Path(work_dir) / f"teacher{file_format.SUFFIX}"
-            file_format.write(teacher, teacher_card, teacher_file)
-            runners["teacher"] = file_format.runner(teacher_file, teacher_card, threads)
-            models["teacher"], sizes["teacher"] = teacher, teacher_file.stat().st_size
         costs = _measure(models, sizes, runners, run)
     report = ExportReport(
         file=out.name,
@@ -162,7 +154,7 @@ def export(
         machine=record.machine_info("cpu", threads, 0, 1),
         model_card=card,
     )
-    record.write_record(files.output_file(report_path(out)), report)
+    record.write_record(report_file, report)
     return out, report
 
 
@@ -180,6 +172,11 @@ def _quantise(file: Path, card: ModelCard, data: Loaded, threads: int) -> tuple[
     return run, quantised, card
 
 
+def _default_name(student: StudentFiles, suffix: str, *, int8: bool) -> Path:
+    run, method = student.log.settings, student.role if student.role == "teacher" else student.weights.parent.name
+    return Path(f"{run.dataset}-{run.architecture}-{method}-seed{run.seed}{'-int8' if int8 else ''}{suffix}")
+
+
 def _check_out(out: Path, file_format: Any, format_name: str, student: StudentFiles) -> None:
     """Refuse an output file with a wrong suffix, and one that would overwrite weights."""
     if out.suffix != file_format.SUFFIX:
@@ -189,6 +186,24 @@ def _check_out(out: Path, file_format: Any, format_name: str, student: StudentFi
             raise UserError(f"--out: {out}: is the file of the {role}'s weights; choose another name")
     if format_name == "safetensors" and out.exists() and file_format.read_metadata(out) is None:
         raise UserError(f"--out: {out}: has weights that `kdflow export` did not write; choose another name")
+
+
+def _write_teacher(
+    teacher: nn.Module, architecture: Architecture, card: ModelCard, file_format: Any, out: Path
+) -> ModelCard:
+    """Write the teacher of the student that `card` describes, to time it; return its card."""
+    settings = card.settings.model_copy(update={"architecture": architecture.name, "model": architecture.model})
+    card = card.model_copy(update={"settings": settings})
+    file_format.write(teacher, card, out)
+    return card
+
+
+def _check_int8(format_name: str, student: StudentFiles) -> None:
+    """Refuse another format, and a student without its dataset."""
+    if format_name != "onnx":
+        raise UserError(f"--int8: is for --format onnx, not for {format_name}")
+    if student.dataset is None:
+        raise UserError("--int8: needs training images and test images of the dataset; leave out --no-verify")
 
 
 def _load_model(architecture: Architecture, run: RunSettings, file: Path, sha256: str | None) -> nn.Module:
