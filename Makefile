@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 # every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-long check docs micro miniature serve clean scm
+.PHONY: demo test test-slow test-long test-gpu check docs micro miniature serve clean scm
 
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
@@ -25,6 +25,11 @@ test-slow: $(VENV)/dev.ok  ## end-to-end tests with real DVC and Prefect, all mo
 
 test-long: $(VENV)/dev.ok  ## the slow tests that CI does not run
 	pytest -m long $(SLOW)
+
+test-gpu: $(VENV)/dev.ok  ## on a machine with a GPU: the tests that need one, then the speed of training on it
+	python -c 'import torch; torch.cuda.is_available() or exit("no GPU: torch.cuda.is_available() is False")'
+	pytest -m gpu
+	python benchmarks/gpu.py --json gpu.json
 
 check: $(VENV)/dev.ok  ## lint, format, types, wording, settings, generated files
 	ruff check .

@@ -23,6 +23,12 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_runtest_setup(item):
+    """Skip tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+
+
 def pytest_addoption(parser):
     """Add the option of tests/test_golden.py."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ again instead of comparing")

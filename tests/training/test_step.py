@@ -130,10 +130,9 @@ def test_weight_decay_is_on_every_parameter():
         torch.testing.assert_close(parameter.detach(), before[key] * 0.95)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["kd_tlcutmix", "kd_tlcutmix_pick", "crd_kd", "vid_kd", "cc_kd"])
 def test_cuda_is_close_to_cpu(name):
-    if not torch.cuda.is_available():
-        pytest.skip("this machine has no GPU")
     cuda, run = torch.device("cuda"), run_of(METHODS[name])
     states = []
     for device in (CPU, cuda):
