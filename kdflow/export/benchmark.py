@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdflow.config import Settings
 from kdflow.core.errors import UserError
-from kdflow.export.formats import format_by_suffix, read_card
+from kdflow.export.formats import load_exported
 from kdflow.export.latency import BATCH_SIZES, ROUNDS, median_latency
 
 __all__ = ["BATCH_SIZES", "ROUNDS", "Result", "benchmark"]
@@ -42,12 +42,7 @@ def benchmark(
     """
     runners, cards = {}, {}
     for file in files:
-        file_format, card = format_by_suffix(file), read_card(file)
-        if file_format.SUFFIX == ".pt2" and not trusted:
-            raise UserError(
-                f"{file}: a .pt2 file is a program that may run any code; add --trust if you trust its source"
-            )
-        cards[str(file)], runners[str(file)] = card, file_format.runner(file, card, threads)
+        cards[str(file)], runners[str(file)] = load_exported(file, threads, trusted=trusted)
     sizes = {card.settings.image_size for card in cards.values()}
     if len(sizes) > 1:
         raise UserError(f"FILE: the files are for images of {sorted(sizes)} px; compare files for one size")

@@ -20,7 +20,8 @@ from kdflow.config import BaseView, Settings
 from kdflow.core.errors import UserError, one_line
 from kdflow.data import Images
 from kdflow.export.card import METADATA_KEY, ModelCard
-from kdflow.export.formats import Runner, require
+from kdflow.export.formats import Runner
+from kdflow.models.onnx_runtime import require
 from kdflow.training.evaluate import BATCH, topk_accuracy
 
 CALIBRATION_IMAGES = 512

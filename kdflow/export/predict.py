@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from kdflow.config import Settings
-from kdflow.config.user_code import is_import_path
 from kdflow.core.errors import UserError
 from kdflow.data.decode import decode
 from kdflow.data.user_folder import images_below
-from kdflow.export.formats import format_by_suffix, make_preprocessing, read_card
+from kdflow.export.formats import load_exported, make_preprocessing
 
 TOP_K = 5
 BATCH = 64  # images that the model gets at once
@@ -61,13 +60,8 @@ def predict(images: Iterable[Path], model: Path, threads: int = 1, *, trusted: b
     Raises:
         UserError: the model's file cannot be used.
     """
-    file_format, card = format_by_suffix(model), read_card(model)
-    if file_format.SUFFIX == ".pt2" and not trusted:
-        raise UserError(f"{model}: a .pt2 file is a program that may run any code; add --trust if you trust its source")
-    if is_import_path(card.settings.model.family) and file_format.SUFFIX == ".safetensors" and not trusted:
-        raise UserError(f"{model}: its model is code, {card.settings.model.family}; add --trust if you trust it")
-    preprocess, run = make_preprocessing(card.settings), file_format.runner(model, card, threads)
-    grey16_max = card.settings.base_view.grey16_max
+    card, run = load_exported(model, threads, trusted=trusted)
+    preprocess, grey16_max = make_preprocessing(card.settings), card.settings.base_view.grey16_max
 
     def read(file: Path) -> torch.Tensor | Prediction:
         try:

@@ -77,7 +77,7 @@ def test_grey_of_16_bits_is_scaled_as_in_training(made, tmp_path, monkeypatch):
     card = read_card(made / "s.safetensors")
     base_view = card.settings.base_view.model_copy(update={"grey16_max": 4080})
     scaled = card.model_copy(update={"settings": card.settings.model_copy(update={"base_view": base_view})})
-    monkeypatch.setattr("kdflow.export.predict.read_card", lambda _: scaled)
+    monkeypatch.setattr("kdflow.export.formats.read_card", lambda _: scaled)
     levels = np.random.RandomState(0).randint(0, 256, (40, 50))
     Image.fromarray((levels * 16).astype(np.uint16)).save(tmp_path / "wide.png")
     Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "narrow.png")

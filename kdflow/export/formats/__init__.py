@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torchvision.transforms import v2
 
 from kdflow.config import BaseView, RunSettings, choices, unknown_name
+from kdflow.config.user_code import is_import_path
 from kdflow.core.errors import UserError
 from kdflow.data.image_files import transforms
 from kdflow.export.card import ModelCard, parse_card
@@ -115,3 +116,22 @@ def read_card(path: Path) -> ModelCard:
         UserError: the file is damaged, or was not written by `kdflow export`.
     """
     return parse_card(path, format_by_suffix(path).read_metadata(path))
+
+
+def load_exported(path: Path, threads: int, *, trusted: bool) -> tuple[ModelCard, Runner]:
+    """Load an exported file to run it on the CPU; return its model card too.
+
+    Args:
+        path: a file that `kdflow export` wrote.
+        threads: CPU threads.
+        trusted: run a .pt2 file, which is a program and may run any code, or a model that is a user's code.
+
+    Raises:
+        UserError: the file cannot be used, or is not trusted.
+    """
+    file_format, card = format_by_suffix(path), read_card(path)
+    if file_format.SUFFIX == ".pt2" and not trusted:
+        raise UserError(f"{path}: a .pt2 file is a program that may run any code; add --trust if you trust its source")
+    if is_import_path(card.settings.model.family) and file_format.SUFFIX == ".safetensors" and not trusted:
+        raise UserError(f"{path}: its model is code, {card.settings.model.family}; add --trust if you trust it")
+    return card, file_format.runner(path, card, threads)
