@@ -93,6 +93,9 @@ NoFlip = Annotated[
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, instead of stopping.")
 ]
+Cache = Annotated[
+    bool, typer.Option("--cache", help="Resize large images once and store them in --out, for faster epochs.")
+]
 
 Workers = Annotated[
     int | None,
@@ -123,6 +126,7 @@ def distill(
     out: OutFolder = Path("out"),
     no_flip: NoFlip = False,
     skip_broken: SkipBroken = False,
+    cache: Cache = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
     workers: Workers = None,
@@ -137,7 +141,7 @@ def distill(
     initial = {role: training.pop(role, None) for role in ("teacher_init", "student_init")}
     size = image_size or distill_options.default_image_size(initial.values(), root)
     folder = {"folder": str(data), "image_size": size, "side": side}
-    folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part}
+    folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part, "cache": cache}
     dtype = "bfloat16" if training.pop("amp") else "float32"
     options = {
         "data": folder,

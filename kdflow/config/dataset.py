@@ -134,6 +134,7 @@ class UserFolder(Settings):
     `val/` may also be named valid or validation. The test set is `val/`, or `test/` if there is no `val/`; `test_part`
     chooses one of the two. With `train/` or `<class>/` alone, the fraction `val_share` of each class is the test set,
     chosen by the files' names and `split_seed`. Files that cannot be read are refused, or left out with `skip_broken`.
+    With `cache`, images are resized once to the size that training needs and stored (docs/user-images.md).
     `flip` must be false if a mirrored image has another class or none. `side` is the shorter side in
     testing, in px, before the centre is cropped; null: `image_size` times `side` of recipes/user_folder.yaml.
     """
@@ -146,6 +147,7 @@ class UserFolder(Settings):
     split_seed: Seed = 0
     skip_broken: bool = False
     flip: bool = True
+    cache: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _check_side(self) -> UserFolder:

@@ -86,9 +86,15 @@ def decode(
 
 
 def decode_and_inspect(
-    file: Path | io.BytesIO, name: str | None = None, max_pixels: int | None = None, grey16_max: int | None = None
+    file: Path | io.BytesIO,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    grey16_max: int | None = None,
+    draft_side: int | None = None,
 ) -> Decoded:
     """Read an image as `decode` does; without `grey16_max`, grey of 16 bits is scaled by the image's largest value.
+
+    With `draft_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at least that number of px.
 
     Raises:
         UserError: as in `decode`.
@@ -98,6 +104,8 @@ def decode_and_inspect(
             _check_size(image, max_pixels or Image.MAX_IMAGE_PIXELS or sys.maxsize)
             if image.mode in ("I", "F"):
                 raise UserError(f"pixels of 32 bits (Pillow's mode {image.mode}) have no defined range")
+            if draft_side is not None:
+                image.draft(None, (draft_side, draft_side))
             wide = any(";16" in str(tile[3]) for tile in image.tile)  # tiles are gone after loading
             image.load()
             _make_upright(image)

@@ -11,21 +11,22 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kdflow import data
-from kdflow.config import DATA_FILES, BaseView, DatasetSource, PreparedDataset, Resize, UserFolder, UserFolderRecipe
+from kdflow.config import BaseView, DatasetSource, PreparedDataset, Resize, UserFolder, UserFolderRecipe
 from kdflow.core import files
 from kdflow.core.errors import UserError, decode_filename
 from kdflow.data import Splits
+from kdflow.data.cache import needed_side
 from kdflow.data.decode import formats, plugin_hint
 from kdflow.data.folder_notes import folder_notes
 from kdflow.data.image_files import FileList
-from kdflow.data.image_map import PARTS, list_file
+from kdflow.data.image_map import PARTS
+from kdflow.data.listing import Listing, in_cache, listed_by_file, used_parts
 from kdflow.data.measure import Measured, mean_std, measure, with_grey16_max
 from kdflow.data.readers.image_folder import class_folders, is_system_name
 
@@ -34,7 +35,12 @@ MAX_NAMES = 3  # file or folder names in one message
 
 
 def prepare(
-    source: UserFolder, recipe: UserFolderRecipe, out: Path, project: Path = Path(), final_test: Path | None = None
+    source: UserFolder,
+    recipe: UserFolderRecipe,
+    out: Path,
+    project: Path = Path(),
+    final_test: Path | None = None,
+    cache: Path | None = None,
 ) -> PreparedDataset:
     """Write the images of `source` to `out` as a dataset file; returns the prepared dataset.
 
@@ -43,6 +49,7 @@ def prepare(
 
     The folder is relative to `project`. `recipe` (recipes/user_folder.yaml) gives base view and training; mean and
     standard deviation are those of the training images. broken.txt beside `out` lists the files that cannot be read.
+    With `source.cache`, the images are read from a cache in the folder `cache`; None: cache/ beside `out`.
 
     Raises:
         UserError: `source` is neither a folder of classes nor a file that lists images, a class has too few images, or
@@ -52,13 +59,11 @@ def prepare(
     listed = _listed(folder, source.test_part, with_final=final_test is not None)
     names, images, parts = listed.names, listed.images, listed.parts
     side = source.side or round(source.image_size * recipe.side)
-    base_view = BaseView(
-        crop=0,
-        flip=source.flip,
-        resize=Resize(side=side, area=recipe.area),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
+    if source.cache:
+        listed = in_cache(listed, cache or out.parent / "cache", needed_side(source.image_size, side, recipe))
+        images = listed.images
+    resize = Resize(side=side, area=recipe.area)
+    base_view = BaseView(crop=0, flip=source.flip, resize=resize, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images, measured, broken = _measure_readable(listed.folder, images, base_view, source, out.parent / BROKEN_LIST)
     given = None if listed.part_of is None else listed.part_of[[path not in broken for path in listed.paths]]
     part_of = _part_of_images(given, folder, parts, images, names, source)
@@ -69,11 +74,7 @@ def prepare(
     for note in notes:
         print(f"{folder}: {note}")
     splits = [Splits(train, test, names, listed.folder.resolve()) for test in tests]
-    sha256 = data.write(source.name, source.image_size, splits[0], out)
-    if final_test is not None:
-        final_test.unlink(missing_ok=True)
-        for final in splits[1:]:
-            data.write(source.name, source.image_size, final, final_test)
+    sha256 = _write(source, splits, out, final_test)
     return PreparedDataset(
         name=source.name,
         source=source,
@@ -92,6 +93,16 @@ def prepare(
         left_out=tuple(map(decode_filename, broken)),
         notes=tuple(notes),
     )
+
+
+def _write(source: UserFolder, splits: list[Splits], out: Path, final_test: Path | None) -> str:
+    """Write the dataset file and that of the final test, if there is one; return the SHA-256 of the first."""
+    sha256 = data.write(source.name, source.image_size, splits[0], out)
+    if final_test is not None:
+        final_test.unlink(missing_ok=True)
+        for final in splits[1:]:
+            data.write(source.name, source.image_size, final, final_test)
+    return sha256
 
 
 def _measure_readable(
@@ -143,43 +154,13 @@ def _parts(folder: Path, test_part: str | None, with_final: bool) -> tuple[tuple
         raise UserError(f"{folder}: has no {missing}/; test_part: {test_part}, or --test-part {test_part}, needs it")
     if not train:
         return ("",), []
-    return _used_parts(train, val, test, test_part, with_final=with_final)
+    return used_parts(train, val, test, test_part, with_final=with_final)
 
 
-def _used_parts(
-    train: list[str], val: list[str], test: list[str], test_part: str | None, *, with_final: bool
-) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of the parts that are used, and notes."""
-    if not (val and test):
-        return (*train, *val, *test), []
-    if with_final and test_part is None:
-        return (*train, *val, *test), [f"{val[0]}/ is the test set, {test[0]}/ is measured once at the end"]
-    used, unused = (test, val) if test_part == "test" else (val, test)
-    return (*train, *used), [f"{used[0]}/ is the test set, {unused[0]}/ is not read (test_part chooses one of them)"]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The images of a user: `part_of` [n] is an index of `parts`, or None if the settings split the only part."""
-
-    folder: Path
-    names: list[str]
-    images: FileList
-    parts: tuple[str, ...]
-    part_of: npt.NDArray[np.intp] | None
-    notes: list[str]
-    other_files: Counter[str]
-
-    @property
-    def paths(self) -> list[bytes]:
-        """The paths of the images."""
-        return list(self.images.paths.tolist())
-
-
-def _listed(path: Path, test_part: str | None, *, with_final: bool) -> _Listing:
+def _listed(path: Path, test_part: str | None, *, with_final: bool) -> Listing:
     """List the images of a folder, or of a file that `image_map` reads."""
     if path.is_file():
-        return _listed_by_file(path, test_part, with_final=with_final)
+        return listed_by_file(path, test_part, with_final=with_final)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     parts, notes = _parts(path, test_part, with_final)
@@ -189,27 +170,7 @@ def _listed(path: Path, test_part: str | None, *, with_final: bool) -> _Listing:
         part_of = np.zeros(len(images.labels), dtype=np.intp)
         for part, name in enumerate(parts):
             part_of[[file.startswith(os.fsencode(f"{name}/")) for file in images.paths.tolist()]] = part
-    return _Listing(path, names, images, parts, part_of, notes, other_files)
-
-
-def _listed_by_file(path: Path, test_part: str | None, *, with_final: bool) -> _Listing:
-    if path.suffix.lower() not in DATA_FILES:
-        raise UserError(f"{path}: is a file; expected a folder of images, or a file {', '.join(DATA_FILES)}")
-    listed = list_file(path)
-    given = [] if listed.parts is None else [part for part in PARTS if part in listed.parts]
-    if given and ("train" not in given or (test_part is not None and test_part not in given)):
-        missing = "train" if "train" not in given else test_part
-        raise UserError(f"{path}: lists no images of {missing}")
-    if test_part is not None and not given:
-        raise UserError(f"{path}: lists no images of {test_part}: they have no split")
-    if len(given) < 2:
-        return _Listing(listed.folder, listed.names, listed.images, ("",), None, [], listed.other_files)
-    assert listed.parts is not None
-    train, val, test = ([part] if part in given else [] for part in PARTS)
-    parts, notes = _used_parts(train, val, test, test_part, with_final=with_final)
-    kept = np.flatnonzero(np.isin(listed.parts, parts))
-    part_of = np.array([parts.index(part) for part in listed.parts[kept]], dtype=np.intp)
-    return _Listing(listed.folder, listed.names, listed.images.take(kept), parts, part_of, notes, listed.other_files)
+    return Listing(path, names, images, parts, part_of, notes, other_files)
 
 
 def _folders(names: Sequence[str]) -> str:

@@ -27,7 +27,9 @@ def prepare_dataset(
     if isinstance(params.dataset, UserFolder):
         from kdflow.data import user_folder  # imports all of torchvision
 
-        prepared = user_folder.prepare(params.dataset, experiment.user_folder, out, project, final_test)
+        prepared = user_folder.prepare(
+            params.dataset, experiment.user_folder, out, project, final_test, downloads.parent / "images"
+        )
     else:
         dataset = experiment.dataset
         assert dataset.base_view is not None
