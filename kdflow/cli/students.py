@@ -25,7 +25,18 @@ ImageFolder = Annotated[
     ),
 ]
 TeacherOption = Annotated[
-    str, typer.Option(metavar="MODEL|FILE", help="A model, which is trained on the images first, or a file of weights.")
+    list[str],
+    typer.Option(
+        metavar="MODEL|FILE",
+        help="A model, which is trained on the images first, or a file of weights. Given again: an ensemble of all.",
+    ),
+]
+Combine = Annotated[
+    str,
+    typer.Option(
+        metavar="probabilities|logits",
+        help="With several teachers: what is averaged, at the temperature of the method.",
+    ),
 ]
 StudentModel = Annotated[
     str,
@@ -113,6 +124,7 @@ def distill(
     student: StudentModel,
     method: Annotated[str, typer.Option(help="A key of recipes/methods.yaml.")] = "kd_tlcutmix_pick",
     epochs: Epochs = None,
+    ensemble: Combine = "probabilities",
     teacher_epochs: TeacherEpochs = None,
     teacher_model: TeacherModel = None,
     teacher_classes: TeacherClassOrder = None,
@@ -145,7 +157,9 @@ def distill(
     dtype = "bfloat16" if training.pop("amp") else "float32"
     options = {
         "data": folder,
-        "teacher": teacher,
+        "teacher": teacher[0],
+        "more_teachers": tuple(teacher[1:]),
+        "ensemble": ensemble,
         "student": student,
         "method": method,
         "out": out,

@@ -32,7 +32,7 @@ from kdflow.config.dataset import (
     UserFolder,
     UserFolderRecipe,
 )
-from kdflow.config.experiment import Compute, Experiment, Params, Recipes, TeacherClasses, TeacherWeights
+from kdflow.config.experiment import Compute, Experiment, MemberWeights, Params, Recipes, TeacherClasses, TeacherWeights
 from kdflow.config.initial import FoundWeights, Initial, InitialFile, InitialWeights
 from kdflow.config.load import (
     NameChecks,
@@ -72,6 +72,7 @@ __all__ = [
     "InitialFile",
     "InitialWeights",
     "LogitSource",
+    "MemberWeights",
     "Method",
     "Model",
     "NameChecks",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+from pydantic import JsonValue
 
 from kdflow import config
 from kdflow.config import (
@@ -14,6 +16,7 @@ from kdflow.config import (
     Experiment,
     Initial,
     InitialFile,
+    MemberWeights,
     Model,
     Params,
     Precision,
@@ -26,6 +29,7 @@ from kdflow.config import (
     TrainingChanges,
     UserFolder,
 )
+from kdflow.config.method import ENSEMBLE, resolve_ensembles
 from kdflow.config.user_code import check_trusted
 from kdflow.core import files
 from kdflow.core.errors import UserError, one_line
@@ -45,6 +49,7 @@ class DistillOptions(Settings):
 
     `teacher_options` and `student_options` change options of the models, each as NAME=VALUE. `training` changes the
     training of the students, and of a teacher that is trained. `teacher_init` and `student_init` are names or files.
+    With `more_teachers`, the teacher is an ensemble of all, whose logits are combined as `ensemble` names.
     """
 
     data: UserFolder
@@ -64,6 +69,8 @@ class DistillOptions(Settings):
     training: TeacherTrainingChanges = TeacherTrainingChanges()
     temperature: Temperature | None = None
     precision: Precision = Precision()
+    more_teachers: tuple[str, ...] = ()
+    ensemble: Literal["probabilities", "logits"] = "probabilities"
     teacher_init: str | None = None
     student_init: str | None = None
 
@@ -74,9 +81,9 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
     Raises:
         UserError: an option names something that does not exist or does not fit the others.
     """
-    teacher, weights = _teacher(options, recipes)
+    teacher, weights, members = _teachers(options, recipes)
     student = _with_options("--student-option", _model("--student", options.student, recipes), options.student_options)
-    if teacher.name == student.name and teacher.model != student.model:
+    if members.get(student.name, student.model) != student.model:
         raise UserError(f"--student: {student.name} is the name of another model, the teacher's")
     if options.method not in recipes.methods:
         raise config.unknown_name("--method", options.method, recipes.methods)
@@ -84,7 +91,7 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
     if not method.needs_teacher:
         raise UserError(f"--method: {options.method} needs no teacher; --compare adds {BASELINE} to another method")
     for role, one in (("teacher", teacher), ("student", student)):
-        if method.needs_features and not (one.model.features and one.model.head):
+        if method.needs_features and not (one.model.features and one.model.head) and not one.model.members:
             raise UserError(
                 f"--method: {options.method} compares features, and {one.name} ({role}) has no named layers; "
                 "give it features and head in recipes/models.yaml"
@@ -100,12 +107,7 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
         teacher_epochs=options.teacher_epochs or options.epochs,
         teacher_training=_changes(TeacherTrainingChanges, training, teacher_init, student_init),
         teacher_init=teacher_init,
-        teacher_weights=TeacherWeights(
-            file=None if weights is None else str(weights),
-            sha256=None if weights is None else files.sha256(weights),
-            top1=None if weights is None else 0.0,  # no expectation: the summary prints the measured accuracy
-            classes=_teacher_classes(options, weights),
-        ),
+        teacher_weights=weights,
         teacher_logits="online",
         student=student.name,
         student_init=student_init,
@@ -119,7 +121,7 @@ def make_experiment(options: DistillOptions, recipes: Recipes) -> Experiment:
         precision=options.precision,
         compute=options.compute,
     )
-    models = {**recipes.models, teacher.name: teacher.model, student.name: student.model}
+    models = {**recipes.models, **members, teacher.name: teacher.model, student.name: student.model}
     experiment = Experiment(params=params, **{**dict(recipes), "models": models})
     try:
         experiment.check_training()
@@ -185,6 +187,48 @@ def _with_options(flag: str, architecture: Architecture, changes: tuple[str, ...
     fields = {**architecture.model.model_dump(), "options": options}
     model = config.settings_from_options(flag, Model, fields) if changes else architecture.model
     return Architecture(name=architecture.name, model=model)
+
+
+def _teachers(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, TeacherWeights, dict[str, Model]]:
+    """Return the teacher, its weights if they are from files, and the models that are trained or have these weights."""
+    teacher, file = _teacher(options, recipes)
+    if not options.more_teachers:
+        weights = TeacherWeights(**dict(_weights(file)) | {"classes": _teacher_classes(options, file)})
+        return teacher, weights, {teacher.name: teacher.model}
+    for option in ("teacher_model", "teacher_classes", "teacher_options", "teacher_init"):
+        if getattr(options, option):
+            flag = (
+                option.replace("_", "-").removesuffix("s") if option == "teacher_options" else option.replace("_", "-")
+            )
+            raise UserError(f"--{flag}: is for one --teacher, and {1 + len(options.more_teachers)} are given")
+    others = [options.model_copy(update={"teacher": name}) for name in options.more_teachers]
+    found = [(teacher, file), *(_teacher(other, recipes) for other in others)]
+    models: dict[str, Model] = {}
+    for one, _ in found:
+        if models.setdefault(one.name, one.model) != one.model:
+            raise UserError(f"--teacher: two models have the name {one.name}")
+    temperature = options.temperature or (
+        recipes.methods[options.method].tau if options.method in recipes.methods else 4.0
+    )
+    names: list[JsonValue] = [one.name for one, _ in found]
+    entry = Model(family=ENSEMBLE, options={"members": names, "combine": options.ensemble, "temperature": temperature})
+    name, mistakes = "+".join(one.name for one, _ in found), list[str]()
+    resolved = resolve_ensembles({**models, name: entry}, Path("--teacher"), mistakes)
+    if mistakes:
+        raise UserError(mistakes[0])
+    members = tuple(_weights(file) for _, file in found)
+    return (
+        Architecture(name=name, model=resolved[name]),
+        TeacherWeights(**dict(_weights(None)), members=members),
+        models,
+    )
+
+
+def _weights(file: Path | None) -> MemberWeights:
+    """Return the settings of weights from a file, without an expected accuracy: the summary prints the measured one."""
+    if file is None:
+        return MemberWeights(file=None, sha256=None, top1=None)
+    return MemberWeights(file=str(file), sha256=files.sha256(file), top1=0.0)
 
 
 def _teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architecture, Path | None]:

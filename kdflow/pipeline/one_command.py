@@ -20,7 +20,7 @@ from kdflow.pipeline.distill import student_jobs
 from kdflow.pipeline.distill_options import STUDENTS, TEACHER, WEIGHTS, DistillOptions, make_experiment
 from kdflow.pipeline.evaluate import evaluate_students, measure_final_test
 from kdflow.pipeline.prepare import prepare_dataset
-from kdflow.pipeline.teacher import make_teacher
+from kdflow.pipeline.teacher import make_ensemble, make_teacher, member_folder
 from kdflow.pipeline.train import train
 from kdflow.report import gain
 from kdflow.report.gain import BASELINE
@@ -88,8 +88,18 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
 
 
 def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path, work_dir: Path) -> None:
-    """Make the teacher, unless a finished one with these settings exists."""
-    run, weights, given = experiment.teacher_run(), out / WEIGHTS, experiment.params.teacher_weights.file
+    """Make the teacher, or each member of an ensemble, unless a finished one with these settings exists."""
+    members = experiment.members()
+    if not members:
+        _make_model(experiment, 0, dataset, sha256, out, work_dir)
+        return
+    for index, (member, seed) in enumerate(members):
+        _make_model(member, seed, dataset, sha256, member_folder(out, index), work_dir)
+    make_ensemble(experiment, dataset, out)
+
+
+def _make_model(experiment: Experiment, seed: int, dataset: Path, sha256: str, out: Path, work_dir: Path) -> None:
+    run, weights, given = experiment.teacher_run(seed), out / WEIGHTS, experiment.params.teacher_weights.file
     trained = given is None
     complete = (out / TEACHER_CLASSES).is_file() and _read_or_none(out / "record.json", TeacherRecord) is not None
     if trained and complete and _matches(out / "training.json", weights, run.sha256, sha256, None):
@@ -97,7 +107,7 @@ def _make_teacher(experiment: Experiment, dataset: Path, sha256: str, out: Path,
         return
     if given is not None and Path(given).resolve() != weights.resolve():
         (out / "training.json").unlink(missing_ok=True)  # of an earlier teacher that was trained
-    make_teacher(experiment, dataset, out, work_dir)
+    make_teacher(experiment, dataset, out, work_dir, seed=seed)
 
 
 def _jobs(experiment: Experiment, dataset: Path, teacher: Path, students: dict[str, Path], work_dir: Path) -> list[Job]:
@@ -170,7 +180,7 @@ def _summary(
         epochs=results[0].settings.training.epochs,
         budget_note="; ".join(record.distinct_notes([teacher_record.budget_note, *notes])),
         teacher_source=teacher_record.source,
-        teacher_trained=params.teacher_weights.file is None,
+        teacher_trained=not params.teacher_weights.are_given,
         majority_accuracy=majority_accuracy,
         models=tuple(rows),
         gain=measured,

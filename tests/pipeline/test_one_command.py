@@ -47,6 +47,16 @@ EPOCHS = 20
         ({"out": Path("images/out")}, "--out: images/out: is within --data, where it would be taken for a class"),
         ({"training": TeacherTrainingChanges(early_stop=3)}, "kdflow distill: early_stop: needs val_share"),
         ({"training": TeacherTrainingChanges(warmup_epochs=2)}, "kdflow distill: warmup_epochs: 2 must be less than"),
+        ({"more_teachers": ("resnet9",)}, "--teacher (recipes/models.yaml or torchvision): unknown name 'resnet9'"),
+        ({"more_teachers": ("w.pt",)}, "--teacher: w.pt: no such file, and no model of that name"),
+        (
+            {"more_teachers": ("resnet8",), "method": "at"},
+            "methods: at needs features of the teacher, and resnet14+",
+        ),
+        ({"more_teachers": ("resnet8",), "teacher_classes": "auto"}, "--teacher-classes: is for one --teacher, and 2"),
+        ({"more_teachers": ("resnet8",), "teacher_options": ("depth=8",)}, "--teacher-option: "),
+        ({"more_teachers": ("resnet8",), "teacher_init": "cifar100_resnet56"}, "--teacher-init: is for one --teacher"),
+        ({"more_teachers": ("resnet8",), "student": "resnet14"}, "images: no such folder"),
         ({}, "images: no such folder"),
     ],
 )
@@ -79,6 +89,19 @@ def test_names_of_models():
     library = distill_options._model("--student", "torchvision:resnet50", recipes)
     assert (library.name, library.model.options) == ("torchvision:resnet50", {"name": "resnet50"})
     assert distill_options._model("--student", "mobilenet_v2", recipes).name == "mobilenet_v2"
+
+
+def test_several_teachers_are_an_ensemble(tmp_path):
+    weights, recipes = make(tmp_path, "digits"), config.load_recipes(ROOT)
+    more = {"more_teachers": (str(weights), "resnet14"), "ensemble": "logits"}
+    experiment = distill_options.make_experiment(options_for(tmp_path, **more, temperature=3.0), recipes)
+    name = experiment.params.teacher
+    assert name == "resnet14+smaller+resnet14"
+    options = experiment.models[name].options
+    assert (options["combine"], options["temperature"]) == ("logits", 3.0)
+    members = [(one.params.teacher, seed, one.params.teacher_weights.file) for one, seed in experiment.members()]
+    assert members == [("resnet14", 0, None), ("smaller", 0, str(weights)), ("resnet14", 1, None)]
+    assert not experiment.params.teacher_weights.are_given
 
 
 # --- real runs ---------------------------------------------------------------------------------------------
@@ -125,6 +148,20 @@ def test_one_command_makes_all_of_it(undisturbed):
     exported = output.rsplit("next: kdflow ", 1)[1].split()
     assert exported[:2] == ["export", "out/students/kd_tlcutmix_pick/seed0.safetensors"]
     assert (undisturbed / exported[1]).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_an_ensemble_is_trained_once(tmp_path):
+    make_tree(tmp_path / "images")
+    finished(tmp_path, "--teacher", "resnet14", "--epochs", "2")
+    before = weights_of(tmp_path)
+    assert {"out/teacher/members/0/model.safetensors", "out/teacher/members/1/model.safetensors"} <= before.keys()
+    output = finished(tmp_path, "--teacher", "resnet14", "--epochs", "2")
+    assert output.count("teacher resnet14: exists") == 2
+    assert weights_of(tmp_path) == before
+    students = record.read_record(tmp_path / "out/records/kd_tlcutmix_pick/seed0.json", RunRecord)
+    assert len(set(students.teacher_members)) == 2
 
 
 @pytest.mark.slow
