@@ -91,8 +91,8 @@ def export(
     weights = locate.find_weights(student, seed, paper, root)
     inputs = locate.locate_inputs(weights, data, teacher, needs_dataset=not no_verify)
     models = config.load_recipes(root).models.values()
-    user_code.check_trusted(weights, inputs.log.settings.model.family, {model.family for model in models})
-    inputs.log.settings.check_user_code([inputs.log.settings.model.family])
+    user_code.check_trusted(weights, inputs.log.settings.model.families, {model.family for model in models})
+    inputs.log.settings.check_user_code(inputs.log.settings.model.families)
     file, report = export.export(inputs, format_name, out, threads, int8=int8)
     typer.echo(f"{file}: {report.verification or 'not verified on test images (--no-verify)'}")
     if report.int8 is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -42,8 +42,15 @@ class Model(Settings):
 
     @property
     def parts(self) -> Parts:
-        """The part that this entry names, which may be a user's code."""
-        return {"family": ("models", self.family)}
+        """The parts that this entry names, which may be a user's code; those of an ensemble are in its members too."""
+        families = list(_families(self.family, self.options))
+        members = {f"options.members: family {name}": ("models", name) for name in families[1:]}
+        return {"family": ("models", self.family), **members}
+
+    @property
+    def families(self) -> set[str]:
+        """The families of this model and of all its members."""
+        return set(_families(self.family, self.options))
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -88,6 +95,16 @@ def _resolved(name: str, model: Model, models: Mapping[str, Model]) -> Model:
             raise ValueError(f"{field}: {one} has a family of a user, whose source an ensemble does not record")
         members.append({"name": one, "model": {"family": recipe.family, "options": recipe.options}})
     return model.model_copy(update={"options": {**model.options, "members": members}})
+
+
+def _families(family: object, options: object) -> Iterator[str]:
+    """Yield the family of a model and those of its members, as deep as they are nested, in a file of anybody."""
+    yield str(family)
+    members = options.get("members") if family == ENSEMBLE and isinstance(options, dict) else None
+    for member in members if isinstance(members, list) else []:
+        model = member.get("model") if isinstance(member, dict) else None
+        if isinstance(model, dict):
+            yield from _families(model.get("family"), model.get("options"))
 
 
 class Pick(Settings):

@@ -159,13 +159,13 @@ def load_all(parts: Parts) -> None:
         load_part(kind, name, key)
 
 
-def check_trusted(file: Path, family: str, trusted: Iterable[str]) -> None:
+def check_trusted(file: Path, families: Iterable[str], trusted: Iterable[str]) -> None:
     """Check that the model which a file describes is no code, or code that the user's recipes name.
 
     Raises:
-        UserError: the family is an import path that is not among the families of recipes/models.yaml.
+        UserError: one of its families is an import path that is not among those of recipes/models.yaml.
     """
-    if is_import_path(family) and family not in trusted:
+    for family in sorted(filter(is_import_path, set(families) - set(trusted))):
         raise UserError(
             f"{file}: its model is code, {family}, which is run only if recipes/models.yaml has this family"
         )

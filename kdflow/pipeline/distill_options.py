@@ -264,7 +264,7 @@ def _find_teacher(options: DistillOptions, recipes: Recipes) -> tuple[Architectu
     for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
         if log.is_file():
             run = record.read_record(log, RunLog).settings
-            check_trusted(log, run.model.family, {model.family for model in recipes.models.values()})
+            check_trusted(log, run.model.families, {model.family for model in recipes.models.values()})
             return Architecture(name=run.architecture, model=run.model), file
     if (teacher := file.with_name("record.json")).is_file():  # of a teacher whose weights were taken from a file
         return _model("--teacher", record.read_record(teacher, TeacherRecord).architecture, recipes), file

@@ -226,10 +226,21 @@ def test_a_project_s_stages_depend_on_the_code_by_the_recipe_s_entry(user_projec
 
 
 def test_a_file_s_record_does_not_choose_code_to_run(tmp_path):
-    user_code.check_trusted(tmp_path, "my.models:build", {"my.models:build"})
-    user_code.check_trusted(tmp_path, "resnet", ())
+    user_code.check_trusted(tmp_path, {"my.models:build"}, {"my.models:build"})
+    user_code.check_trusted(tmp_path, {"resnet"}, ())
     with pytest.raises(UserError, match=r"its model is code, os:system, which is run only if recipes/models\.yaml has"):
-        user_code.check_trusted(tmp_path, "os:system", {"resnet"})
+        user_code.check_trusted(tmp_path, {"resnet", "os:system"}, {"resnet"})
+
+
+def test_code_of_an_ensemble_s_members_is_found_at_any_depth():
+    inner = {"family": "ensemble", "options": {"members": [{"name": "a", "model": {"family": "textwrap:wrap"}}]}}
+    members = [{"name": "b", "model": inner}, {"name": "c", "model": {"family": "resnet", "options": {}}}, "name", 3]
+    model = Model(family="ensemble", options={"members": members})
+    assert model.families == {"ensemble", "textwrap:wrap", "resnet"}
+    assert ("models", "textwrap:wrap") in model.parts.values()
+    assert list(run_of(METHODS["kd"]).model_copy(update={"model": model}).with_user_code().user_code) == [
+        "textwrap:wrap"
+    ]
 
 
 # --- use ------------------------------------------------------------------------------------------------------

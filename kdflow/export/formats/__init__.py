@@ -132,6 +132,7 @@ def load_exported(path: Path, threads: int, *, trusted: bool) -> tuple[ModelCard
     file_format, card = format_by_suffix(path), read_card(path)
     if file_format.SUFFIX == ".pt2" and not trusted:
         raise UserError(f"{path}: a .pt2 file is a program that may run any code; add --trust if you trust its source")
-    if is_import_path(card.settings.model.family) and file_format.SUFFIX == ".safetensors" and not trusted:
-        raise UserError(f"{path}: its model is code, {card.settings.model.family}; add --trust if you trust it")
+    code = sorted(filter(is_import_path, card.settings.model.families))
+    if code and file_format.SUFFIX == ".safetensors" and not trusted:
+        raise UserError(f"{path}: its model is code, {', '.join(code)}; add --trust if you trust it")
     return card, file_format.runner(path, card, threads)
