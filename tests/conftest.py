@@ -29,6 +29,25 @@ def pytest_runtest_setup(item):
         pytest.skip("this machine has no GPU")
 
 
+# Session fixtures that take long. The files that use one run in one worker of pytest-xdist, which makes it once.
+EXPENSIVE = ("fresh", "finished", "finished_stages")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep each file in one worker (--dist loadgroup), and begin with the files that take longest."""
+    groups, slow = {}, set()
+    for item in items:
+        groups.setdefault(item.path, item.nodeid.partition("::")[0])
+        for fixture in set(EXPENSIVE) & set(item.fixturenames):
+            groups[item.path] = fixture
+        if item.get_closest_marker("slow"):
+            slow.add(item.path)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+    items.sort(key=lambda item: (item.path not in slow, groups[item.path] not in EXPENSIVE))
+
+
 def pytest_addoption(parser):
     """Add the option of tests/test_golden.py."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ again instead of comparing")

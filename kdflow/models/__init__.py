@@ -64,6 +64,13 @@ def create_model_on_meta(name: str, recipe: Model, num_classes: int, image_size:
     return model
 
 
+_FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)  # called by torch.nn.init
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
 class _WeightsOnMeta(TorchFunctionMode):
     """The mode in which weights, which layers allocate with `torch.empty`, are on the meta device.
 
@@ -75,7 +82,9 @@ class _WeightsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
-        elif any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
+        elif func in _FILLS and _is_meta(args[0]):
+            return args[0]  # there are no values to fill in, and torch imports its compiler for the first of these
+        elif any(map(_is_meta, tree_leaves((args, kwargs)))):
             args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 

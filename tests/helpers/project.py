@@ -1,5 +1,6 @@
 """A copy of the project, committed to a new git repository, in which the real DVC runs."""
 
+import contextlib
 import json
 import os
 import re
@@ -71,8 +72,11 @@ class Project:
         return re.findall("Running stage '(.*)'", output), output
 
     def status(self) -> set[str]:
-        """Return the stages that `dvc status` reports as changed."""
-        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+        """Return the stages that `dvc status` reports as changed; in this process, to start DVC once only."""
+        from dvc.repo import Repo
+
+        with contextlib.chdir(self.folder), Repo() as repo:
+            return set(repo.status())
 
     def code_sha256(self) -> str:
         """Return the hash that records have of the code in this folder."""

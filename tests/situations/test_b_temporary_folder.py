@@ -51,20 +51,18 @@ def test_no_usable_folder_is_explained_in_one_line(fresh_process, monkeypatch):
 
 
 @pytest.mark.slow
-def test_distill_works_with_a_path_of_150_characters_and_with_a_missing_folder(tmp_path):
+def test_distill_works_with_a_missing_folder(tmp_path):
+    """test_container.py tries a path of 150 characters."""
     make_tree(tmp_path / "images")
-    folder = str(tmp_path / "t").ljust(150, "x")
-    os.mkdir(folder)  # noqa: PTH102
     options = [*SMALL_PAIR, "--image-size", "32", "--workers", "1"]
-    for out, temporary in (("a", folder), ("b", str(tmp_path / "missing"))):
-        done = subprocess.run(
-            [*KDFLOW, "distill", "--data", tmp_path / "images", *options, "--out", tmp_path / out, "--root", ROOT],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": temporary},
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / out / "summary.json").exists()
+    done = subprocess.run(
+        [*KDFLOW, "distill", "--data", tmp_path / "images", *options, "--out", tmp_path / "out", "--root", ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "missing")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/summary.json").exists()

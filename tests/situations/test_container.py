@@ -64,20 +64,15 @@ def test_too_little_address_space_ends_in_one_line(tmp_path, kilobytes):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_temporary_folder_of_150_characters(tmp_path, plain):
+def test_one_cpu_a_long_temporary_folder_and_files_that_only_their_owner_may_read(tmp_path, plain):
+    """In one run, as each changes nothing in the weights."""
+
+    def limit():
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
     folder = str(tmp_path / "t").ljust(150, "x")
     os.mkdir(folder)  # noqa: PTH102
-    assert weights(tmp_path, run(command(), **options(tmp_path, TMPDIR=folder))) == plain
-
-
-def test_files_that_only_their_owner_may_read(tmp_path, plain):
-    assert weights(tmp_path, run(command("umask 077"), **options(tmp_path))) == plain
+    done = run(command("umask 077"), preexec_fn=limit, **options(tmp_path, TMPDIR=folder))
+    assert weights(tmp_path, done) == plain
     assert not [file for file in (tmp_path / "data").rglob("*") if file.stat().st_mode & 0o077]
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
-def test_one_cpu(tmp_path, plain):
-    def limit():
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-    assert weights(tmp_path, run(command(), preexec_fn=limit, **options(tmp_path))) == plain

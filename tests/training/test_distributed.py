@@ -57,7 +57,7 @@ def test_two_processes_train_as_one_does(two, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_losses_of_a_batch_are_those_of_one_process_over_20_steps(tmp_path, count):
     """Batches have 17 and 3 images, so that shares differ in size."""
     several = processes(tmp_path, "cpu", count, ranks.LOSSES_TO_TRAIN)
