@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 # every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-ci test-long test-gpu check docs micro miniature serve clean scm
+.PHONY: demo test test-slow test-long test-gpu check docs micro miniature serve clean scm
 
 MICRO := resnet8-ce $(addprefix resnet20-resnet8-,kd kd_tlcutmix_pick crd_kd_demo)
 
@@ -16,15 +16,14 @@ demo: scm  ## the demo: teacher, students by four methods, table and figure
 	dvc repro
 	kdflow table
 
-test: $(VENV)/dev.ok  ## the default tests
-	pytest -m "not slow" -n logical --maxprocesses 4 --dist loadgroup
+TESTS := not slow
+PROCESSES := 4
+test: $(VENV)/dev.ok  ## the default tests; with TESTS="not long" those of CI, in one run, so that no core waits
+	pytest -m "$(TESTS)" -n logical --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 SLOW := -n logical --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
 test-slow: $(VENV)/dev.ok  ## end-to-end tests with real DVC and Prefect, all models at all sizes
 	pytest -m "slow and not long" $(SLOW)
-
-test-ci: $(VENV)/dev.ok  ## the default and the slow tests in one run, so that no core waits
-	pytest -m "not long" $(SLOW)
 
 test-long: $(VENV)/dev.ok  ## the slow tests that CI does not run
 	pytest -m long $(SLOW)

@@ -68,19 +68,31 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
     """Count the cost of `model` for one image of 3 channels, on a copy and without computing values."""
     # On the meta device attention does not use fused kernels, for which the counter has no formula.
     shapes = copy.deepcopy(model).to("meta", torch.float32).eval().requires_grad_(False)  # the counter tracks gradients
-    true = FlopCounterMode(display=False)
-    paper = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _paper_convolution})
-    with torch.no_grad(), true, paper:
+    _remove_batch_norm(shapes)
+    left_out: list[int] = []  # by the paper's convention, for each convolution
+
+    def convolution(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
+        """Count `aten.convolution` from the shapes of its tensors."""
+        _bias, _stride, _padding, _dilation, transposed, _output_padding, groups = rest
+        flops = int(conv_flop_count(x, weight, out_shape, transposed))
+        left_out.append(flops - flops // int(groups))
+        return flops
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: convolution})
+    with torch.no_grad(), counter:
         shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
     layers = (module for module in shapes.modules() if isinstance(module, LAYERS_THAT_COUNT))
     weights = {parameter for layer in layers for parameter in layer.parameters()}
-    return Cost(sum(weight.numel() for weight in weights), true.get_total_flops(), paper.get_total_flops())
+    flops = counter.get_total_flops()
+    return Cost(sum(weight.numel() for weight in weights), flops, flops - sum(left_out))
 
 
-def _paper_convolution(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
-    """Count `aten.convolution` from the shapes of its tensors, divided by `groups` once more."""
-    _bias, _stride, _padding, _dilation, transposed, _output_padding, groups = rest
-    return int(conv_flop_count(x, weight, out_shape, transposed)) // int(groups)
+def _remove_batch_norm(model: nn.Module) -> None:
+    """Replace batch normalisation, which keeps shapes, is not counted, and is slow on the meta device."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                setattr(module, name, nn.Identity())
 
 
 def ratios(teacher: Cost, student: Cost) -> Ratios:

@@ -65,7 +65,7 @@ def test_too_little_address_space_ends_in_one_line(tmp_path, kilobytes):
 
 
 def test_one_cpu_a_long_temporary_folder_and_files_that_only_their_owner_may_read(tmp_path, plain):
-    """In one run, as each changes nothing in the weights."""
+    """All three are tried in one run: none of them may change the weights."""
 
     def limit():
         if hasattr(os, "sched_setaffinity"):
