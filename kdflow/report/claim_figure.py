@@ -29,9 +29,7 @@ def draw(claims: Sequence[ClaimResult]) -> Figure:
     axes.set_yticks(range(len(rows)), [f"{result.label}  ({i})" for i, result in rows])
     axes.invert_yaxis()
     axes.margins(x=0.2, y=0.5 / max(1, len(rows)))
-    axes.set_xlabel(
-        f"difference of test accuracies in percentage points, mean and {CONFIDENCE:.0%} interval over paired seeds"
-    )
+    axes.set_xlabel(f"difference of test accuracies in points, {CONFIDENCE:.0%} interval")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
