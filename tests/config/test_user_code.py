@@ -318,7 +318,7 @@ def test_one_command_trains_a_user_s_models_with_a_user_s_view_in_other_processe
     shutil.make_archive(str(folder / "photos"), "zip", make_tree(tmp_path_factory.mktemp("images")))
 
     def distil(method):
-        given = {"data": Path("photos.zip"), "teacher": "my_large", "student": "my_small", "method": method}
+        given = {"data": Path("photos.zip"), "teacher": ["my_large"], "student": "my_small", "method": method}
         students.distill(**given, image_size=32, epochs=2, device="cpu", workers=1)
         log = record.read_record(folder / f"out/students/{method}/seed0.json", RunLog)
         return log, capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_the_summary_has_a_column_of_test_only_if_it_was_measured(tmp_path, caps
 def test_one_command_measures_teacher_and_student_on_test_at_the_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _fill(tmp_path / "photos")
-    given = {"data": Path("photos"), "teacher": "resnet14", "student": "resnet8", "method": "kd", "image_size": 32}
+    given = {"data": Path("photos"), "teacher": ["resnet14"], "student": "resnet8", "method": "kd", "image_size": 32}
     students.distill(**given, epochs=1, root=ROOT, device="cpu", workers=0)
     output = capsys.readouterr().out
     assert "10 training and 6 test images" in output
