@@ -31,7 +31,7 @@ def test_every_loss_of_other_collections_is_included_or_named_with_the_reason():
 def test_the_table_has_the_methods_of_each_loss():
     rows = PAGE[PAGE.index("## Losses and views") :].splitlines()
     assert "| at | `at` | `at_kd` | `at_kd_tlcutmix` |  |" in rows
-    assert "| dkd | `dkd` |  |  | `dkd_tlcutmix_pick` |" in rows
+    assert "| dkd | `dkd` |  | `dkd_tlcutmix` | `dkd_tlcutmix_pick` |" in rows
     assert all(any(row.startswith(f"| {name} |") for row in rows) for name in config.choices("losses"))
 
 

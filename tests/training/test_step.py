@@ -30,7 +30,9 @@ def _assert_equals_the_oracle(method: Method) -> StudentWithLoss:
     for batch, factor in zip(batches, (0.001, 0.0005, 0.002), strict=True):
         lr = scale * factor
         result = step(batch, lr)
-        assert result.loss.item() == pytest.approx(oracle(batch.plan, lr), rel=1e-5, abs=1e-5)
+        # Large weights of a loss (pkt: 30,000) amplify rounding, which differs between processors.
+        rel = 1e-5 if method.loss is None else 1e-4
+        assert result.loss.item() == pytest.approx(oracle(batch.plan, lr), rel=rel, abs=1e-5)
         if method.strong is not None and method.strong.pick is not None:
             assert result.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
         else:
