@@ -18,15 +18,16 @@ demo: scm  ## the demo: teacher, students by four methods, table and figure
 
 TESTS := not slow
 PROCESSES := 4
+PARALLEL = -n logical --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+test-slow test-long: PROCESSES := 2
 test: $(VENV)/dev.ok  ## the default tests; with TESTS="not long" those of CI, in one run, so that no core waits
-	pytest -m "$(TESTS)" -n logical --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	pytest -m "$(TESTS)" $(PARALLEL)
 
-SLOW := -n logical --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
 test-slow: $(VENV)/dev.ok  ## end-to-end tests with real DVC and Prefect, all models at all sizes
-	pytest -m "slow and not long" $(SLOW)
+	pytest -m "slow and not long" $(PARALLEL)
 
 test-long: $(VENV)/dev.ok  ## the slow tests that CI does not run
-	pytest -m long $(SLOW)
+	pytest -m long $(PARALLEL)
 
 test-gpu: $(VENV)/dev.ok  ## on a machine with a GPU: the tests that need one, then the speed of training on it
 	python -c 'import torch; torch.cuda.is_available() or exit("no GPU: torch.cuda.is_available() is False")'

@@ -56,14 +56,10 @@ def module_flag(kind: str, name: str, flag: str, default: bool | None = None) ->
         ValueError: the module does not set it to True or False, and there is no default.
     """
     file = PACKAGE / FOLDERS[kind] / f"{name}.py"
-    for node in ast.parse(file.read_text(), str(file)).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if flag in names and isinstance(node.value.value, bool):
-                return node.value.value
-    if default is not None:
-        return default
-    raise ValueError(f"kdflow/{FOLDERS[kind]}/{name}.py: must set {flag} to True or False")
+    found = user_code.find_flag(ast.parse(file.read_text(), str(file)).body, flag, default)
+    if found is None:
+        raise ValueError(f"kdflow/{FOLDERS[kind]}/{name}.py: must set {flag} to True or False")
+    return found
 
 
 def _one_of(kind: str) -> AfterValidator:

@@ -104,14 +104,20 @@ def read_flag(name: str, flag: str, default: bool | None = None) -> bool:
     """
     file, tree = _source(name)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name.partition(":")[2]]
-    for node in (*(inner for one in classes for inner in one.body), *tree.body):
+    found = find_flag((*(inner for one in classes for inner in one.body), *tree.body), flag, default)
+    if found is None:
+        raise ValueError(f"{name}: {file.name} must set {flag} to True or False")
+    return found
+
+
+def find_flag(nodes: Iterable[ast.stmt], flag: str, default: bool | None) -> bool | None:
+    """Return the first value, True or False, that one of the statements assigns to `flag`; else the default."""
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             if flag in names and isinstance(node.value.value, bool):
                 return node.value.value
-    if default is not None:
-        return default
-    raise ValueError(f"{name}: {file.name} must set {flag} to True or False")
+    return default
 
 
 def load_part(kind: str, name: str, key: str) -> Any:

@@ -43,9 +43,10 @@ def cache_images(folder: Path, images: FileList, cache: Path, side: int) -> File
         target = cache / os.fsdecode(paths[index])
         time = _time(archive or folder / os.fsdecode(images.paths[index]))
         if _time(target) != time or time == 0:
-            content = _resized(folder, images, index, side)
+            content = _content(folder, images, index)
+            resized = _resized(content, side)
             with files.atomic_write(target) as part:
-                part.write_bytes(_content(folder, images, index) if content is None else content)
+                part.write_bytes(content if resized is None else resized)
                 os.utime(part, ns=(time, time))
         return 1
 
@@ -78,9 +79,8 @@ def _content(folder: Path, images: FileList, index: int) -> bytes:
         return b""
 
 
-def _resized(folder: Path, images: FileList, index: int, side: int) -> bytes | None:
+def _resized(content: bytes, side: int) -> bytes | None:
     """Return an image as PNG with a shorter side of `side` px; None if it is to be copied."""
-    content = _content(folder, images, index)
     try:
         decoded = decode_and_inspect(io.BytesIO(content), ".", draft_side=2 * side)
     except UserError:

@@ -137,7 +137,7 @@ def export(
         quantised = None
         if int8 and data is not None:
             runners["float32"], models["float32"], sizes["float32"] = runners["student"], model, sizes["student"]
-            runners["student"], quantised, card = _quantise(part, card, data, threads)
+            runners["student"], quantised, card = _quantise(part, runners["float32"], card, data, threads)
             sizes["student"] = part.stat().st_size
         costs = _measure(models, sizes, runners, run)
     report = ExportReport(
@@ -158,10 +158,14 @@ def export(
     return out, report
 
 
-def _quantise(file: Path, card: ModelCard, data: Loaded, threads: int) -> tuple[Runner, Quantisation, ModelCard]:
-    """Replace an ONNX file and its model card by those in 8-bit integers; return the runner and the new card too."""
+def _quantise(
+    file: Path, float32: Runner, card: ModelCard, data: Loaded, threads: int
+) -> tuple[Runner, Quantisation, ModelCard]:
+    """Replace an ONNX file and its model card by those in 8-bit integers; return the runner and the new card too.
+
+    `float32` runs the file as it was.
+    """
     file_format, base_view = format_by_name("onnx"), card.settings.base_view
-    float32 = file_format.runner(file, card, threads)
     images = stratified_subset(data.train, CALIBRATION_IMAGES)
     with _hint():
         quantise(file, file, images, base_view)

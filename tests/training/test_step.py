@@ -30,8 +30,8 @@ def _assert_equals_the_oracle(method: Method) -> StudentWithLoss:
     for batch, factor in zip(batches, (0.001, 0.0005, 0.002), strict=True):
         lr = scale * factor
         result = step(batch, lr)
-        # Large weights of a loss (pkt: 30,000) amplify rounding, which differs between processors.
-        rel = 1e-5 if method.loss is None else 1e-4
+        # The weight of pkt, 30,000, amplifies rounding, which differs between processors.
+        rel = 1e-4 if method.loss is not None and method.loss.name == "pkt" else 1e-5
         assert result.loss.item() == pytest.approx(oracle(batch.plan, lr), rel=rel, abs=1e-5)
         if method.strong is not None and method.strong.pick is not None:
             assert result.pick_ratio.item() == pytest.approx(oracle.ratio, rel=1e-4)
