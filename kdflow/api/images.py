@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from kdflow.config import BaseView
 from kdflow.core.errors import UserError
 from kdflow.data import Images, ImageSet
+from kdflow.data.loader_workers import worker_options
 from kdflow.data.map_style import MapStyleImages, read_item
 
 _MapStyle = Dataset[Any] | Sequence[Any]
@@ -86,7 +87,7 @@ def _targets(data: _MapStyle) -> Any:
 
 def _read_labels(data: _MapStyle, workers: int) -> list[int]:
     """Read all items for their labels."""
-    loader: DataLoader[int] = DataLoader(_Labels(data), batch_size=None, num_workers=workers, shuffle=False)
+    loader: DataLoader[int] = DataLoader(_Labels(data), batch_size=None, shuffle=False, **worker_options(workers))
     return list(loader)
 
 

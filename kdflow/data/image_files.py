@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from kdflow.core.errors import UserError
 from kdflow.core.machine import usable_cpus, use_short_socket_folder
 from kdflow.core.progress import track
 from kdflow.data.decode import decode
-from kdflow.data.shared_memory import fit_workers, share
+from kdflow.data.loader_workers import fit_workers, share, worker_options
 
 SILENT_SECONDS = 600  # a worker that reads no batch for so long has failed
 
@@ -244,14 +243,12 @@ class ImageFiles:
             ),
             sampler=_Batches(),
             batch_size=None,
-            num_workers=workers,
+            **worker_options(workers),
             prefetch_factor=prefetch,
             timeout=SILENT_SECONDS if workers else 0,
             persistent_workers=workers > 0,
             pin_memory=self.labels.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global generator
-            # A forked worker ends with a killed run; a worker of Python's fork server does not.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
 
 

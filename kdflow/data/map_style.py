@@ -7,7 +7,6 @@ random transforms do not depend on the number of workers.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from kdflow.config import BaseView
 from kdflow.core.errors import UserError
 from kdflow.data.image_files import ImageRequests
+from kdflow.data.loader_workers import worker_options
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class MapStyleImages:
             items,
             sampler=batches,
             batch_size=None,  # a batch is one item, so that one worker reads all of it
-            num_workers=self.workers,
+            **worker_options(self.workers),
             pin_memory=self.labels.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global generator
-            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
         )
         for images in loader:
             if isinstance(images, UserError):

@@ -1,6 +1,9 @@
 """`kdflow.distill` against the pipeline's run, and the forms of data and mistakes in them."""
 
+import gc
+import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -134,6 +137,16 @@ def test_a_dataset_of_random_transforms_is_repeatable_with_any_number_of_workers
         states.append(state_of(student))
     assert same(*states)
     assert before is not None
+
+
+def test_workers_do_not_run_the_exit_functions_of_threads_that_they_do_not_have(monkeypatch, tmp_path):
+    """Prefect registers such a function when a flow runs; in a forked worker it fails."""
+    main = os.getpid()
+    monkeypatch.setattr(threading, "_threading_atexits", [lambda: os.getpid() != main and (tmp_path / "ran").touch()])
+    run = run_of(METHODS["kd"])
+    kdflow.distill(student_of(run), teacher_for(run.method), Noisy(*TRAIN), Noisy(*TEST), workers=2, **QUICK)
+    gc.collect()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_models_keep_their_modes_have_no_hooks_and_the_teacher_its_weights():

@@ -16,19 +16,22 @@ from kdflow.core.errors import user_message
 
 
 @pytest.fixture
-def fresh_process(monkeypatch):
+def short_folder():
+    """A temporary folder whose path is shorter than pytest's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def fresh_process(monkeypatch, short_folder):
     """Forget the folder that multiprocessing has chosen in this process."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     config = dict(process.current_process()._config)
     config.pop("tempdir", None)
     monkeypatch.setattr(process.current_process(), "_config", config)
-
-
-@pytest.fixture
-def short_folder():
-    """A temporary folder whose path is shorter than pytest's."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
+    monkeypatch.setattr(util, "_finalizer_registry", {})
+    yield
+    util._run_finalizers()  # removes the folder before `short_folder` is removed
 
 
 @pytest.mark.parametrize("length", [70, 71, 100, 150])

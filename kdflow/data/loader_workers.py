@@ -1,9 +1,14 @@
-"""Batches in shared memory, /dev/shm, through which loader workers pass them on. Containers often have 64 MB of it."""
+"""Loader workers: how they start and end, and how many fit in shared memory.
+
+They pass batches on through /dev/shm. Containers often have 64 MB of it.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 from functools import cache
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -12,6 +17,25 @@ from kdflow.core.errors import LOADER_HINT, UserError
 from kdflow.core.machine import free_shared_memory
 
 PREFETCH = 2  # batches per worker that are prepared ahead, torch's default
+
+
+def worker_options(workers: int) -> dict[str, Any]:
+    """Return the arguments of `DataLoader` that start this number of workers."""
+    return {
+        "num_workers": workers,
+        # A forked worker ends with a killed run; a worker of Python's fork server does not.
+        "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
+        "worker_init_fn": _forget_threads,
+    }
+
+
+def _forget_threads(_worker: int) -> None:
+    """Let this worker end without the exit functions of threads, which a forked process does not have.
+
+    Those of Prefect fail there: in a program that has run a flow, each worker would end with exit code 1, and torch
+    reports that as a failure of the worker.
+    """
+    getattr(threading, "_threading_atexits", []).clear()
 
 
 def fit_workers(workers: int, batch_bytes: int) -> tuple[int, int | None]:

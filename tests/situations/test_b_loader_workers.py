@@ -1,8 +1,10 @@
-"""Loader workers where /dev/shm is small, as the 64 MB of a container, and workers that are killed."""
+"""Loader workers: where /dev/shm is small, as the 64 MB of a container, when they are killed, and how they end."""
 
+import gc
 import os
 import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from paths import ROOT
 from tree import SPEC, VIEWS, make_tree
 
 from kdflow.core.errors import UserError, is_retryable, user_message
-from kdflow.data import image_files, load, prepare, shared_memory
+from kdflow.data import image_files, load, loader_workers, prepare
 from kdflow.data.image_files import ImageFiles
 
 
@@ -41,13 +43,13 @@ def images(tmp_path):
     ],
 )
 def test_workers_and_prefetch_fit_half_of_the_free_shared_memory(monkeypatch, free, workers, fitted):
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: free)
-    assert shared_memory.fit_workers(workers, 1_000_000 if free != 64_000_000 else 3_000_000) == fitted
+    monkeypatch.setattr(loader_workers, "free_shared_memory", lambda: free)
+    assert loader_workers.fit_workers(workers, 1_000_000 if free != 64_000_000 else 3_000_000) == fitted
 
 
 def test_a_warning_names_the_number_of_workers_and_the_option(monkeypatch, capsys):
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 4_100_000)
-    shared_memory.fit_workers(8, 1_000_000)
+    monkeypatch.setattr(loader_workers, "free_shared_memory", lambda: 4_100_000)
+    loader_workers.fit_workers(8, 1_000_000)
     warning = capsys.readouterr().err
     assert warning.startswith("warning: /dev/shm has 4.1 MB free, enough for 1 of 8 loader workers")
     assert "--shm-size" in warning
@@ -56,7 +58,7 @@ def test_a_warning_names_the_number_of_workers_and_the_option(monkeypatch, capsy
 def test_views_are_the_same_with_fewer_workers(monkeypatch, images):
     requests = [[[0, 1], [1, 2]], [[2, 3]]]
     expected = [batch.clone() for batch in images(2).for_training(requests, VIEWS)]
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 0)
+    monkeypatch.setattr(loader_workers, "free_shared_memory", lambda: 0)
     read = images(2)
     found = list(read.for_training(requests, VIEWS))
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
@@ -67,10 +69,10 @@ def test_full_shared_memory_is_an_error_in_one_line(monkeypatch):
     def fail(_):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
-    monkeypatch.setattr(shared_memory, "get_worker_info", object)
+    monkeypatch.setattr(loader_workers, "get_worker_info", object)
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     with pytest.raises(UserError, match=r"/dev/shm.* is full; .*compute.loader_workers .*--shm-size"):
-        shared_memory.share(torch.zeros(1))
+        loader_workers.share(torch.zeros(1))
 
 
 def test_a_killed_worker_ends_the_run_in_one_line(monkeypatch, images):
@@ -82,6 +84,16 @@ def test_a_killed_worker_ends_the_run_in_one_line(monkeypatch, images):
     assert "\n" not in message
     assert all(word in message for word in ("compute.loader_workers", "--shm-size"))
     assert is_retryable(caught.value)
+
+
+def test_workers_do_not_run_the_exit_functions_of_threads_that_they_do_not_have(monkeypatch, images, tmp_path):
+    main = os.getpid()
+    monkeypatch.setattr(threading, "_threading_atexits", [lambda: os.getpid() != main and (tmp_path / "ran").touch()])
+    read = images(1)
+    list(read.for_training([[[0, 1]]], VIEWS))
+    read._idle.clear()
+    gc.collect()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_silent_worker_ends_the_run_in_one_line(monkeypatch, images):
@@ -101,9 +113,9 @@ import sys
 from pathlib import Path
 import torch
 from kdflow.core.errors import exit_on_user_error
-from kdflow.data import load, shared_memory
+from kdflow.data import load, loader_workers
 from tree import VIEWS
-shared_memory.free_shared_memory = lambda: None  # others use the memory later
+loader_workers.free_shared_memory = lambda: None  # others use the memory later
 with exit_on_user_error():
     images = load(Path(sys.argv[1]), 12, torch.device("cpu"), 2).train
     list(images.for_training([[[i % 12, 0] for i in range(2000)]] * 4, VIEWS))
