@@ -99,6 +99,8 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
     """Return all that a teacher's logits for a view of a training image depend on."""
     assert run.teacher is not None
     code = run.user_code.get(run.teacher.model.family)
+    # The usual runtime is not part of the key: stores of versions without this setting stay valid.
+    ignored = {"student", "teacher_runtime"} if run.precision.teacher_runtime == "torch" else {"student"}
     return {
         **({} if code is None else {"teacher_code": code}),
         "teacher": run.teacher.model_dump_json(),
@@ -106,7 +108,7 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
         "dataset_sha256": dataset_sha256,
         "train_images": str(run.train_images),
         "base_view": run.base_view.model_dump_json(),
-        "precision": run.precision.model_dump_json(exclude={"student"}),
+        "precision": run.precision.model_dump_json(exclude=ignored),
     }
 
 

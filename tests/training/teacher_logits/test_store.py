@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from runs import key_of
+from small import METHODS, run_of
 
+from kdflow.config import Precision
 from kdflow.training.teacher_logits import store
 from kdflow.training.teacher_logits.store import StoreError
 
@@ -30,6 +33,14 @@ def test_written_logits_are_read_back(tmp_path_factory, logits):
     store.write_store(path, logits, KEY)
     read = store.read_store(path, logits.shape, logits.dtype.name, KEY)
     assert read.tobytes() == logits.tobytes() and read.dtype == logits.dtype
+
+
+def test_a_new_setting_with_its_usual_value_leaves_stores_valid():
+    run = run_of(METHODS["kd"])
+    usual = '{"fold_teacher":false,"teacher":"float32","tf32":false,"compile":"none"}'
+    assert key_of(run)["precision"] == usual
+    other = run.model_copy(update={"precision": Precision(teacher_runtime="onnxruntime")})
+    assert key_of(other)["precision"] == usual[:-1] + ',"teacher_runtime":"onnxruntime"}'
 
 
 def test_a_store_is_an_hdf5_file_with_attributes(path):
