@@ -62,12 +62,12 @@ class Features:
             for _ in range(2)
         )
 
-    def inputs(self, index: Int64[Tensor, " b"], generator: torch.Generator) -> LossInputs:
+    def inputs(self, index: Int64[Tensor, " b"], draws: Tensor | None = None) -> LossInputs:
         """Return a batch as the loss takes it."""
         student, teacher = (
             Outputs(torch.zeros(len(index), CLASSES), (), pooled[index]) for pooled in (self.student, self.teacher)
         )
-        return LossInputs(student, teacher, self.labels[index], index, 0.0, generator)
+        return LossInputs(student, teacher, self.labels[index], index, 0.0, draws)
 
 
 def gradient(loss: crd.ContrastiveRepresentation, inputs: LossInputs, negatives: Rows) -> Float[Tensor, " p"]:
@@ -96,7 +96,7 @@ def main() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     features = Features(args.images, generator)
-    example = features.inputs(torch.arange(2), generator)
+    example = features.inputs(torch.arange(2))
     loss = crd.build(example.student, example.teacher, features.labels, negatives=args.negatives)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.05, momentum=0.9)
     print(describe_machine())
@@ -106,7 +106,7 @@ def main() -> None:
         for _ in range(max(1, steps - done)):  # the first batch sets Z
             index = torch.randint(args.images, (BATCH,), generator=generator)
             optimizer.zero_grad()
-            loss(features.inputs(index, generator)).backward()
+            loss(features.inputs(index, loss.draw(BATCH, generator))).backward()
             if steps:
                 optimizer.step()
         done = steps
@@ -130,7 +130,7 @@ def measure(
     means = []
     for _ in range(batches):
         index = torch.randperm(len(features.labels), generator=generator)[:BATCH]
-        inputs = features.inputs(index, generator)
+        inputs = features.inputs(index)
         for name, draw in DRAWS.items():
             found = torch.stack([gradient(loss, inputs, draw(loss.sampler, index, generator)) for _ in range(draws)])
             variances[name].append(found.var(0).sum().item())

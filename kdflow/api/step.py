@@ -93,7 +93,8 @@ class DistillationStep(nn.Module):
         step_plan = replace(next(iter(plan)), epoch=epoch)
         if index is not None:
             step_plan = replace(step_plan, index=index.to(x.device))
-        return self._batch_loss.batch_loss(Batch(step_plan, x, labels))[0]
+        batch = Batch(step_plan, x, labels)
+        return self._batch_loss.batch_loss(batch, self._batch_loss.draws(batch))[0]
 
     @property
     def student(self) -> nn.Module:

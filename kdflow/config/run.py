@@ -21,7 +21,8 @@ from kdflow.core.errors import UserError
 class Precision(Settings):
     """Options that are faster and change the last digits, or more. They are part of a run's settings and its record.
 
-    `teacher_runtime` is the library that runs the teacher; onnxruntime is for the CPU.
+    `teacher_runtime` is the library that runs the teacher; onnxruntime is for the CPU. `step` makes forward and
+    backward pass one graph; a CUDA graph has the optimiser too.
     """
 
     fold_teacher: bool = False
@@ -30,11 +31,14 @@ class Precision(Settings):
     tf32: bool = False
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     teacher_runtime: Literal["torch", "onnxruntime"] = Field(default="torch", exclude_if=lambda value: value == "torch")
+    step: Literal["eager", "compile", "cuda_graph"] = Field(default="eager", exclude_if=lambda value: value == "eager")
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Precision:
         if self.teacher_runtime == "onnxruntime" and self.teacher != "float32":
             raise ValueError("teacher_runtime: onnxruntime computes in float32; set precision.teacher: float32")
+        if self.step != "eager" and (self.compile != "none" or self.teacher_runtime != "torch"):
+            raise ValueError(f"step: {self.step} needs precision.compile: none and precision.teacher_runtime: torch")
         return self
 
 

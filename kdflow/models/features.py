@@ -55,35 +55,54 @@ class FeatureExtractor:
                 raise UserError(f"recipes/models.yaml: {name}.{field}: the model has no layer {layer!r}")
         self.layers = {layer: layers[layer] for layer in recipe.features}
         self.head = None if recipe.head is None else layers[recipe.head]
+        self.kept: dict[str, Tensor] | None = None  # outputs of the layers, if their hooks are kept
+        self.recording = True  # kept hooks do nothing in other passes of the model
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Outputs:
         """Run one forward pass."""
+        if self.kept is not None:
+            self.recording = True
+            logits = self.forward(x)
+            self.recording = False
+            return self._outputs(logits, self.kept)
         seen: dict[str, Tensor] = {}
         # The hooks exist during this pass only: others keep nothing, and the model can be pickled.
-        hooks = [layer.register_forward_hook(_keep_output(seen, name)) for name, layer in self.layers.items()]
-        if self.head is not None:
-            hooks.append(self.head.register_forward_pre_hook(_keep_input(seen)))
+        hooks = self._add_hooks(seen)
         try:
             logits = self.forward(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        pooled = None if self.head is None else _to_float32(seen[_HEAD])
-        return Outputs(logits, tuple(_to_float32(seen[layer]) for layer in self.layers), pooled)
+        return self._outputs(logits, seen)
 
+    def keep_hooks(self) -> None:
+        """Add the hooks for good: torch.compile cannot add them within a graph."""
+        self.kept, self.recording = {}, False
+        self._add_hooks(self.kept)
 
-def _keep_output(seen: dict[str, Tensor], layer: str) -> Any:
-    def hook(_module: nn.Module, _inputs: Sequence[Any], output: Any) -> None:
-        seen[layer] = output
+    def _add_hooks(self, seen: dict[str, Tensor]) -> list[Any]:
+        hooks = [layer.register_forward_hook(self._keep_output(seen, name)) for name, layer in self.layers.items()]
+        if self.head is not None:
+            hooks.append(self.head.register_forward_pre_hook(self._keep_input(seen)))
+        return hooks
 
-    return hook
+    def _keep_output(self, seen: dict[str, Tensor], layer: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Sequence[Any], output: Any) -> None:
+            if self.recording:
+                seen[layer] = output
 
+        return hook
 
-def _keep_input(seen: dict[str, Tensor]) -> Any:
-    def hook(_module: nn.Module, inputs: Sequence[Any]) -> None:
-        seen[_HEAD] = inputs[0]
+    def _keep_input(self, seen: dict[str, Tensor]) -> Any:
+        def hook(_module: nn.Module, inputs: Sequence[Any]) -> None:
+            if self.recording:
+                seen[_HEAD] = inputs[0]
 
-    return hook
+        return hook
+
+    def _outputs(self, logits: Tensor, seen: dict[str, Tensor]) -> Outputs:
+        pooled = None if self.head is None else _to_float32(seen.pop(_HEAD))
+        return Outputs(logits, tuple(_to_float32(seen.pop(layer)) for layer in self.layers), pooled)
 
 
 def without_features(model: Model) -> Model:

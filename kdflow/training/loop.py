@@ -20,9 +20,10 @@ from kdflow.training.checkpoint import RunProgress
 from kdflow.training.epoch_plan import EpochPlan, draw_plan
 from kdflow.training.evaluate import accuracy
 from kdflow.training.freeze import Backbone
+from kdflow.training.graph import StepResult
 from kdflow.training.sampling import Sampling, class_weights, split
 from kdflow.training.schedule import learning_rate
-from kdflow.training.step import Step, StepResult, StudentWithLoss
+from kdflow.training.step import Step, StudentWithLoss
 from kdflow.training.teacher_logits import TeacherSource, ViewCounts
 
 EpochCallback = Callable[[record.Epoch], object]
@@ -57,7 +58,7 @@ def fit(
         UserError: the loss is not finite.
     """
     training, (sampling, validation) = run.training, split(run, data.train)
-    optimizer = _optimizer(training, learner)
+    optimizer = _optimizer(run, learner)
     step = Step(run, learner, teacher, optimizer, class_weights(run, data.train.labels, sampling))
     batches = make_batches(data.train, run.base_view)
     backbone = Backbone(run, learner.student) if training.freeze_backbone else None
@@ -91,11 +92,13 @@ def fit(
     return progress
 
 
-def _optimizer(training: Training, learner: StudentWithLoss) -> torch.optim.Optimizer:
-    parameters, lr, weight_decay = learner.trained_parameters(), training.lr, training.weight_decay
+def _optimizer(run: RunSettings, learner: StudentWithLoss) -> torch.optim.Optimizer:
+    training, parameters = run.training, learner.trained_parameters()
+    lr, weight_decay, captured = training.lr, training.weight_decay, run.precision.step == "cuda_graph"
+    fused = True if captured else None  # torch's default reads the learning rate on the host, which ends a capture
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=weight_decay)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=captured)
+    return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=weight_decay, fused=fused)
 
 
 def is_finished(training: Training, curve: tuple[record.Epoch, ...]) -> bool:

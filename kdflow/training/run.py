@@ -23,6 +23,7 @@ from kdflow.models.precision import Forward, check_supported, fold_batch_norm, m
 from kdflow.training import distributed, record, teacher_logits
 from kdflow.training.checkpoint import RunProgress
 from kdflow.training.device import device_name, pick_device
+from kdflow.training.graph import check_graph
 from kdflow.training.job import Job
 from kdflow.training.loop import fit
 from kdflow.training.step import StudentWithLoss, new_student
@@ -66,6 +67,7 @@ def run_job(job: Job, emit: Emit) -> None:
     run = job.run
     run.check_user_code()
     check_supported(run.precision, with_features=run.method.needs_features)
+    check_graph(run, device, distributed.world_size())
     use_tf32(run.precision.tf32)
 
     def note(text: str) -> None:

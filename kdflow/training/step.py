@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdflow.config import Architecture, ExtraLoss, Method, RunSettings, Training
 from kdflow.config.user_code import load_part
 from kdflow.core.errors import UserError, one_line
-from kdflow.methods.losses import LossInputs, distillation_loss
+from kdflow.methods.losses import LossInputs, distillation_loss, step_draws
 from kdflow.methods.picks import top_fraction
 from kdflow.methods.views import StrongBatch, concat_draws
 from kdflow.models import create_model, create_model_on_meta, to_device
@@ -35,8 +35,9 @@ from kdflow.training.distributed import (
     shard,
     wrap_ddp,
 )
+from kdflow.training.graph import CudaGraph, StepResult, Update, compiled
 from kdflow.training.strong_view import StrongViewTerm, view_key
-from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource
+from kdflow.training.teacher_logits import BASE_VIEW, TeacherSource, ViewCounts
 
 
 class StudentWithLoss(nn.Module):
@@ -160,7 +161,9 @@ def _call_loss_on_meta(run: RunSettings) -> None:
     assert loss is not None
     teacher = teacher.rows(0, 1)
     label = torch.zeros(1, dtype=torch.int64, device="meta")
-    inputs = LossInputs(student.rows(0, 1), teacher, label, label, 1.0, torch.Generator(), lambda _: teacher.logits)
+    inputs = LossInputs(
+        student.rows(0, 1), teacher, label, label, 1.0, step_draws(loss, 1, 0, label.device), lambda _: teacher.logits
+    )
     loss.to("meta").train()(inputs)
 
 
@@ -176,14 +179,6 @@ def teacher_views(method: Method) -> tuple[str, ...]:
     needs_draws = strong.pick is not None or (label.NEEDS_STRONG and weight > 0)
     draws = [view_key(strong, k) for k in range(pool)] if needs_draws else []
     return ((BASE_VIEW,) if x or label.NEEDS_X else ()) + tuple(draws)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Results of a step, on the device: its loss, and r of the paper's Eq. 4 if the method picks."""
-
-    loss: Float[Tensor, ""]
-    pick_ratio: Float[Tensor, ""] | None
 
 
 class BatchLoss:
@@ -203,7 +198,7 @@ class BatchLoss:
         method = run.method
         self.training, self.class_weights = run.training, class_weights
         self.method, self.teacher, self.epochs = method, teacher, run.training.epochs
-        self.student = wrap_ddp(learner.student)
+        self.learner_loss, self.student = learner.loss, wrap_ddp(learner.student)
         self.loss = None if learner.loss is None else wrap_ddp(learner.loss)
         self.loss_needs_batch = method.loss is not None and method.loss.needs_batch
         forward = make_forward(self.student, run.precision.student, run.precision.compile)
@@ -213,15 +208,19 @@ class BatchLoss:
         self.uses_x = method.strong is None or not method.strong.replaces_x
         self.teacher_views = teacher_views(method)
 
-    def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    def draws(self, batch: Batch) -> Tensor | None:
+        """Return the random numbers of the extra loss for this step; None if it draws none."""
+        return step_draws(self.learner_loss, len(batch.x), batch.plan.seed, batch.x.device)
+
+    def batch_loss(self, batch: Batch, draws: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
         """Return the loss, with gradients, and r of Eq. 4; None if the method does not pick."""
-        draws = self.strong.apply_view(batch) if self.strong else {}
-        teacher, draws = self.query_teacher(batch, draws)
+        pool = self.strong.apply_view(batch) if self.strong else {}
+        teacher, pool = self.query_teacher(batch, pool)
         loss, pick_ratio = batch.x.new_zeros(()), None
         if self.uses_x:
-            loss = loss + self.base_loss(batch, teacher)
+            loss = loss + self.base_loss(batch, teacher, draws)
         if self.strong is not None:
-            picked, pick_ratio = self.strong.pick(concat_draws(list(draws.values())), batch.plan.noise)
+            picked, pick_ratio = self.strong.pick(concat_draws(list(pool.values())), batch.plan.noise)
             loss = loss + self.strong.loss(picked, batch.labels, None if teacher is None else teacher.logits)
         return loss, pick_ratio
 
@@ -239,7 +238,7 @@ class BatchLoss:
         }
         return outputs.get(BASE_VIEW), draws | labelled
 
-    def base_loss(self, batch: Batch, teacher: Outputs | None) -> Float[Tensor, ""]:
+    def base_loss(self, batch: Batch, teacher: Outputs | None, draws: Tensor | None) -> Float[Tensor, ""]:
         """Return ce CE(x, y) + kl KL(x) + weight L(x)."""
         method, n = self.method, len(batch.x)
         local = shard(n)
@@ -250,12 +249,12 @@ class BatchLoss:
         if self.loss is None or method.loss is None:
             return scale_to_global_mean(loss, n)
         assert teacher is not None
-        extra: Tensor = method.loss.weight * self.loss(self._loss_inputs(batch, student, teacher))
+        extra: Tensor = method.loss.weight * self.loss(self._loss_inputs(batch, student, teacher, draws))
         if self.loss_needs_batch:  # each process has the loss of the whole batch
             return scale_to_global_mean(loss, n) + extra
         return scale_to_global_mean(loss + extra, n)
 
-    def _loss_inputs(self, batch: Batch, student: Outputs, teacher: Outputs) -> LossInputs:
+    def _loss_inputs(self, batch: Batch, student: Outputs, teacher: Outputs, draws: Tensor | None) -> LossInputs:
         """Return the inputs of the extra loss: of the whole batch, or of this process's share."""
         assert self.teacher is not None
         plan, n = batch.plan, len(batch.x)
@@ -270,7 +269,7 @@ class BatchLoss:
             labels=batch.labels[rows],
             index=plan.index[rows],
             run_fraction=(plan.epoch + 1) / self.epochs,
-            generator=torch.Generator().manual_seed(plan.seed),
+            draws=draws,
             teacher_head=self.teacher.teacher.head,
         )
 
@@ -300,6 +299,17 @@ class Step(BatchLoss):
     ) -> None:
         super().__init__(run, learner, teacher, class_weights)
         self.learner, self.parameters, self.optimizer = learner, learner.trained_parameters(), optimizer
+        self.graph: Update | None = None
+        self.lr: Tensor | None = None
+        if run.precision.step == "compile":
+            gradients = compiled(self.gradients)
+            self.graph = lambda batch, draws: self._take_step(gradients(batch, draws))
+        elif run.precision.step == "cuda_graph":
+            self.graph = CudaGraph(self.update)
+            self.lr = torch.zeros((), device=self.parameters[0].device)  # a number would be a constant of the graph
+        if self.graph is not None:
+            for extractor in [self.student_outputs, *([] if teacher is None else [teacher.teacher])]:
+                extractor.keep_hooks()
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
         """Update the student at learning rate `lr`.
@@ -308,18 +318,33 @@ class Step(BatchLoss):
         """
         # Processes have different images, and draw different masks.
         seed_default_generators(batch.plan.model_seed + rank(), batch.x.device)
-        loss, pick_ratio = self.batch_loss(batch)
-        self.update(loss, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr if self.lr is None else self.lr.fill_(lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        draws = self.draws(batch)
+        if self.graph is None or len(batch.x) < self.training.batch_size:
+            result = self.update(batch, draws)
+        else:
+            counts = ViewCounts() if self.teacher is None else self.teacher.counts
+            computed = counts.computed + len(self.teacher_views) * len(batch.x)
+            result = self.graph(batch, draws)
+            counts.computed = computed  # a graph runs no Python code that counts
+        if self.learner.average is not None:
+            self.learner.average.update_parameters(self.learner.student)
+        return result
+
+    def gradients(self, batch: Batch, draws: Tensor | None) -> StepResult:
+        """Compute the gradients: a function of weights and of tensors of static shape, as a graph needs it."""
+        loss, pick_ratio = self.batch_loss(batch, draws)
+        loss.backward()  # type: ignore[no-untyped-call]
         return StepResult(all_reduce_mean(loss.detach()), pick_ratio)
 
-    def update(self, loss: Float[Tensor, ""], lr: float) -> None:
-        """Take one step of the optimiser."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def update(self, batch: Batch, draws: Tensor | None) -> StepResult:
+        """Compute the gradients and take one step of the optimiser."""
+        return self._take_step(self.gradients(batch, draws))
+
+    def _take_step(self, result: StepResult) -> StepResult:
         if self.training.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.clip_grad)
         self.optimizer.step()
-        if self.learner.average is not None:
-            self.learner.average.update_parameters(self.learner.student)
+        return result

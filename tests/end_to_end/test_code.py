@@ -13,7 +13,7 @@ from kdflow.training.record import code_sha256
 pytestmark = pytest.mark.slow
 
 PRECISION = {"fold_teacher": False, "teacher": "float32", "student": "float32", "tf32": False, "compile": "none"}
-PRECISION |= {"teacher_runtime": "torch"}
+PRECISION |= {"teacher_runtime": "torch", "step": "eager"}
 STUDENTS = {f"distill@{method}" for method in SMALL["methods"]}
 EVALUATIONS = {f"evaluate@{method}" for method in SMALL["methods"]}
 STALE = {  # an edited file, and the stages that are stale; stages that depend on these follow when they have run
@@ -67,6 +67,7 @@ STALE_BY_SETTING = [  # changed settings, and the stages that are stale
     ({"precision": {**PRECISION, "student": "bfloat16"}}, {"teacher", *STUDENTS}),
     ({"precision": {**PRECISION, "teacher": "bfloat16"}}, {"logits", *STUDENTS}),
     ({"precision": {**PRECISION, "teacher_runtime": "onnxruntime"}}, {"logits", *STUDENTS}),
+    ({"precision": {**PRECISION, "step": "compile"}}, {"teacher", *STUDENTS}),
     ({"precision": {**PRECISION, "tf32": True}}, {"teacher", "logits", *STUDENTS}),
     ({"compute": COMPUTE}, set()),
 ]

@@ -125,13 +125,15 @@ class Oracle:
             if method.kl > 0:
                 loss = loss + method.kl * method.tau**2 * self.kl(self.teacher(x), student.logits).mean()
             if method.loss is not None:
+                draw = getattr(self.learner.loss, "draw", None)
+                generator = torch.Generator().manual_seed(plan.seed)
                 inputs = LossInputs(
                     student=student,
                     teacher=FeatureExtractor("teacher", self.teacher, self.run.teacher.model)(x),
                     labels=torch.tensor(labels),
                     index=plan.index,
                     run_fraction=1 / 3,  # the first of 3 epochs
-                    generator=torch.Generator().manual_seed(plan.seed),
+                    draws=None if draw is None else draw(len(index), generator),
                     teacher_head=self.teacher.fc,
                 )
                 loss = loss + method.loss.weight * self.learner.loss(inputs)

@@ -29,11 +29,10 @@ def teacher_outputs(b, seed=100, **options):
     return outputs(b, **{"channels": (5, 7, 8), "width": 9, "seed": seed} | options)
 
 
-def loss_inputs(student, teacher, seed=0, index=None, labels=None, run_fraction=1.0):
+def loss_inputs(student, teacher, draws=None, index=None, labels=None, run_fraction=1.0):
     index = torch.arange(len(student.logits)) if index is None else index
     labels = index % CLASSES if labels is None else labels
-    generator = torch.Generator().manual_seed(seed)
-    return LossInputs(student, teacher, labels, index, run_fraction, generator, teacher_head(teacher))
+    return LossInputs(student, teacher, labels, index, run_fraction, draws, teacher_head(teacher))
 
 
 def teacher_head(teacher):
@@ -46,8 +45,10 @@ def teacher_head(teacher):
     return head
 
 
-def call(loss, student, teacher, *options, **named):
-    return loss(loss_inputs(student, teacher, *options, **named))
+def call(loss, student, teacher, seed=0, *options, **named):
+    draw = getattr(loss, "draw", None)
+    draws = None if draw is None else draw(len(student.logits), torch.Generator().manual_seed(seed))
+    return loss(loss_inputs(student, teacher, draws, *options, **named))
 
 
 def leaves(model_outputs):

@@ -11,6 +11,8 @@ Each other module of this package is a loss that a recipe may name. It defines:
   batch on the meta device, for their shapes, and `labels` are the labels of the training set. The module is trained
   together with the student and saved in its checkpoint. `build` raises ValueError for an option or a pair of models
   that it does not support; the message says what to change.
+- optionally, a method `draw(b, generator)` of the module: the random numbers of one step for `b` images, one tensor,
+  from a generator on the CPU that is seeded for the step and is the same in each process.
 
 The module is called as `loss(inputs)` with a `LossInputs` and returns a scalar, without the weight of the recipe.
 """
@@ -20,10 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdflow.models.features import Outputs
@@ -39,7 +42,7 @@ class LossInputs:
         labels: classes of the images.
         index: indices of the images in the training set.
         run_fraction: the current epoch, counted from 1, divided by the epochs of the run; 1 in the last epoch.
-        generator: a generator on the CPU, seeded for this step, the same in each process.
+        draws: the random numbers of this step, on the device, from the loss's `draw`; None without it.
         teacher_head: the teacher's classifier, from its pooled feature to its logits; its weights are not trained.
             None if the teacher has no pooled feature, or the loss needs no features.
     """
@@ -49,8 +52,14 @@ class LossInputs:
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     run_fraction: float
-    generator: torch.Generator
+    draws: Tensor | None = None
     teacher_head: Callable[[Tensor], Tensor] | None = None
+
+
+def step_draws(loss: nn.Module | None, b: int, seed: int, device: torch.device) -> Tensor | None:
+    """Return the random numbers of a step that a loss draws for `b` images, the same on each device; None without."""
+    draw: Any = getattr(loss, "draw", None)
+    return None if draw is None else draw(b, torch.Generator().manual_seed(seed)).to(device)
 
 
 def require_not_negative(**options: float) -> None:

@@ -53,12 +53,17 @@ class ContrastiveRepresentation(nn.Module):
             self.register_buffer(f"bank_{side}", bank)
             self.register_buffer(f"log_z_{side}", torch.tensor(math.inf))
 
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Draw the random numbers of a step, from which the negatives of `b` images follow."""
+        return self.sampler.draw(b, generator)
+
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Return the loss of a batch, without its weight, and update the banks."""
         student, teacher = pooled_features("crd", inputs.student, inputs.teacher)
         v_student = F.normalize(self.embed_student(student))
         v_teacher = F.normalize(self.embed_teacher(teacher))
-        row, negatives = self.sampler.bank_row[inputs.index], self.sampler(inputs.index, inputs.generator)
+        assert inputs.draws is not None
+        row, negatives = self.sampler.bank_row[inputs.index], self.sampler.rows(inputs.index, inputs.draws)
         loss = self._contrast(v_student, self.bank_teacher, self.log_z_student, row, negatives)
         loss = loss + self._contrast(v_teacher, self.bank_student, self.log_z_teacher, row, negatives)
         with torch.no_grad():
@@ -127,20 +132,29 @@ class NegativeSampler(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, index: Int64[Tensor, " b"], generator: torch.Generator) -> Int64[Tensor, "b {self.count}"]:
+        """Draw, and return the rows of images of other classes, for each image of `index`."""
+        return self.rows(index, self.draw(len(index), generator).to(index.device))
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Draw independent numbers [b, count] with replacement, else a permutation of all rows [n]."""
+        if self.replacement:
+            return torch.randint(2**62, (b, self.count), generator=generator)
+        return torch.randperm(len(self.bank_row), generator=generator)
+
+    def rows(self, index: Int64[Tensor, " b"], draws: Tensor) -> Int64[Tensor, "b {self.count}"]:
         """Return the rows of images of other classes, for each image of `index`."""
-        draw = self._with_replacement if self.replacement else self._without_replacement
-        return draw(self.first_row[index, None], self.class_size[index, None], generator)
+        rows = self._with_replacement if self.replacement else self._without_replacement
+        return rows(self.first_row[index, None], self.class_size[index, None], draws)
 
     def _with_replacement(
-        self, first: Int64[Tensor, "b 1"], size: Int64[Tensor, "b 1"], generator: torch.Generator
+        self, first: Int64[Tensor, "b 1"], size: Int64[Tensor, "b 1"], random: Int64[Tensor, "b {self.count}"]
     ) -> Int64[Tensor, "b {self.count}"]:
         """Draw rows independently; rows from the class of the image on are shifted by its size."""
-        random = torch.randint(2**62, (len(first), self.count), generator=generator).to(first.device)
         rows = random % (len(self.bank_row) - size)
         return torch.where(rows < first, rows, rows + size)
 
     def _without_replacement(
-        self, first: Int64[Tensor, "b 1"], size: Int64[Tensor, "b 1"], generator: torch.Generator
+        self, first: Int64[Tensor, "b 1"], size: Int64[Tensor, "b 1"], permutation: Int64[Tensor, " n"]
     ) -> Int64[Tensor, "b {self.count}"]:
         """Take the first `count` rows of other classes in a permutation of all rows, from an offset on.
 
@@ -149,7 +163,6 @@ class NegativeSampler(nn.Module):
         the next rows of other classes; the size of the largest class bounds how many are needed.
         """
         n, m, most, b = len(self.bank_row), self.count, self.largest, len(first)
-        permutation = torch.randperm(n, generator=generator).to(first.device)
         spacing = max(1, n // b)
         ring = torch.cat([permutation, permutation[: m + most]])
         rows = ring.unfold(0, m + most, spacing)[:b].clone(memory_format=torch.contiguous_format)

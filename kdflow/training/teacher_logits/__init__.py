@@ -74,7 +74,8 @@ class TeacherSource(ABC):
         for (view, images), share in zip(views.items(), shares, strict=True):
             rows = outputs.rows(start, start + len(share))
             by_view[view] = replace(rows, logits=all_gather_rows(rows.logits, len(images)))
-            self.counts.computed += len(images)
+            if not torch.compiler.is_compiling():  # a counter in a graph would be a constant
+                self.counts.computed += len(images)
             start += len(share)
         return by_view
 
@@ -100,7 +101,7 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
     assert run.teacher is not None
     code = run.user_code.get(run.teacher.model.family)
     # The usual runtime is not part of the key: stores of versions without this setting stay valid.
-    ignored = {"student", "teacher_runtime"} if run.precision.teacher_runtime == "torch" else {"student"}
+    usual = {"teacher_runtime"} if run.precision.teacher_runtime == "torch" else set()
     return {
         **({} if code is None else {"teacher_code": code}),
         "teacher": run.teacher.model_dump_json(),
@@ -108,7 +109,7 @@ def cache_key(run: RunSettings, teacher_sha256: str, dataset_sha256: str) -> dic
         "dataset_sha256": dataset_sha256,
         "train_images": str(run.train_images),
         "base_view": run.base_view.model_dump_json(),
-        "precision": run.precision.model_dump_json(exclude=ignored),
+        "precision": run.precision.model_dump_json(exclude={"student", "step"} | usual),
     }
 
 

@@ -39,6 +39,10 @@ def test_a_new_setting_with_its_usual_value_leaves_stores_valid():
     run = run_of(METHODS["kd"])
     usual = '{"fold_teacher":false,"teacher":"float32","tf32":false,"compile":"none"}'
     assert key_of(run)["precision"] == usual
+    graph = run.model_copy(update={"precision": Precision(step="compile")})
+    assert key_of(graph)["precision"] == usual  # a setting of the student's step
+    assert graph.sha256 != run.sha256
+    assert '"step"' not in run.model_dump_json()  # records and checkpoints of versions without it keep their hash
     other = run.model_copy(update={"precision": Precision(teacher_runtime="onnxruntime")})
     assert key_of(other)["precision"] == usual[:-1] + ',"teacher_runtime":"onnxruntime"}'
 
