@@ -20,6 +20,7 @@ __all__ = [
     "Method",
     "Outputs",
     "Pick",
+    "RunTracker",
     "StrongBatch",
     "StrongView",
     "Training",

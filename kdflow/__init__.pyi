@@ -32,6 +32,9 @@ from kdflow.api import (
     Pick as Pick,
 )
 from kdflow.api import (
+    RunTracker as RunTracker,
+)
+from kdflow.api import (
     StrongBatch as StrongBatch,
 )
 from kdflow.api import (

@@ -11,6 +11,7 @@ from kdflow.api.parts import (
 )
 from kdflow.api.settings import Layers
 from kdflow.api.step import DistillationStep
+from kdflow.api.tracking import RunTracker
 from kdflow.config import BaseView, ExtraLoss, Method, Pick, StrongView, Training
 from kdflow.core.errors import UserError
 from kdflow.methods.losses import LossInputs, distillation_loss
@@ -30,6 +31,7 @@ __all__ = [
     "Method",
     "Outputs",
     "Pick",
+    "RunTracker",
     "StrongBatch",
     "StrongView",
     "Training",

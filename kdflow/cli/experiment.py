@@ -19,10 +19,12 @@ def check(root: Root = Path()) -> None:
     """Check params.yaml and recipes/, and import your code that they name, without running anything."""
     from kdflow import config
     from kdflow.config import user_code
+    from kdflow.core import trackers
 
     experiment = config.load(root)
     user_code.load_all(experiment.parts)
     params = experiment.params
+    trackers.require(params.compute.log)
     typer.echo(
         f"settings are valid: {params.dataset_name}, {params.teacher} -> {params.student}, "
         f"{len(params.methods)} methods x {len(params.seeds)} seeds"

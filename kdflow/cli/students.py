@@ -108,6 +108,14 @@ Cache = Annotated[
     bool, typer.Option("--cache", help="Resize large images once and store them in --out, for faster epochs.")
 ]
 
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="tensorboard|wandb|mlflow|dvclive",
+        help="Also show curves and settings of all runs in this tracker, if it is installed. Can be repeated.",
+        show_default="none",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -142,6 +150,7 @@ def distill(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Threads = 1,
     workers: Workers = None,
+    log: Log = None,
     root: Root = Path(),
     *,
     training: dict[str, Any],
@@ -150,11 +159,10 @@ def distill(
     from kdflow import config
     from kdflow.pipeline import distill_options, one_command
 
-    initial = {role: training.pop(role, None) for role in ("teacher_init", "student_init")}
-    size = image_size or distill_options.default_image_size(initial.values(), root)
-    folder = {"folder": str(data), "image_size": size, "side": side}
-    folder |= {"flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part, "cache": cache}
-    dtype = "bfloat16" if training.pop("amp") else "float32"
+    init = {role: training.pop(role, None) for role in ("teacher_init", "student_init")}
+    folder = {"folder": str(data), "image_size": image_size or distill_options.default_image_size(init.values(), root)}
+    folder |= {"side": side, "flip": not no_flip, "skip_broken": skip_broken, "test_part": test_part, "cache": cache}
+    compute = distill_options.COMPUTE | {"device": device, "threads": threads}
     options = {
         "data": folder,
         "teacher": teacher[0],
@@ -173,10 +181,10 @@ def distill(
         "compare": compare,
         "temperature": training.pop("temperature", None),
         "training": training,
-        "precision": {"student": dtype, "teacher": dtype},
-        "compute": distill_options.COMPUTE | {"device": device, "threads": threads, "loader_workers": workers},
-    }
-    checked = config.settings_from_options("kdflow distill", distill_options.DistillOptions, options | initial)
+        "precision": dict.fromkeys(("student", "teacher"), "bfloat16" if training.pop("amp") else "float32"),
+        "compute": compute | {"loader_workers": workers, "log": log or ()},
+    } | init
+    checked = config.settings_from_options("kdflow distill", distill_options.DistillOptions, options)
     _print_summary(one_command.distill(checked, root), out)
 
 

@@ -28,6 +28,7 @@ from kdflow.config.training import TeacherTrainingChanges, Training, TrainingCha
 from kdflow.config.user_code import Parts
 from kdflow.core.errors import UserError
 from kdflow.core.machine import default_loader_workers
+from kdflow.core.trackers import TrackerName
 
 TeacherClasses = Annotated[
     Annotated[Literal["natural", "auto"], Tag("<order>")]
@@ -78,7 +79,7 @@ ProcessCount = Annotated[int, Field(gt=0, le=256)]
 class Compute(Settings):
     """Settings of the computation. They are part of a record, but a change of them makes no stage stale.
 
-    `replay_gb` is the limit of the replay cache on disk, in GB.
+    `replay_gb` is the limit of the replay cache on disk, in GB; `log` are trackers that show the runs.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -93,6 +94,7 @@ class Compute(Settings):
     processes_per_run: ProcessCount
     replay_gb: Annotated[float, Field(gt=0, le=1e6)]
     loader_workers: Annotated[int, Field(ge=0, le=256)] | None
+    log: Annotated[tuple[TrackerName, ...], Field(strict=False), AfterValidator(no_duplicates)] = ()
 
     @property
     def resolved_workers(self) -> int:

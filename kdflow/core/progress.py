@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -101,6 +102,22 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Started:
+    """The start of a run, or its resumption; `key` identifies the run by all that decides its numbers."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """The record of an epoch, by its keys. A resumed run first sends its earlier epochs."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Finished:
     """A run has written its outputs. Its scratch folder can go once the other runs are finished too."""
 
@@ -117,7 +134,7 @@ class Failed:
     retryable: bool
 
 
-Event = RunUpdate | Note | Finished | Failed
+Event = RunUpdate | Note | Started | EpochDone | Finished | Failed
 Emit = Callable[[Event], None]
 
 

@@ -10,10 +10,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -24,8 +24,9 @@ from typing import Any, ParamSpec, TypeVar
 from kdflow.core.errors import UserError, is_retryable, user_message
 from kdflow.core.machine import usable_cpus, use_short_socket_folder
 from kdflow.core.parent import end_with_parent
-from kdflow.core.progress import Display, Failed, Finished
+from kdflow.core.progress import Display, Failed, Finished, Note, RunUpdate
 from kdflow.core.source import same_source
+from kdflow.launch.tracking import Tracking
 from kdflow.training.job import Job
 
 P = ParamSpec("P")
@@ -47,34 +48,39 @@ def run_parallel(title: str, jobs: Sequence[Job], max_parallel: int | None) -> N
     results: dict[str, Failed | Finished] = {}
     os.environ.update(MALLOC_ENV | os.environ)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM as Ctrl-C: the runs are ended first
-    try:
-        with Display(title) as display:
-            while waiting or running:
-                while waiting and len(running) < limit:
-                    connection, process = _start(waiting.pop(0))
-                    running[connection] = process
-                ready: list[Any] = wait(list(running))
-                for receiver in ready:
-                    try:
-                        event = receiver.recv()
-                    except EOFError:  # the process has ended
-                        process = running.pop(receiver)
-                        # Without a result it was killed or could not start, which is not the fault of its settings.
-                        failure = Failed(process.name, _exit_reason(process), retryable=True)
-                        results.setdefault(process.name, failure)
-                        continue
-                    if isinstance(event, Failed | Finished):
-                        results[event.name] = event
-                    else:
-                        display.show(event)
-    finally:
-        for process in running.values():
-            process.kill()  # checkpoints are written atomically
-            process.join()
+    with ExitStack() as stack:
+        display = stack.enter_context(Display(title))
+        tracking = stack.enter_context(Tracking(title, jobs, display.show))
+        stack.callback(_kill, running)  # first of all at the end
+        while waiting or running:
+            while waiting and len(running) < limit:
+                connection, process = _start(waiting.pop(0))
+                running[connection] = process
+            ready: list[Any] = wait(list(running))
+            for receiver in ready:
+                try:
+                    event = receiver.recv()
+                except EOFError:  # the process has ended
+                    process = running.pop(receiver)
+                    # Without a result it was killed or could not start, which is not the fault of its settings.
+                    failure = Failed(process.name, _exit_reason(process), retryable=True)
+                    results.setdefault(process.name, failure)
+                    continue
+                tracking.follow(event)
+                if isinstance(event, Failed | Finished):
+                    results[event.name] = event
+                elif isinstance(event, RunUpdate | Note):
+                    display.show(event)
     _raise_failures(title, [result for result in results.values() if isinstance(result, Failed)])
     for result in results.values():
         assert isinstance(result, Finished)
         shutil.rmtree(result.scratch, ignore_errors=True)
+
+
+def _kill(running: Mapping[Any, BaseProcess]) -> None:
+    for process in running.values():
+        process.kill()  # checkpoints are written atomically
+        process.join()
 
 
 def default_parallel_runs() -> int:

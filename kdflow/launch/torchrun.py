@@ -24,9 +24,10 @@ from rich.console import Console
 
 from kdflow.core.errors import UserError, is_retryable, user_message
 from kdflow.core.parent import end_with_parent
-from kdflow.core.progress import Display, Event, Failed, Finished
+from kdflow.core.progress import Display, Event, Finished, Note, RunUpdate
 from kdflow.core.source import same_source
 from kdflow.launch.parallel_runs import MALLOC_ENV
+from kdflow.launch.tracking import Tracking
 from kdflow.training.job import Job
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the environment variable that names the file for the error of a process
@@ -134,12 +135,14 @@ def _train(title: str, jobs: Sequence[Job]) -> None:
         with (
             distributed.process_group(pick_device(jobs[0].compute.device, int(os.environ["LOCAL_RANK"]))),
             Display(title, Console(quiet=distributed.rank() > 0)) as display,
+            Tracking(title, jobs if distributed.rank() == 0 else (), display.show) as tracking,
         ):
 
             def emit(event: Event) -> None:
+                tracking.follow(event)
                 if isinstance(event, Finished):
                     scratch_folders.append(event.scratch)
-                elif not isinstance(event, Failed):
+                elif isinstance(event, RunUpdate | Note):
                     display.show(event)
 
             for job in jobs:

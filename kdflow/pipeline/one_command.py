@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kdflow import config
 from kdflow.config import Experiment, Settings
 from kdflow.config.user_code import load_all
-from kdflow.core import files
+from kdflow.core import files, trackers
 from kdflow.core.errors import UserError
 from kdflow.launch import parallel_runs
 from kdflow.pipeline import TEACHER_CLASSES
@@ -43,6 +43,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
     """
     from kdflow.models import cost
 
+    trackers.require(options.compute.log)
     out, experiment = options.out, make_experiment(options, config.load_recipes(root))
     experiment = with_initial_weights(experiment, root)
     load_all(experiment.parts)

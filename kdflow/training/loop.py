@@ -52,7 +52,7 @@ def fit(
         checkpoint_file: the file that is replaced after each epoch; None keeps no checkpoint.
         key: identity of the run; a checkpoint with another key is ignored.
         emit: called with each event.
-        on_epoch: called with the record of each epoch that is trained.
+        on_epoch: called with the record of each epoch, first with those of the checkpoint.
 
     Raises:
         UserError: the loss is not finite.
@@ -62,7 +62,7 @@ def fit(
     step = Step(run, learner, teacher, optimizer, class_weights(run, data.train.labels, sampling))
     batches = make_batches(data.train, run.base_view)
     backbone = Backbone(run, learner.student) if training.freeze_backbone else None
-    progress = _resume(name, checkpoint_file, learner, optimizer, key, emit)
+    progress = _resume(name, checkpoint_file, learner, optimizer, key, emit, on_epoch)
     steps_per_epoch = math.ceil(run.fitted_images / training.batch_size)
     report = _ProgressReport(name, training.epochs * steps_per_epoch, training.batch_size, emit)
     while not is_finished(training, progress.curve):
@@ -180,7 +180,13 @@ def _add_epoch(
 
 
 def _resume(
-    name: str, file: Path | None, learner: StudentWithLoss, optimizer: torch.optim.Optimizer, key: str, emit: Emit
+    name: str,
+    file: Path | None,
+    learner: StudentWithLoss,
+    optimizer: torch.optim.Optimizer,
+    key: str,
+    emit: Emit,
+    on_epoch: EpochCallback | None,
 ) -> RunProgress:
     """Load the checkpoint, or the previous one if that is damaged; without one the run starts at the first epoch."""
     for candidate in () if file is None else (file, checkpoint.previous_path(file)):
@@ -191,6 +197,9 @@ def _resume(
             continue
         if progress is not None:
             emit(Note(name, f"resumed after epoch {len(progress.curve)}"))
+            if on_epoch is not None:
+                for point in progress.curve:
+                    on_epoch(point)
             return progress
     return RunProgress(run=key, started=datetime.now(UTC).isoformat(timespec="seconds"))
 

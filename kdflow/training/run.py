@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdflow.config import RunSettings
 from kdflow.core import files
 from kdflow.core.errors import UserError
-from kdflow.core.progress import Emit, Finished, Note
+from kdflow.core.progress import Emit, EpochDone, Finished, Note, Started
 from kdflow.data import Loaded, load
 from kdflow.models import create_model, load_exact, save_weights, to_device
 from kdflow.models.features import FeatureExtractor, without_features
@@ -73,6 +73,9 @@ def run_job(job: Job, emit: Emit) -> None:
     def note(text: str) -> None:
         emit(Note(job.name, text))
 
+    def on_epoch(point: record.Epoch) -> None:
+        emit(EpochDone(job.name, point.model_dump()))
+
     data = load(job.dataset, run.train_images, device, job.compute.resolved_workers)
     _check_data(job.dataset, data, run)
     teacher, teacher_sha256 = None, None
@@ -88,7 +91,8 @@ def run_job(job: Job, emit: Emit) -> None:
     with files.exclusive_folder(folder, "this run", note) if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
         learner = new_student(run, data.train.labels, job.initial)
-        progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit)
+        emit(Started(job.name, key))
+        progress = fit(job.name, run, data, learner, teacher, folder / "checkpoint.safetensors", key, emit, on_epoch)
     if distributed.rank() > 0:
         return
     weights_sha256 = save_weights(learner.exported, job.weights)

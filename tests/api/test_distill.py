@@ -10,6 +10,7 @@ import torch
 from small import METHODS, VIEWS, run_of, same, state_of, teacher_for
 from torch import nn
 from torch.utils.data import Dataset, Subset
+from tracked import read
 
 import kdflow
 from kdflow import data
@@ -87,6 +88,18 @@ def test_it_gives_the_same_digits_as_the_pipeline(tmp_path, name):
     assert result.curve == log.curve == tuple(seen)
     assert result.save(tmp_path / "by_api.safetensors") == log.weights_sha256
     assert result.accuracy.top1 == log.curve[-1].top1
+
+
+def test_a_tracker_gets_the_curve_and_the_settings(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = run_of(METHODS["ce"])
+    with kdflow.RunTracker("tensorboard", tmp_path, "ce", {"lr": 0.05, "method": {"ce": 1}}) as tracker:
+        result = kdflow.distill(student_of(run), None, TRAIN, TEST, method="ce", view=VIEWS, on_epoch=tracker, **QUICK)
+    (written,) = read("tensorboard", tmp_path).values()
+    assert [epoch for epoch, _ in written.curves["train/loss"]] == [1, 2]
+    assert [loss for _, loss in written.curves["train/loss"]] == pytest.approx([one.loss for one in result.curve])
+    assert written.final == {"final/top1": pytest.approx(result.accuracy.top1)}
+    assert written.settings == {"lr": "0.05", "method.ce": "1.0"}
 
 
 def test_a_dataset_with_the_same_views_gives_the_same_digits():

@@ -73,8 +73,27 @@ def test_options_become_settings(passed):
     assert options.precision == Precision(student="bfloat16", teacher="bfloat16")
 
 
+def test_trackers_become_settings(passed):
+    run("--log", "tensorboard", "--log", "dvclive")
+    assert passed[0].compute.log == ("tensorboard", "dvclive")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["tensorbord"], "compute.log.0: input should be 'tensorboard', 'wandb', 'mlflow' or 'dvclive'"),
+        (["wandb", "wandb"], "compute.log: duplicate entries: wandb"),
+    ],
+)
+def test_wrong_trackers_are_one_line(passed, names, message):
+    done = run(*(text for name in names for text in ("--log", name)))
+    assert isinstance(done.exception, UserError) and message in str(done.exception)
+    assert "\n" not in str(done.exception) and passed == []
+
+
 def test_without_options_nothing_changes(passed):
     run()
+    assert passed[0].compute.log == ()
     assert passed[0].training == TeacherTrainingChanges() and passed[0].precision == Precision()
 
 

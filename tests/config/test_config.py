@@ -293,7 +293,7 @@ def test_an_integer_and_the_same_float_have_one_hash(root):
 
 def test_compute_does_not_change_the_hash(root):
     where = {"device": "cuda:1", "threads": 7, "max_parallel_runs": 3}
-    compute = {**where, "replay_gb": 1.5, "loader_workers": 5, "processes_per_run": 2}
+    compute = {**where, "replay_gb": 1.5, "loader_workers": 5, "processes_per_run": 2, "log": ["wandb"]}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
 

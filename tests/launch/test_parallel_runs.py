@@ -1,6 +1,7 @@
 """Runs in parallel, as real processes: what is printed when they finish, fail or are killed."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 from processes import children, descendants
+from tracked import read
 
 from kdflow.core.errors import FAILURE_FILE, read_failure
 
@@ -28,7 +30,7 @@ from kdflow.training.job import Job
 
 def main(folder, max_parallel, names):
     experiment = config.load(Path({root!r}))
-    compute = experiment.params.compute.model_copy(update={{"device": "cpu"}})
+    compute = experiment.params.compute.model_copy(update={{"device": "cpu", "log": {log!r}}})
     jobs = []
     for seed, name in enumerate(names):
         run = experiment.student_run("ce", seed)
@@ -51,6 +53,9 @@ if __name__ == "__main__":
 """
 
 
+LOG = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """20 of the handwritten digits for training, at their original size."""
@@ -67,7 +72,7 @@ def dataset(tmp_path_factory):
 def start(tmp_path, dataset):
     """A function that starts the program; all its processes are killed at the end of the test."""
     (tmp_path / "digits.h5").symlink_to(dataset)
-    (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
+    (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT), log=LOG))
     started = []
 
     def begin(*groups, max_parallel=2, env=None, by=()):
@@ -142,6 +147,11 @@ def test_runs_that_finish_fail_or_are_killed(start, tmp_path):
         assert any(line.startswith(f"ce {name}  100 %") for line in out.splitlines())
     assert (tmp_path / "seed 2.json").is_file(), "it finished although others failed"
     assert any((tmp_path / "long 3/runs").glob("*/checkpoint.safetensors")), "what was trained is kept"
+    if LOG:
+        runs = {name: read("tensorboard", tmp_path / name / "log") for name in ("seed 0", "long 3")}
+        ((name, finished),), ((_, killed),) = (run.items() for run in runs.values())
+        assert name.startswith("ce-seed-0-") and finished.final and not killed.final
+        assert len(finished.curves["train/loss"]) == 1 and len(killed.curves["train/loss"]) >= 1
 
 
 @pytest.mark.slow
