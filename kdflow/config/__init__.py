@@ -33,7 +33,7 @@ from kdflow.config.dataset import (
     UserFolderRecipe,
 )
 from kdflow.config.experiment import Compute, Experiment, MemberWeights, Params, Recipes, TeacherClasses, TeacherWeights
-from kdflow.config.initial import FoundWeights, Initial, InitialFile, InitialWeights
+from kdflow.config.initial import FoundWeights, Initial, InitialFile, InitialWeights, Normalisation
 from kdflow.config.load import (
     NameChecks,
     check_has_reader,
@@ -76,6 +76,7 @@ __all__ = [
     "Method",
     "Model",
     "NameChecks",
+    "Normalisation",
     "OpenFraction",
     "Pair",
     "PaperAccuracy",

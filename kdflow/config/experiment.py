@@ -21,7 +21,7 @@ from kdflow.config.base import (
     unknown_name,
 )
 from kdflow.config.dataset import BaseView, BaseViewName, Dataset, PreparedDataset, UserFolder, UserFolderRecipe
-from kdflow.config.initial import FoundWeights, Initial
+from kdflow.config.initial import FoundWeights, Initial, Normalisation
 from kdflow.config.method import Method, Model, Pair, Temperature
 from kdflow.config.run import Architecture, LogitSource, Precision, RunSettings
 from kdflow.config.training import TeacherTrainingChanges, Training, TrainingChanges
@@ -151,14 +151,16 @@ class Recipes(Settings):
 class Experiment(Recipes):
     """params.yaml and the recipes that it names.
 
-    `initial` has the initial weights of "teacher" and "student" that params.yaml names, as they were found. The class
-    resolves the settings of each run. Those depend on code, not on values in files alone, so that this module is a
-    dependency of the stages that train (dvc.yaml).
+    `initial` has the initial weights of "teacher" and "student" that params.yaml names, as they were found;
+    `teacher_normalisation` is that of teacher weights from a file, if it is not the dataset's. The class resolves the
+    settings of each run. Those depend on code, not on values in files alone, so that this module is a dependency of the
+    stages that train (dvc.yaml).
     """
 
     params: Params
     prepared: PreparedDataset | None = None
     initial: dict[str, FoundWeights] = Field(default_factory=dict)
+    teacher_normalisation: Normalisation | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -337,6 +339,8 @@ class Experiment(Recipes):
         A teacher keeps those that it was trained with.
         """
         found = self.initial.get(role)
+        if role == "teacher" and self.teacher_normalisation is not None:
+            return base_view.model_copy(update=dict(self.teacher_normalisation))
         if found is None or found.mean is None:
             return base_view
         return base_view.model_copy(update={"mean": found.mean, "std": found.std})

@@ -9,6 +9,13 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from kdflow.config.base import ImageSize, PathName, Settings, Sha256, Std, Triple
 
 
+class Normalisation(Settings):
+    """Mean and standard deviation of the channels in a model's training."""
+
+    mean: Triple
+    std: Std
+
+
 class InitialFile(Settings):
     """A file of initial weights, with mean and standard deviation of the channels in its training.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdflow.config import Experiment
 from kdflow.pipeline.train import check_last_batch, train
-from kdflow.teachers.initial_weights import fetch, with_initial_weights
+from kdflow.teachers.initial_weights import fetch, with_initial_weights, with_teacher_record
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import TeacherRecord
@@ -40,7 +40,7 @@ def student_jobs(
     `teacher` is the output of its stage, `views_store` the store of all views. They are None for methods and settings
     that need none.
     """
-    experiment = with_initial_weights(experiment, work_dir.parent)
+    experiment = with_teacher_record(with_initial_weights(experiment, work_dir.parent), teacher)
     params, found = experiment.params, experiment.initial.get("student")
     initial = None if found is None else fetch(found)
     check_last_batch(experiment.student_run(method, 0))

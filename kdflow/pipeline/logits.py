@@ -11,12 +11,12 @@ from kdflow.config import Experiment, RunSettings
 from kdflow.core import files
 from kdflow.core.progress import Display, StoreMeter
 from kdflow.pipeline import VIEWS_STORE
-from kdflow.teachers.initial_weights import with_initial_weights
+from kdflow.teachers.initial_weights import with_initial_weights, with_teacher_record
 
 
 def write_logits(experiment: Experiment, dataset: Path, teacher: Path, out: Path, work_dir: Path) -> None:
     """Write to `out` the source of the students' teacher logits, and the store of all views if that is the source."""
-    experiment = with_initial_weights(experiment, work_dir.parent)
+    experiment = with_teacher_record(with_initial_weights(experiment, work_dir.parent), teacher)
     params = experiment.params
     runs = [experiment.student_run(method, 0) for method in params.methods]
     run = next((run for run in runs if run.reads_views), None)

@@ -24,7 +24,7 @@ from kdflow.pipeline.teacher import make_ensemble, make_teacher, member_folder
 from kdflow.pipeline.train import train
 from kdflow.report import gain
 from kdflow.report.gain import BASELINE
-from kdflow.teachers.initial_weights import with_initial_weights
+from kdflow.teachers.initial_weights import with_initial_weights, with_teacher_record
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import RunLog, RunRecord, TeacherRecord
@@ -61,6 +61,7 @@ def distill(options: DistillOptions, root: Path) -> gain.Summary:
         if costs[1].params > costs[0].params:
             print(f"warning: the student {pair[1]} has more parameters than the teacher {pair[0]}")
         _make_teacher(experiment, dataset, sha256, teacher, work_dir)
+        experiment = with_teacher_record(experiment, teacher)
         methods = experiment.params.methods
         students = {method: out / STUDENTS / method for method in methods}
         jobs = _jobs(experiment, dataset, teacher, students, work_dir)

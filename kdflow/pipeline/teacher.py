@@ -11,7 +11,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
 from kdflow.pipeline.train import check_last_batch, check_students, train
-from kdflow.teachers.initial_weights import fetch, with_initial_weights
+from kdflow.teachers.initial_weights import fetch, recorded_normalisation, with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import Accuracy, Budget, RunLog, TeacherRecord
@@ -62,7 +62,7 @@ def _make_model(experiment: Experiment, dataset: Path, out: Path, work_dir: Path
     run = experiment.teacher_run(seed)
     weights = out / "model.safetensors"
     model = create_model(run.architecture, run.model, run.classes, run.image_size)
-    source, order = weights, None
+    source, order, normalisation = weights, None, None
     if given.file is None:
         origin = _train(experiment, run, dataset, out, work_dir)
         load_exact(model, weights)
@@ -70,6 +70,8 @@ def _make_model(experiment: Experiment, dataset: Path, out: Path, work_dir: Path
         source = project / files.expand_home(given.file)
         mapped = convert_weights.load_any_format(model, source, given.sha256)
         origin = "; ".join(filter(None, (f"weights from a file, sha256 {given.sha256}", mapped.summary)))
+        normalisation = recorded_normalisation(experiment, source, given.sha256)
+        run = experiment.model_copy(update={"teacher_normalisation": normalisation}).teacher_run(seed)
     keep = source.resolve() == weights.resolve()
     if given.file is not None and keep and (out / "record.json").is_file():
         kept = record.read_record(out / "record.json", TeacherRecord)
@@ -94,6 +96,7 @@ def _make_model(experiment: Experiment, dataset: Path, out: Path, work_dir: Path
         accuracy=accuracy,
         budget=_recorded_budget(source, given.sha256) if given.file else record.make_budget(run, experiment.dataset),
         class_order=order,
+        normalisation=normalisation,
     )
     _write(result, classes, out)
 
@@ -114,6 +117,8 @@ def make_ensemble(experiment: Experiment, dataset: Path, out: Path) -> None:
     device = pick_device(compute.device)
     test = load(dataset, run.train_images, device, compute.resolved_workers).test
     accuracy, classes = _evaluate(ensemble.to(device), test, run)
+    if any(member.normalisation is not None for member in members):
+        raise UserError("teacher_weights.members: trained with another mean and std than these images have; train them")
     reduced = [member.budget for member in members if member.budget_note]
     result = TeacherRecord(
         architecture=run.architecture,

@@ -23,6 +23,7 @@ def collect(experiment: Experiment, teacher: Path, records: Path) -> ExperimentR
     params = experiment.params
     teacher_record = record.read_record(teacher, TeacherRecord)
     _check_settings(teacher, teacher_record.architecture == params.teacher)
+    experiment = experiment.model_copy(update={"teacher_normalisation": teacher_record.normalisation})
     runs: dict[str, list[RunRecord]] = {method: [] for method in params.methods}
     for method, records_of_method in runs.items():
         for seed in params.seeds:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kdflow import config, teachers
-from kdflow.config import Experiment, FoundWeights, Initial, InitialFile, InitialWeights
+from kdflow.config import Experiment, FoundWeights, Initial, InitialFile, InitialWeights, Normalisation
 from kdflow.core import files
 from kdflow.core.download import DownloadSpec, download
 from kdflow.core.errors import UserError
 from kdflow.core.progress import Display
 from kdflow.teachers import SCRATCH, TeacherEntry
 from kdflow.training import record
-from kdflow.training.record import RunLog
+from kdflow.training.record import RunLog, TeacherRecord
 
 MAX_SIZE = 10**11  # bytes of a download whose size is not published
 
@@ -113,19 +114,54 @@ def _file(given: InitialFile, root: Path) -> FoundWeights:
     )  # fmt: skip
     if given.mean is not None:
         return found
-    for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
-        try:
-            run = record.read_record(log, RunLog)
-        except UserError:
-            continue
-        if run.weights_sha256 == given.sha256:
-            return found.model_copy(update=_training_of(run.settings.base_view, run.settings.image_size))
+    run = recorded_run(file, given.sha256)
+    if run is not None:
+        return found.model_copy(update=_training_of(run.settings.base_view, run.settings.image_size))
     registry = teachers.load(root)
     for entry in registry.entries.values():
         if entry.sha256 == given.sha256:
             dataset = registry.recipes.datasets[entry.dataset]
             return found.model_copy(update=_training_of(dataset.base_view, dataset.data.image_size))
     return found
+
+
+def recorded_run(file: Path, sha256: str | None) -> RunLog | None:
+    """Return the log of the run that trained these weights, if kdflow did and the log is beside them; else None."""
+    for log in (file.with_suffix(".json"), file.with_name("training.json")):  # beside a student, a teacher
+        try:
+            run = record.read_record(log, RunLog)
+        except UserError:  # there is none, or it is a file of another program or version
+            continue
+        if run.weights_sha256 == sha256:
+            return run
+    return None
+
+
+def with_teacher_record(experiment: Experiment, teacher: Path | None) -> Experiment:
+    """Return the experiment with the normalisation in the record of the teacher in the folder `teacher`."""
+    if teacher is None or experiment.params.teacher_weights.file is None:
+        return experiment
+    made = record.read_record(teacher / "record.json", TeacherRecord)
+    return experiment.model_copy(update={"teacher_normalisation": made.normalisation})
+
+
+def recorded_normalisation(experiment: Experiment, file: Path, sha256: str | None) -> Normalisation | None:
+    """Return the normalisation in the record beside teacher weights, if it is not that of the experiment's dataset.
+
+    Mean and standard deviation of a folder of images are measured, so a teacher from another folder has others. Those
+    of a dataset of recipes/datasets.yaml are in its recipe, which is for all models.
+    """
+    view, normalisation = experiment.dataset.base_view, None
+    if isinstance(experiment.params.dataset, str) or view is None:
+        return None
+    run = recorded_run(file, sha256)
+    if run is not None:
+        normalisation = Normalisation(mean=run.settings.base_view.mean, std=run.settings.base_view.std)
+    else:
+        with suppress(UserError):  # there is no record
+            made = record.read_record(file.with_name("record.json"), TeacherRecord)
+            normalisation = made.normalisation if made.sha256 == sha256 else None
+    return None if normalisation == Normalisation(mean=view.mean, std=view.std) else normalisation
 
 
 def _training_of(view: config.BaseView | None, image_size: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from kdflow import __version__
-from kdflow.config import PACKAGE, Dataset, RunSettings, Settings, code_files
+from kdflow.config import PACKAGE, Dataset, Normalisation, RunSettings, Settings, code_files
 from kdflow.core import files
 from kdflow.core.errors import UserError, dotted
 from kdflow.core.source import git_commit
@@ -130,9 +130,8 @@ class Accuracy(Settings):
 class TeacherRecord(Settings):
     """The teacher's weights and their accuracy on the test set.
 
-    `budget` is None if it is not known: for weights from a file that kdflow has not trained. `class_order` has, for
-    each class, the output of the original weights that became this class's, if they were reordered. `members` has the
-    records of the members of an ensemble.
+    `budget` is None for weights that kdflow has not trained. `class_order` has the output of the original weights for
+    each class, if they were reordered. `normalisation` is that of a file's weights, if it is not the dataset's.
     """
 
     architecture: str
@@ -141,6 +140,7 @@ class TeacherRecord(Settings):
     accuracy: Accuracy
     budget: Budget | None = None
     class_order: Annotated[tuple[int, ...] | None, Field(strict=False, exclude_if=lambda value: value is None)] = None
+    normalisation: Normalisation | None = Field(default=None, exclude_if=lambda value: value is None)
     members: Annotated[tuple[TeacherRecord, ...], Field(strict=False, exclude_if=lambda value: not value)] = ()
 
     @property
@@ -330,7 +330,7 @@ def edited(path: Path) -> UserError:
 
 
 def read_record(path: Path, kind: type[R], *, hashed: bool = True) -> R:
-    """Read a record of this kind. `hashed` is False for a file that people edit, which `write_record` did not write.
+    """Read a record of this kind. `hashed` is False for a file that people edit.
 
     Raises:
         UserError: the file is missing or invalid, or was changed after it was written.
@@ -345,6 +345,6 @@ def read_record(path: Path, kind: type[R], *, hashed: bool = True) -> R:
     except FileNotFoundError:
         raise UserError(f"{path}: no such record; `dvc repro` writes it") from None
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        reason = ": ".join(filter(None, (dotted(problem["loc"]), problem["msg"])))
+        first = error.errors(include_url=False)[0]
+        reason = ": ".join(filter(None, (dotted(first["loc"]), first["msg"])))
         raise UserError(f"{path}: not a {kind.__name__} of this version: {reason}") from None

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from distillation import options_for
 from paths import ROOT
+from PIL import Image
 from shipped import make
 from tree import make_tree
 
@@ -19,10 +21,13 @@ from kdflow import config
 from kdflow.config import TeacherTrainingChanges
 from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.data import load
+from kdflow.models import create_model, load_exact
 from kdflow.pipeline import distill_options, one_command
 from kdflow.report.gain import Summary
 from kdflow.training import record
-from kdflow.training.record import RunRecord
+from kdflow.training.evaluate import predict_logits
+from kdflow.training.record import RunLog, RunRecord, TeacherRecord
 
 EPOCHS = 20
 
@@ -152,6 +157,35 @@ def test_one_command_makes_all_of_it(undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.slow
+def test_a_teacher_from_a_file_keeps_the_normalisation_that_it_was_trained_with(tmp_path):
+    make_tree(tmp_path / "images")
+    one_command.distill(options_for(tmp_path, epochs=1), ROOT)
+    weights = tmp_path / "out/teacher/model.safetensors"
+    trained = record.read_record(weights.with_name("training.json"), RunLog).settings.base_view
+    other = tmp_path / "other"
+    for image in make_tree(other / "images").rglob("*.*"):
+        if image.suffix != ".txt":
+            Image.open(image).convert("L").point(lambda value: value // 2).save(image)  # other mean and std
+    for again in range(2):  # then from the record of a teacher from a file
+        out = other / f"out{again}"
+        one_command.distill(options_for(other, epochs=1, teacher=str(weights), out=out), ROOT)
+        made = record.read_record(out / "teacher/record.json", TeacherRecord)
+        run = record.read_record(out / "students/kd/seed0.json", RunLog).settings
+        assert (made.normalisation.mean, made.normalisation.std) == (trained.mean, trained.std)
+        assert (
+            (run.teacher.mean, run.teacher.std)
+            == (trained.mean, trained.std)
+            != (run.base_view.mean, run.base_view.std)
+        )
+        test = load(out / "dataset.h5", 12, torch.device("cpu")).test
+        model = create_model(run.teacher.name, run.teacher.model, 2, 32)
+        load_exact(model, out / "teacher/model.safetensors")
+        classes = json.loads((out / "teacher/teacher_classes.json").read_text())
+        assert predict_logits(model, test, trained).argmax(1).tolist() == classes
+        weights = out / "teacher/model.safetensors"
+
+
 def test_an_ensemble_is_trained_once(tmp_path):
     make_tree(tmp_path / "images")
     finished(tmp_path, "--teacher", "resnet14", "--epochs", "2")
