@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import warnings
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from paths import ROOT
 from ruamel.yaml import YAML
 from settings_files import DATASETS, METHODS, MODELS, PAIRS, edit
+from typer.testing import CliRunner
 
-from kdflow import config
+from kdflow import cli, config
 from kdflow.config import ExtraLoss, Method, Pick, Resize, Settings, StrongView
 from kdflow.core.errors import UserError
 
@@ -296,6 +298,19 @@ def test_compute_does_not_change_the_hash(root):
     compute = {**where, "replay_gb": 1.5, "loader_workers": 5, "processes_per_run": 2, "log": ["wandb"]}
     experiment = with_params(root, compute=compute, data_folder="/elsewhere")
     assert experiment.student_run("kd_tlcutmix_pick", 0).sha256 == BASE_RUN.sha256
+
+
+def test_no_stage_depends_on_compute():
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()
+    keys = [key for stage in stages for key in stage.get("do", stage).get("params", []) if isinstance(key, str)]
+    assert "seeds" in keys and not any(key.startswith("compute") for key in keys)
+
+
+def test_check_refuses_a_tracker_that_is_not_installed(root, monkeypatch):
+    edit(root, "params.yaml", {"compute/log": ["tensorboard"]})
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    done = CliRunner().invoke(cli.app, ["check", "--root", str(root)])
+    assert str(done.exception).startswith("log: tensorboard is not installed: pip install tensorboard")
 
 
 def test_the_list_of_methods_and_seeds_does_not_change_a_run(root):

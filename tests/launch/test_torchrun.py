@@ -1,5 +1,6 @@
 """Runs on several processes under the real torchrun: results, refused settings and failures."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from paths import HELPERS, ROOT
 from processes import children, descendants
+from tracked import read
 
 from kdflow import config, data
 from kdflow.core.errors import FAILURE_FILE, UserError, read_failure
@@ -37,6 +39,9 @@ if __name__ == "__main__":
 """
 
 
+LOG = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+
+
 def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) -> list[Job]:
     """Return runs on 20 digits; "long" never ends, "wild" has no finite loss, "gone" has no dataset."""
     experiment = config.load(ROOT)
@@ -55,7 +60,7 @@ def jobs(folder: Path, names: list[str], method: str = "ce", **compute: object) 
                 teacher=None,
                 views_store=None,
                 compute=experiment.params.compute.model_copy(
-                    update={"device": "cpu", "processes_per_run": 2, **compute}
+                    update={"device": "cpu", "processes_per_run": 2, "log": LOG, **compute}
                 ),
                 weights=folder / f"{name}.safetensors",
                 log=folder / f"{name}.json",
@@ -138,6 +143,10 @@ def test_after_a_loss_that_is_not_finite_all_processes_end_with_one_line(folder,
         assert not read_failure(folder / "failure.json").retryable, "the same settings fail again"
     assert json.loads((folder / "seed 0.json").read_text())["machine"]["processes_per_run"] == 2
     assert not list((folder / "scratch/wild").rglob("checkpoint*"))
+    if LOG:
+        assert len(list(folder.glob("scratch/seed 0/log/tensorboard/*/*"))) == 1, "only one process writes"
+        (written,) = read("tensorboard", folder / "scratch/seed 0/log").values()
+        assert len(written.curves["train/loss"]) == 1 and written.final
 
 
 @pytest.mark.slow
