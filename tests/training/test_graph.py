@@ -20,19 +20,36 @@ QUICK = ["crd_kd_tlcutmix_pick"]  # strong views, a pick, and a loss on features
 
 
 def _structure(value: object) -> object:
-    """Return the settings of a method without its numbers, except for whether they are positive."""
+    """Return settings of a method without their numbers, except for whether they are positive."""
     if isinstance(value, dict):
         return {key: _structure(item) for key, item in value.items()}
     return value > 0 if isinstance(value, float) or type(value) is int else value
 
 
-def _distinct_methods() -> list[str]:
-    """Return the names of methods, one of those whose steps differ in numbers only."""
-    by_structure = {repr(_structure(method.model_dump())): name for name, method in reversed(METHODS.items())}
-    return sorted(set(by_structure.values()) - set(QUICK))
+def _terms(name: str) -> frozenset[str]:
+    """Return the terms of a method's loss; two methods with the same ones differ in numbers only."""
+    settings = METHODS[name].model_dump(exclude={"tau": True, "strong": {"weight"}})
+    return frozenset(f"{key}: {_structure(value)}" for key, value in settings.items() if value)
 
 
-@pytest.mark.parametrize("names", [QUICK, pytest.param(_distinct_methods(), marks=pytest.mark.slow)], ids=len)
+def _largest() -> list[str]:
+    """Return the methods whose terms are not all terms of another method."""
+    one_of = {_terms(name): name for name in reversed(METHODS)}
+    return [name for terms, name in one_of.items() if not any(terms < others for others in one_of)]
+
+
+SLOW = [name for name in _largest() if name not in QUICK]
+LONG = [name for name in METHODS if name not in QUICK + SLOW]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(QUICK, id="quick"),
+        pytest.param(SLOW + [f"{name}=meta" for name in LONG], id="largest", marks=pytest.mark.slow),
+        pytest.param(LONG, id="others", marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
+)
 def test_a_step_is_one_graph(names):
     """A step reads no value on the host, and torch compiles it whole: its digits are those of an eager one."""
     done = subprocess.run(
