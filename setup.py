@@ -8,7 +8,10 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PATTERNS = ("params.yaml", "dvc.yaml", "recipes/*.yaml", "stages/*.py")
+PATTERNS = (
+    *("params.yaml", "dvc.yaml", "recipes/*.yaml", "stages/*.py"),
+    *("paper/params.yaml", "paper/tables.yaml", "tests/golden/*.json"),
+)
 
 
 class BuildWithProject(build_py):

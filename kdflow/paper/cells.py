@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
-from kdflow.config import Experiment, Settings
+from kdflow.config import PROJECT_FILES, Experiment, Settings
 from kdflow.core import files
 from kdflow.paper.item import GOLDEN
 from kdflow.paper.paper import Cell, Paper
+from kdflow.paper.project_stages import is_clone
 from kdflow.training import record
 from kdflow.training.record import MeanStd, RunLog, RunRecord, TeacherRecord, mean_std
 
@@ -81,8 +82,13 @@ def _seed_file(paper: Paper, name: str, seed: int) -> Path:
     return cell_folder(paper, name) / f"seed{seed}.json"
 
 
-def _golden_file(paper: Paper, method: str) -> Path:
-    return paper.root / GOLDEN / f"{method}.json"
+def golden_sha256(root: Path, method: str) -> str:
+    """Return the hash of a method's golden numbers, or that of the code that trains if it has none.
+
+    They are in tests/golden/ of a clone, or in the installed package.
+    """
+    file = (root if is_clone(root) else PROJECT_FILES) / GOLDEN / f"{method}.json"
+    return files.sha256(file) if file.exists() else record.code_sha256("methods", "models", "training")
 
 
 def make_cell_record(paper: Paper, name: str, records: list[RunRecord]) -> CellRecord:
@@ -101,7 +107,7 @@ def make_cell_record(paper: Paper, name: str, records: list[RunRecord]) -> CellR
         runs=runs,
         dataset_sha256=first.dataset_sha256,
         teacher_sha256=first.teacher_sha256,
-        golden_sha256=files.sha256(_golden_file(paper, cell.method)),
+        golden_sha256=golden_sha256(paper.root, cell.method),
         budget_note=first.budget.budget_note,
         top1=mean_std([r.final.top1 for r in records]),
         top5=mean_std([r.final.top5 for r in records]),
@@ -116,7 +122,7 @@ class CellStatuses:
 
     def __init__(self, paper: Paper) -> None:
         self.paper = paper
-        self._golden_sha256 = cache(self._read_golden_sha256)
+        self._golden_sha256 = cache(partial(golden_sha256, paper.root))
         self._teacher_sha256 = cache(self._read_teacher_sha256)
         self._dataset_sha256 = cache(self._read_dataset_sha256)
         self._status = cache(self._find_status)
@@ -198,10 +204,6 @@ class CellStatuses:
         parts = [(folder / "members" / str(i), *member) for i, member in enumerate(experiment.members())]
         same = (_has_settings(*part) for part in parts or [(folder, experiment, 0)])
         return teacher if all(same) else None
-
-    def _read_golden_sha256(self, method: str) -> str | None:
-        file = _golden_file(self.paper, method)
-        return files.sha256(file) if file.exists() else None
 
     def _read_teacher_sha256(self, name: str) -> str | None:
         file = teacher_folder(self.paper, name) / "record.json"

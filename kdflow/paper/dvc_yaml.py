@@ -16,10 +16,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from kdflow.config import PACKAGE
 from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.paper.item import GOLDEN, Item
 from kdflow.paper.paper import DATA, Cell, Paper
+from kdflow.paper.project_stages import is_clone, project_stages
 
 GENERATED_NOTE = "Generated from tables.yaml by `kdflow plan`. Do not edit."
 # Written once: DVC adds remotes to its configuration.
@@ -61,7 +63,10 @@ def dvc_yaml(paper: Paper) -> str:
     text = StringIO()
     yaml = YAML()
     yaml.width = 1000
-    yaml.dump({"vars": ["cells.json"], "stages": _stages(paper)}, text)
+    stages = _stages(paper)
+    if not is_clone(paper.root):
+        stages = project_stages(stages, paper.folder.as_posix(), paper.up)
+    yaml.dump({"vars": ["cells.json"], "stages": stages}, text)
     return f"# {GENERATED_NOTE}\n# kdflow/paper/dvc_yaml.py defines the dependencies of each stage.\n{text.getvalue()}"
 
 
@@ -147,8 +152,12 @@ def _inputs(paper: Paper, name: str, item: Item) -> dict[str, Any]:
 
 
 def _code(paper: Paper, pattern: str) -> list[str]:
-    """Return the files of code that match a pattern below the root, relative to the paper's folder."""
-    return [f"{paper.up}/{file.relative_to(paper.root).as_posix()}" for file in sorted(paper.root.glob(pattern))]
+    """Return the files of code that match a pattern below the root, relative to the paper's folder.
+
+    In a project, they are those of the installed package.
+    """
+    root = paper.root if is_clone(paper.root) else PACKAGE.parent
+    return [f"{paper.up}/{file.relative_to(root).as_posix()}" for file in sorted(root.glob(pattern))]
 
 
 def generated_files(paper: Paper) -> dict[Path, str]:
@@ -183,7 +192,7 @@ def check_generated(paper: Paper) -> None:
         for file in (paper.root / paper.folder / name for name in DVC_PROJECT)
         if not file.exists()
     ]
-    methods = dict.fromkeys(["ce", *(cell.method for cell in paper.cells.values())])
+    methods = [] if not is_clone(paper.root) else dict.fromkeys(["ce", *(cell.method for cell in paper.cells.values())])
     golden = [paper.root / GOLDEN / f"{method}.json" for method in methods]
     errors += [
         f"{file}: no such golden file; `pytest tests/test_golden.py --update-golden` makes it"

@@ -21,9 +21,11 @@ from kdflow import config
 from kdflow.config import PACKAGE, PROJECT_FILES
 from kdflow.core import files
 from kdflow.core.errors import UserError
-from kdflow.paper.dvc_yaml import DVC_PROJECT
+from kdflow.paper import load_paper
+from kdflow.paper.cells import golden_sha256
+from kdflow.paper.dvc_yaml import DVC_PROJECT, write_generated
+from kdflow.paper.project_stages import package_key, project_stages
 
-PACKAGE_JSON = "data/package.json"
 HEADER = """\
 # The stages of the experiment in params.yaml, made by `kdflow init`. `package` runs every time, in a second: it writes
 # hashes of kdflow's code and the recipes to data/package.json. The other stages run if what they use has changed.
@@ -43,7 +45,9 @@ def write_package(root: Path, out: Path) -> None:
     Raises:
         UserError: a recipe is wrong.
     """
-    content = {"code": code_hashes(), "recipes": config.merged_recipes(root)}
+    recipes = config.merged_recipes(root)
+    golden = {method: golden_sha256(root, method) for method in recipes["methods"]}
+    content = {"code": code_hashes(), "recipes": recipes, "golden": golden}
     files.write_text(out, json.dumps(content, indent=1) + "\n")
 
 
@@ -54,45 +58,16 @@ def code_hashes() -> dict[str, str]:
     for file in config.code_files():
         path = PurePosixPath(file.relative_to(PACKAGE).as_posix())
         sha256 = files.sha256(file)
-        hashes[_key(path)] = sha256
+        hashes[package_key(path)] = sha256
         for folder in path.parents[:-1]:
             folders.setdefault(str(folder), hashlib.sha256()).update(f"{path}\0{sha256}\n".encode())
     return hashes | {folder: digest.hexdigest() for folder, digest in folders.items()}
 
 
-def _key(path: PurePosixPath) -> str:
-    return str(path.with_suffix("") if path.suffix == ".py" else path)  # DVC splits keys at dots
-
-
-def project_stages(stages: dict[str, Any]) -> dict[str, Any]:
-    """Return the stages of a clone's dvc.yaml with dependencies on data/package.json instead of code and recipes."""
-    package = {"cmd": "exec python -m stages.package", "always_changed": True, "outs": [PACKAGE_JSON]}
-    found = {"package": {**package, "deps": ["stages/package.py"]}}
-    for name, stage in stages.items():
-        found[name] = {**stage, "do": _from_package(stage["do"])} if "do" in stage else _from_package(stage)
-    return found
-
-
-def _from_package(stage: dict[str, Any]) -> dict[str, Any]:
-    deps, params, keys = [], [], []
-    for dep in stage["deps"]:
-        path = PurePosixPath(dep)
-        if path.parts[0] == "kdflow":
-            keys.append(f"code.{_key(path.relative_to('kdflow'))}")
-        elif path.parts[0] == "recipes":
-            keys.append(f"recipes.{path.stem}")
-        else:
-            deps.append(dep)
-    for entry in stage.get("params", []):
-        if isinstance(entry, dict) and (file := PurePosixPath(next(iter(entry)))).parts[0] == "recipes":
-            keys += [f"recipes.{file.stem}.{key}" for key in entry[str(file)]]
-        else:
-            params.append(entry)
-    return {**stage, "deps": deps, "params": [*params, {PACKAGE_JSON: keys}]}
-
-
-def init(folder: Path) -> None:
+def init(folder: Path, *, paper: bool = False) -> None:
     """Write a new project to a folder, with DVC's configuration, and make it a git repository unless it is in one.
+
+    With `paper`, it has the tables and figures of the paper in paper/.
 
     Raises:
         UserError: the folder exists and is not empty, or cannot be written.
@@ -106,13 +81,18 @@ def init(folder: Path) -> None:
     scripts = PROJECT_FILES.glob("stages/*.py")
     (folder / "stages").mkdir()
     for script in sorted(scripts):
-        if not script.name.startswith("paper_"):
+        if paper or not script.name.startswith("paper_"):
             shutil.copy(script, folder / "stages")
     (folder / "recipes").mkdir()
     files.write_text(folder / "recipes/methods.yaml", EXAMPLE)
     for name, content in {**DVC_PROJECT, **IGNORED}.items():
         files.write_text(folder / name, content)
     _write_dvc_yaml(folder / "dvc.yaml")
+    if paper:
+        (folder / "paper").mkdir()
+        for name in ("params.yaml", "tables.yaml"):
+            shutil.copy(PROJECT_FILES / "paper" / name, folder / "paper")
+        write_generated(load_paper(Path("paper"), folder))
     _use_git(folder)
 
 

@@ -8,6 +8,7 @@ from kdflow.config import RunSettings
 from kdflow.paper.cells import CellStatuses, cell_folder, teacher_folder
 from kdflow.paper.item import GOLDEN
 from kdflow.paper.paper import Paper
+from kdflow.paper.project_stages import is_clone
 from kdflow.paper.tables import paper_accuracy
 from kdflow.report.methods_page import formula
 
@@ -25,7 +26,7 @@ def describe_cell(paper: Paper, name: str) -> str:
     statuses.runs(name)  # refuses edited records
     params = paper.experiment(cell).params
     run = paper.experiment(cell).student_run(cell.method, params.seeds[0])
-    inputs = [f"{paper.data}/{cell.dataset}.h5", f"{GOLDEN}/{cell.method}.json"]
+    inputs = [f"{paper.data}/{cell.dataset}.h5", *_golden(paper, cell.method)]
     if cell.teacher:
         inputs.insert(1, f"{paper.data}/teachers/{cell.dataset}-{cell.teacher}/")
     lines = [
@@ -49,6 +50,10 @@ def describe_cell(paper: Paper, name: str) -> str:
         lines += _budget_lines(record.budget_note)
         lines.append(f"  record    {cell_folder(paper, name)}/")
     return "\n".join([*lines, "settings of the first seed:", _settings(run)])
+
+
+def _golden(paper: Paper, method: str) -> list[str]:
+    return [f"{GOLDEN}/{method}.json"] if is_clone(paper.root) else []
 
 
 def _budget_lines(note: str) -> list[str]:
@@ -79,7 +84,7 @@ def _describe_teacher(paper: Paper, name: str) -> str:
     lines = [
         name,
         f"  teacher   {run.architecture} on {run.dataset}, {source}, {run.train_images:,} training images",
-        f"  inputs    {paper.data}/{run.dataset}.h5, {GOLDEN}/ce.json",
+        f"  inputs    {paper.data}/{', '.join((f'{run.dataset}.h5', *_golden(paper, 'ce')))}",
         f"  command   {paper.repro_command(name)}",
         *(f"  paper     top1 {value:.2f}" for value in sorted(value for value in printed if value is not None)),
         f"  status    {status}",

@@ -114,6 +114,20 @@ def test_only_a_change_makes_stages_stale(python, project):
     assert run(python, "-m", "dvc", "repro", cwd=project).count("Running stage") == 1
 
 
+def test_a_paper_of_a_project_makes_a_cell(python, tmp_path):
+    kdflow, folder = python.with_name("kdflow"), tmp_path / "project"
+    run(kdflow, "init", folder, "--paper", cwd=tmp_path)
+    for name in ("tables.yaml", "resnet20.safetensors"):
+        shutil.copy(ROOT / "paper/micro" / name, folder / "paper")
+    params = (ROOT / "paper/micro/params.yaml").read_text().replace("paper/micro/", "paper/")
+    (folder / "paper/params.yaml").write_text(params.replace("epoch_scale: 0.1", "epoch_scale: 0.01"))
+    run(kdflow, "plan", cwd=folder)
+    dvc = (python, "-m", "dvc", "--cd", "paper", "repro", "cell@digits-resnet20-resnet8-kd")
+    run(*dvc, cwd=folder)
+    assert re.search("^done .* digits-resnet20-resnet8-kd$", run(kdflow, "cells", "--status", cwd=folder), re.MULTILINE)
+    assert run(*dvc, cwd=folder).count("Running stage") == 1, "only the stage that writes the hashes runs again"
+
+
 def test_distill_export_and_predict_without_a_project(python, tmp_path):
     kdflow = python.with_name("kdflow")
     make_tree(tmp_path / "photos")

@@ -102,7 +102,7 @@ def alive(pid):
         return False
 
 
-def wait_for(condition, seconds=40):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():

@@ -3,14 +3,20 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from paths import ROOT
 from ruamel.yaml import YAML
 
 from kdflow import config
+from kdflow.core import files
 from kdflow.core.errors import UserError
+from kdflow.paper import load_paper
+from kdflow.paper.dvc_yaml import check_generated
+from kdflow.paper.project_stages import PACKAGE_JSON, project_stages
 from kdflow.pipeline import package
+from kdflow.training.record import code_sha256
 
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
@@ -27,13 +33,13 @@ def values(stage):
         key
         for entry in stage.get("do", stage).get("params", [])
         if isinstance(entry, dict)
-        for key in entry.get(package.PACKAGE_JSON, [])
+        for key in entry.get(PACKAGE_JSON, [])
     ]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_values_that_exist(name, content):
-    found = values(package.project_stages(STAGES)[name])
+    found = values(project_stages(STAGES)[name])
     assert found
     for key in found:
         if "$" not in key:
@@ -44,9 +50,33 @@ def test_a_stage_depends_on_values_that_exist(name, content):
 def test_a_stage_keeps_the_dependencies_that_a_project_has(tmp_path):
     package.init(tmp_path)
     outs = {out for stage in STAGES.values() for out in stage.get("do", stage)["outs"]}
-    for stage in package.project_stages(STAGES).values():
+    for stage in project_stages(STAGES).values():
         for dep in stage.get("do", stage)["deps"]:
             assert (tmp_path / dep).is_file() or dep in outs or dep == "data/records", dep
+
+
+def test_the_paper_of_a_project_depends_on_the_installed_code(tmp_path):
+    package.init(tmp_path, paper=True)
+    paper = load_paper(Path("paper"), tmp_path)
+    check_generated(paper)
+    package.write_package(tmp_path, tmp_path / "package.json")
+    content = json.loads((tmp_path / "package.json").read_text())
+    stages = YAML(typ="safe").load(tmp_path / "paper/dvc.yaml")["stages"]
+    assert set(stages) == {"package", "prepare", "teacher", "cell", "report", *paper.items}
+    assert stages["package"]["cmd"] == "cd .. && exec python -m stages.package paper/data/package.json"
+    for stage in stages.values():
+        parts = stage.get("do", stage)
+        assert [dep for dep in parts.get("deps", []) if dep.startswith("..")] in ([], ["../stages/package.py"])
+        script = parts["cmd"].split("stages.")[1].split()[0]
+        assert (tmp_path / "stages" / f"{script}.py").is_file()
+        for key in values(stage):
+            if "$" not in key:
+                kind, name, *_ = key.split(".")
+                assert name in content[kind], key
+    cell = values(stages["cell"])
+    assert {"golden.${item.method}", "recipes.methods.${item.method}", "recipes.models.${item.student}"} <= set(cell)
+    golden = {file.stem: files.sha256(file) for file in (ROOT / "tests/golden").glob("*.json")}
+    assert content["golden"] == {**golden, "my_kd": code_sha256("methods", "models", "training")}
 
 
 def test_another_version_of_a_module_changes_its_hash_and_those_of_its_folders(tmp_path, monkeypatch):
