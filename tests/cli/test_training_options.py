@@ -1,5 +1,7 @@
 """Options of `kdflow distill` for training: each becomes its setting, and bad values are one line."""
 
+from pathlib import Path
+
 import pytest
 from distillation import options_for
 from paths import ROOT
@@ -71,6 +73,43 @@ def test_options_become_settings(passed):
     assert options.training == TeacherTrainingChanges(**GIVEN)
     assert options.temperature == 2.0
     assert options.precision == Precision(student="bfloat16", teacher="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "usual", "value"),
+    [
+        ("--method kd", "method", "kd_tlcutmix_pick", "kd"),
+        ("--epochs 7", "epochs", None, 7),
+        ("--teacher-epochs 9", "teacher_epochs", None, 9),
+        ("--teacher-model resnet14", "teacher_model", None, "resnet14"),
+        ("--teacher-classes natural", "teacher_classes", None, "natural"),
+        ("--teacher-option width=2", "teacher_options", (), ("width=2",)),
+        ("--student-option width=3", "student_options", (), ("width=3",)),
+        ("--teacher resnet14", "more_teachers", (), ("resnet14",)),
+        ("--ensemble logits", "ensemble", "probabilities", "logits"),
+        ("--image-size 48", "data.image_size", 64, 48),
+        ("--side 80", "data.side", None, 80),
+        ("--test-part val", "data.test_part", None, "val"),
+        ("--no-flip", "data.flip", True, False),
+        ("--skip-broken", "data.skip_broken", False, True),
+        ("--cache", "data.cache", False, True),
+        ("--seeds 5", "seeds", 1, 5),
+        ("--compare", "compare", False, True),
+        ("--out x", "out", Path("out"), Path("x")),
+        ("--device cuda:1", "compute.device", "auto", "cuda:1"),
+        ("--threads 3", "compute.threads", 1, 3),
+        ("--workers 0", "compute.loader_workers", None, 0),
+    ],
+)
+def test_each_other_option_becomes_its_setting(passed, option, setting, usual, value):
+    run()
+    run(*option.split())
+    found = []
+    for options in passed:
+        for name in setting.split("."):
+            options = getattr(options, name)  # noqa: PLW2901
+        found.append(options)
+    assert found == [usual, value]
 
 
 def test_trackers_become_settings(passed):
