@@ -267,7 +267,7 @@ def test_a_loss_is_added_to_that_of_the_step(user_project):
     run, teacher = run_of(method), teacher_for(method)
     learner = new_student(run, DATA.train.labels)
     batch = batches_of(run)[0]
-    total = step_of(run, learner, teacher).batch_loss(batch)[0]
+    total = step_of(run, learner, teacher).batch_loss(batch, None)[0]
     student, labels = learner.student(batch.x), batch.labels
     expected = torch.nn.functional.cross_entropy(student, labels) + 0.5 * (student - teacher(batch.x)).abs().mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -286,7 +286,9 @@ def test_a_view_is_drawn_and_labelled_by_the_teacher(user_project):
     expected = torch.nn.functional.kl_div(
         learner.student(x).log_softmax(1), teacher(x).log_softmax(1), reduction="batchmean", log_target=True
     )
-    assert step_of(run, learner, teacher).batch_loss(batches[0])[0].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert step_of(run, learner, teacher).batch_loss(batches[0], None)[0].item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
     assert load_view(f"{name}.views:Darker").MIXES_IMAGES is False
 
 

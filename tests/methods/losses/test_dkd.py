@@ -183,9 +183,9 @@ def test_the_weight_of_a_step_follows_from_its_epoch_and_the_length_of_the_run(e
     step = step_of(run, learner, teacher_for(run.method))
     teacher, _ = step.query_teacher(batch, {})
     with torch.no_grad():
-        found = step.base_loss(batch, teacher).item()
+        found = step.base_loss(batch, teacher, None).item()
         step.loss = None
-        ce = step.base_loss(batch, teacher).item()
+        ce = step.base_loss(batch, teacher, None).item()
         full = call(_build(), step.student_outputs(batch.x), teacher, labels=batch.labels).item()
     assert found - ce == pytest.approx(weight * full, rel=1e-4)
 
