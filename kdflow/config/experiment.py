@@ -232,7 +232,13 @@ class Experiment(Recipes):
         Raises:
             UserError: they do not.
         """
-        training = self._training("student")
+        step, training = self.params.precision.step, self._training("student")
+        if step != "eager" and self.params.teacher_logits != "online":
+            raise UserError(f"precision.step: {step} needs teacher_logits: online; or set step: eager")
+        if step == "cuda_graph" and self.params.compute.device in ("cpu", "mps"):
+            raise UserError(
+                f"precision.step: {step} needs a CUDA device; compute.device is {self.params.compute.device}"
+            )
         for method in self.params.methods:
             self._method(method, training)
         self._training("teacher")

@@ -30,9 +30,10 @@ def project_stages(stages: dict[str, Any], folder: str = ".", up: str = ".") -> 
 
     `folder` is that of dvc.yaml, relative to the root of the project, and `up` the root relative to it.
     """
-    command, deps = "exec python -m stages.package", [str(PurePosixPath(up, "stages/package.py"))]
+    file, deps = str(PurePosixPath(folder, PACKAGE_JSON)), [str(PurePosixPath(up, "stages/package.py"))]
+    command = f"exec python -m stages.package {shlex.quote(file)}"
     if folder != ".":
-        command = f"cd {up} && {command} {shlex.quote(f'{folder}/{PACKAGE_JSON}')}"
+        command = f"cd {up} && {command}"
     found = {"package": {"cmd": command, "always_changed": True, "deps": deps, "outs": [PACKAGE_JSON]}}
     for name, stage in stages.items():
         found[name] = {**stage, "do": _from_package(stage["do"], up)} if "do" in stage else _from_package(stage, up)

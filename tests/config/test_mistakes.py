@@ -30,6 +30,18 @@ BAD = {
     "unknown nested key": ("params.yaml", {"compute/devise": "cpu"}, "compute.devise", "did you mean 'device'?"),
     "missing key": ("params.yaml", {"seeds": GONE}, "seeds", "required"),
     "missing nested key": ("params.yaml", {"compute/threads": GONE}, "compute.threads", "required"),
+    "a graph of cached logits": (
+        "params.yaml",
+        {"precision/step": "compile", "teacher_logits": "replay"},
+        "precision.step",
+        "compile needs teacher_logits: online",
+    ),
+    "a CUDA graph on a CPU": (
+        "params.yaml",
+        {"precision/step": "cuda_graph", "compute/device": "cpu"},
+        "precision.step",
+        "needs a CUDA device",
+    ),
     "epochs as text": ("params.yaml", {"epochs": "240"}, "epochs", "'240'"),
     "epochs as fraction": ("params.yaml", {"epochs": 2.5}, "epochs", "2.5"),
     "epochs as truth": ("params.yaml", {"epochs": True}, "epochs", "True"),

@@ -1,8 +1,10 @@
 """kdflow init: the files of a project, and its stages' dependencies on an installed kdflow."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,16 @@ def test_the_paper_of_a_project_depends_on_the_installed_code(tmp_path):
     assert {"golden.${item.method}", "recipes.methods.${item.method}", "recipes.models.${item.student}"} <= set(cell)
     golden = {file.stem: files.sha256(file) for file in (ROOT / "tests/golden").glob("*.json")}
     assert content["golden"] == {**golden, "my_kd": code_sha256("methods", "models", "training")}
+
+
+@pytest.mark.parametrize("folder", ["", "paper"])
+def test_the_first_stage_of_a_project_and_of_its_paper_runs(tmp_path, folder):
+    package.init(tmp_path, paper=True)
+    stage = YAML(typ="safe").load(tmp_path / folder / "dvc.yaml")["stages"]["package"]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    subprocess.run(stage["cmd"], shell=True, check=True, cwd=tmp_path / folder, env=env)
+    content = json.loads((tmp_path / folder / stage["outs"][0]).read_text())
+    assert content["code"] == package.code_hashes()
 
 
 def test_another_version_of_a_module_changes_its_hash_and_those_of_its_folders(tmp_path, monkeypatch):
