@@ -236,9 +236,7 @@ class Experiment(Recipes):
         if step != "eager" and self.params.teacher_logits != "online":
             raise UserError(f"precision.step: {step} needs teacher_logits: online; or set step: eager")
         if step == "cuda_graph" and self.params.compute.device in ("cpu", "mps"):
-            raise UserError(
-                f"precision.step: {step} needs a CUDA device; compute.device is {self.params.compute.device}"
-            )
+            raise UserError("precision.step: cuda_graph needs a CUDA device; or set step: eager")
         for method in self.params.methods:
             self._method(method, training)
         self._training("teacher")
