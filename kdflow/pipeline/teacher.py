@@ -11,7 +11,7 @@ from kdflow.core import files
 from kdflow.core.errors import UserError
 from kdflow.pipeline import TEACHER_CLASSES, TEACHER_TOLERANCE
 from kdflow.pipeline.train import check_last_batch, check_students, train
-from kdflow.teachers.initial_weights import fetch, recorded_normalisation, with_initial_weights
+from kdflow.teachers.initial_weights import fetch, recorded_normalisation, training_record, with_initial_weights
 from kdflow.training import record
 from kdflow.training.job import Job
 from kdflow.training.record import Accuracy, Budget, RunLog, TeacherRecord
@@ -114,11 +114,11 @@ def make_ensemble(experiment: Experiment, dataset: Path, out: Path) -> None:
         folder = member_folder(out, index)
         members.append(record.read_record(folder / "record.json", TeacherRecord))
         load_exact(ensemble.get_submodule(f"members.{index}"), folder / "model.safetensors", members[-1].sha256)
+    if any(member.normalisation is not None for member in members):
+        raise UserError("teacher_weights.members: trained with another mean and std than these images have; train them")
     device = pick_device(compute.device)
     test = load(dataset, run.train_images, device, compute.resolved_workers).test
     accuracy, classes = _evaluate(ensemble.to(device), test, run)
-    if any(member.normalisation is not None for member in members):
-        raise UserError("teacher_weights.members: trained with another mean and std than these images have; train them")
     reduced = [member.budget for member in members if member.budget_note]
     result = TeacherRecord(
         architecture=run.architecture,
@@ -147,17 +147,8 @@ def _write(result: TeacherRecord, classes: list[int], out: Path) -> None:
 
 def _recorded_budget(weights: Path, sha256: str | None) -> Budget | None:
     """Return the budget that the record beside a student's or teacher's weights states; None without such a record."""
-    log, teacher = weights.with_suffix(".json"), weights.with_name("record.json")
-    try:
-        if log.is_file():
-            run = record.read_record(log, RunLog)
-            return run.budget if run.weights_sha256 == sha256 else None
-        if teacher.is_file():
-            made = record.read_record(teacher, TeacherRecord)
-            return made.budget if made.sha256 == sha256 else None
-    except UserError:  # a file of another program or version
-        pass
-    return None
+    made = training_record(weights, sha256)
+    return None if made is None else made.budget
 
 
 def _train(experiment: Experiment, run: RunSettings, dataset: Path, out: Path, work_dir: Path) -> str:

@@ -137,6 +137,17 @@ def recorded_run(file: Path, sha256: str | None) -> RunLog | None:
     return None
 
 
+def training_record(file: Path, sha256: str | None) -> RunLog | TeacherRecord | None:
+    """Return the log beside these weights, or else the record of a teacher from a file; None without either."""
+    run = recorded_run(file, sha256)
+    if run is not None:
+        return run
+    with suppress(UserError):  # there is none, or it is a file of another program or version
+        made = record.read_record(file.with_name("record.json"), TeacherRecord)
+        return made if made.sha256 == sha256 else None
+    return None
+
+
 def with_teacher_record(experiment: Experiment, teacher: Path | None) -> Experiment:
     """Return the experiment with the normalisation in the record of the teacher in the folder `teacher`."""
     if teacher is None or experiment.params.teacher_weights.file is None:
@@ -151,17 +162,14 @@ def recorded_normalisation(experiment: Experiment, file: Path, sha256: str | Non
     Mean and standard deviation of a folder of images are measured, so a teacher from another folder has others. Those
     of a dataset of recipes/datasets.yaml are in its recipe, which is for all models.
     """
-    view, normalisation = experiment.dataset.base_view, None
-    if isinstance(experiment.params.dataset, str) or view is None:
+    view, found = experiment.dataset.base_view, training_record(file, sha256)
+    if isinstance(experiment.params.dataset, str) or view is None or found is None:
         return None
-    run = recorded_run(file, sha256)
-    if run is not None:
-        normalisation = Normalisation(mean=run.settings.base_view.mean, std=run.settings.base_view.std)
-    else:
-        with suppress(UserError):  # there is no record
-            made = record.read_record(file.with_name("record.json"), TeacherRecord)
-            normalisation = made.normalisation if made.sha256 == sha256 else None
-    return None if normalisation == Normalisation(mean=view.mean, std=view.std) else normalisation
+    if isinstance(found, TeacherRecord):
+        return found.normalisation
+    trained = found.settings.base_view
+    same = (trained.mean, trained.std) == (view.mean, view.std)
+    return None if same else Normalisation(mean=trained.mean, std=trained.std)
 
 
 def _training_of(view: config.BaseView | None, image_size: int) -> dict[str, Any]:
